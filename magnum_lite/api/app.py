@@ -1,0 +1,228 @@
+"""The WSGI application: middleware in plain Python, a Pecan root that hands everything to `dispatch`, and `dispatch`.
+
+A request goes through request id, proxy headers, CORS and Keystone's token check into Pecan, whose `_route` (what its
+own RestController is built on) leads to one exposed method. `dispatch` then finds the line in `routes`, checks
+version, policy, query and body, calls the handler and writes the answer, errors included: it is the only place that
+knows the envelope.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import oslo_middleware
+import pecan
+import webob
+from keystonemiddleware import auth_token
+from oslo_config import cfg
+from oslo_db import exception as db_exc
+from oslo_log import log
+
+from magnum_lite import context, db, drivers, errors, rpc
+from magnum_lite.api import policies, preflight, routes, versions
+from magnum_lite.api.request import Answer, Request, Services
+
+LOG = log.getLogger(__name__)
+
+WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+HELP = 'https://docs.openstack.org/magnum/latest/contributor/api-microversion.html'
+#: Nesting at which no body of ours is any more, and a parser is still far from its limits.
+DEEPEST = 25
+
+
+class Root:
+    """Pecan's root. There is no tree below it: the table is the tree."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    @pecan.expose()
+    def _route(self, args: list[str], request: Any = None) -> tuple[Any, list[str]]:
+        return self.serve, []
+
+    @pecan.expose()
+    def serve(self) -> webob.Response:
+        """Answer the request at hand."""
+        return dispatch(self._services, pecan.request)
+
+
+def make_services(conf: cfg.ConfigOpts) -> Services:
+    """What the API of this process works with. Raises DriverError for a driver folder that is wrong."""
+    return Services(conf=conf, db=db.Database(conf), cloud=preflight.cloud(conf), drivers=drivers.load(conf),
+                    nudger=rpc.Nudger(conf), enforcer=policies.enforcer(conf))
+
+
+def make_app(services: Services) -> WSGI:
+    """The whole stack."""
+    conf = services.conf
+    app: WSGI = pecan.Pecan(Root(services), guess_content_type_from_ext=False)
+    if conf.api.auth_strategy == 'noauth':
+        app = _believe_loopback(app)
+    else:
+        app = _public_beside(app, auth_token.AuthProtocol(
+            app, {'oslo_config_config': conf}))
+    app = oslo_middleware.CORS(app, conf)
+    app = oslo_middleware.HTTPProxyToWSGI(app, conf)
+    return oslo_middleware.RequestId(app, conf)  # type: ignore[no-any-return]
+
+
+def _public_beside(app: WSGI, checked: WSGI) -> WSGI:
+    """Let the two public documents past the token check, and nothing else."""
+    def choose(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        public = environ.get('PATH_INFO', '') in ('', '/', '/v1', '/v1/')
+        return (app if public else checked)(environ, start_response)
+    return choose
+
+
+def _believe_loopback(app: WSGI) -> WSGI:
+    """Without Keystone: callers are believed, so they must be on this machine."""
+    def check(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if not is_loopback(environ.get('REMOTE_ADDR', '')):
+            return webob.Response(status=403, json_body=_envelope(
+                403, 'auth_strategy noauth serves loopback addresses only', 'client'))(environ, start_response)
+        return app(environ, start_response)
+    return check
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is of this machine only. A name is not: it may mean anything tomorrow."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == 'localhost'
+
+
+def dispatch(services: Services, raw: webob.Request) -> webob.Response:
+    """Answer one request, whatever happens."""
+    response = webob.Response(content_type='application/json', charset='UTF-8')
+    try:
+        answer, status = _handle(services, raw, response)
+        response.status_code = status
+        response.headers.update(answer.headers)
+        if answer.body is None:
+            del response.content_type
+        else:
+            response.body = json.dumps(answer.body).encode()
+    except versions.Unsupported as e:
+        _headers(response, e.asked)
+        response.status_code = e.code
+        response.json_body = {'errors': [{
+            'code': 'magnum.microversion-unsupported', 'title': 'Requested microversion is unsupported',
+            'max_version': f'1.{versions.MAXIMUM}', 'min_version': f'1.{versions.MINIMUM}',
+            'links': [{'rel': 'help', 'href': HELP}]}]}
+    except errors.HttpError as e:
+        response.status_code = e.code
+        if isinstance(e, errors.MethodNotAllowed):
+            response.headers['Allow'] = ', '.join(e.allowed)
+        response.json_body = _envelope(e.code, str(e), 'client' if str(e) and e.code < 500 else
+                                       'server' if str(e) else '', e.title)
+    except db_exc.DBConnectionError as e:
+        LOG.warning('The database does not answer: %s', e)
+        response.status_code = 503
+        response.json_body = _envelope(503, 'The database does not answer. Try again later.', 'server')
+    except Exception:
+        LOG.exception('%s %s failed', raw.method, raw.path_info)
+        response.status_code = 500
+        request_id = raw.environ.get('openstack.request_id', '')
+        response.json_body = _envelope(
+            500, f'The service made a mistake. Its log has the details under the request id {request_id}.', 'server')
+    return response
+
+
+def _envelope(status: int, detail: str, code: str, title: str | None = None) -> dict[str, Any]:
+    """Magnum's error body, plus `faultstring`, where openstacksdk looks for the text."""
+    if title is None:
+        title = detail.split('. ', 1)[0].rstrip('.')
+    return {'errors': [{'request_id': '', 'code': code, 'status': status, 'title': title, 'detail': detail,
+                        'links': []}], 'faultstring': detail}
+
+
+def _headers(response: webob.Response, version: str) -> None:
+    for name, value in (('Minimum', f'1.{versions.MINIMUM}'), ('Maximum', f'1.{versions.MAXIMUM}')):
+        response.headers[f'OpenStack-API-{name}-Version'] = f'{versions.SERVICE} {value}'
+    response.headers[versions.HEADER] = f'{versions.SERVICE} {version}'
+    response.headers['Vary'] = versions.HEADER
+
+
+def _handle(services: Services, raw: webob.Request, response: webob.Response) -> tuple[Answer, int]:
+    """Check the request in the order that callers are told of mistakes, and call its handler."""
+    try:
+        path = raw.path_info
+    except UnicodeDecodeError:
+        raise errors.NotFound('') from None
+    version = versions.MINIMUM
+    if path not in ('', '/'):
+        version = versions.negotiate(raw.headers.get(versions.HEADER))
+        _headers(response, f'1.{version}')
+    route, variables = routes.match(raw.method, path or '/')
+    if version < route.since:
+        raise errors.NotAcceptable('')
+    if raw.headers.get('Accept') and not raw.accept.acceptable_offers(['application/json']):
+        raise errors.NotAcceptable('')
+    request = Request(
+        services=services, caller=_caller(services, raw, public=route.rule is None), version=version, path=variables,
+        query=_query(raw, route), body=None, app_url=raw.application_url)
+    if route.rule is not None:
+        request.authorize(route.rule)
+    body = _body(raw, int(services.conf.api.max_body))
+    answer = route.handler(Request(**vars(request) | {'body': body}))
+    return answer if isinstance(answer, Answer) else Answer(answer), route.status
+
+
+def _caller(services: Services, raw: webob.Request, *, public: bool) -> context.Caller:
+    """Who asks. Raises Forbidden for a token that is not scoped to a project."""
+    oslo = context.from_environ(raw.environ)
+    if not public and not (oslo.project_id and oslo.user_id):
+        raise errors.Forbidden('The token is not scoped to a project.')
+    return context.Caller(
+        user_id=oslo.user_id or '', project_id=oslo.project_id or '', roles=tuple(oslo.roles or ()),
+        request_id=oslo.request_id or '', oslo=oslo, auth=raw.environ.get('keystone.token_auth'),
+        is_admin=not public and services.enforcer.authorize(policies.ADMIN, {}, oslo))
+
+
+def _query(raw: webob.Request, route: routes.Route) -> Mapping[str, str]:
+    try:
+        query = dict(raw.GET)
+    except UnicodeDecodeError:
+        raise errors.Invalid('The query is not UTF-8.') from None
+    for name in query:
+        if name not in route.query:
+            raise errors.Invalid(f'Unknown argument: {name!r:.80}.')
+    return query
+
+
+def _body(raw: webob.Request, most: int) -> Any:
+    """The JSON body, None if there is none. Raises TooLarge, UnsupportedMediaType, Invalid."""
+    if raw.content_length and raw.content_length > most:
+        raise errors.TooLarge(f'The body has {raw.content_length} bytes and may have {most}.')
+    text = raw.body_file.read(most + 1)
+    if not text:
+        return None
+    if len(text) > most:
+        raise errors.TooLarge(f'The body has more than {most} bytes.')
+    if raw.content_type not in ('application/json', 'application/javascript', 'text/javascript'):
+        raise errors.UnsupportedMediaType(f'The body must be application/json, not {raw.content_type!r:.80}.')
+    try:
+        body = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as e:
+        raise errors.Invalid(f'The body is not JSON: {e}.') from e
+    if _depth(body) > DEEPEST:
+        raise errors.Invalid(f'The body is nested more than {DEEPEST} deep.')
+    return body
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f'{name} is not a JSON value')
+
+
+def _depth(value: Any) -> int:
+    """How deep a JSON value is nested, without recursion."""
+    depth, level = 0, [value]
+    while level and depth <= DEEPEST:
+        level = [child for item in level if isinstance(item, dict | list)
+                 for child in (item.values() if isinstance(item, dict) else item)]
+        depth += 1
+    return depth

@@ -1,0 +1,142 @@
+"""Handlers of /v1/clusters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oslo_utils import uuidutils
+from sqlalchemy import orm
+
+from magnum_lite import db, drivers, errors, models, states
+from magnum_lite.api import cluster_templates, preflight, versions
+from magnum_lite.api.request import Answer, Request
+from magnum_lite.api.resources import CLUSTER
+
+PLURAL = 'clusters'
+MASTERS, WORKERS = 'default-master', 'default-worker'
+#: What a cluster takes from its template when the request does not say.
+INHERITED = ('docker_volume_size', 'flavor_id', 'master_flavor_id', 'fixed_network', 'fixed_subnet',
+             'floating_ip_enabled', 'master_lb_enabled')
+
+
+def index(req: Request) -> dict[str, Any]:
+    """List clusters, short."""
+    return _index(req, brief=True)
+
+
+def detail(req: Request) -> dict[str, Any]:
+    """List clusters with all attributes."""
+    return _index(req, brief=False)
+
+
+def _index(req: Request, *, brief: bool) -> dict[str, Any]:
+    scope, page = req.listing(models.Cluster)
+    rows = db.list_clusters(req.services.db, scope, page, brief=brief)
+    return req.collection(CLUSTER, PLURAL, rows, page, brief=brief, detail=not brief)
+
+
+def get(req: Request) -> dict[str, Any]:
+    """Show one cluster; a failed one with the reasons of its nodegroups."""
+    cluster = db.get_cluster(req.services.db, req.scope, req.path['ident'])
+    body = CLUSTER.show(cluster, req.version) | {'links': req.links(PLURAL, cluster.uuid)}
+    if states.is_failed(cluster.status):
+        body['faults'] = {group.name: group.status_reason or '' for group in cluster.nodegroups
+                          if states.is_failed(group.status)}
+    return body
+
+
+def delete(req: Request) -> None:
+    """Ask for a cluster to be deleted, whatever state it is in."""
+    cluster = db.request_delete(req.services.db, req.scope, req.path['ident'], _operation(req, 'delete'))
+    req.services.nudger.nudge(cluster.uuid)
+
+
+def create(req: Request) -> Answer:
+    """Store a new cluster and have a conductor told. The 202 means that it is stored, not that it works."""
+    values = CLUSTER.parse(req.body)
+    template = _template(req, values['cluster_template_id'])
+    driver = drivers.find(req.conf, server_type=template.server_type, os_distro=template.cluster_distro,
+                          coe=template.coe, name=template.driver)
+    for name in INHERITED:
+        if values[name] is None:
+            values[name] = getattr(template, name)
+    values['keypair'] = values['keypair'] or template.keypair_id
+    values['labels'] = _labels(template, values['labels'], values.pop('merge_labels'))
+    cluster_templates.refuse(
+        _problems(req, template, values) + driver.check_labels(values['labels'], req.conf))
+    found = preflight.look(req.services.cloud, req.caller, preflight.Names(
+        image=template.image_id, flavor=values['flavor_id'], master_flavor=values['master_flavor_id'],
+        external_network=template.external_network_id, fixed_network=values['fixed_network'],
+        fixed_subnet=values['fixed_subnet'], keypair=values['keypair'],
+        needs_disk=cluster_templates.needs_disk(values['labels'])))
+    cluster = _cluster(req, template, driver.name, found.public_key, values)
+    cluster_templates.refuse(driver.check_cluster(req.conf, cluster))
+    operation = _operation(req, 'create')
+    operation.cluster_id, operation.project_id, operation.generation = cluster.uuid, cluster.project_id, 1
+    db.create_cluster(req.services.db, cluster, operation,
+                      default_quota=req.conf.quotas.max_clusters_per_project)
+    req.services.nudger.nudge(cluster.uuid)
+    return Answer({'uuid': cluster.uuid}, cluster_templates.warnings(found.skipped))
+
+
+def _template(req: Request, ident: str) -> models.ClusterTemplate:
+    """The template that a request names: 400 where there is none, 404 from 1.10 on. Hidden ones are for admins."""
+    try:
+        template = db.get_template(req.services.db, req.scope, ident)
+    except errors.NotFound as e:
+        if req.version >= versions.ZERO_NODES:
+            raise
+        raise errors.Invalid(str(e)) from e
+    if template.hidden and not req.caller.is_admin:
+        raise errors.Forbidden(f'Cluster template {template.uuid} is hidden: no new clusters are made with it.')
+    return template
+
+
+def _labels(template: models.ClusterTemplate, given: dict[str, str] | None, merge: bool) -> dict[str, str]:
+    """The labels of a new cluster (api.md 6.3)."""
+    if not given:
+        return dict(template.labels)
+    return {**template.labels, **given} if merge else given
+
+
+def _problems(req: Request, template: models.ClusterTemplate, values: dict[str, Any]) -> list[str]:
+    """What the types of the fields cannot say about a new cluster."""
+    problems: list[str] = []
+    cluster_templates.check_docker_volume(template.docker_storage_driver, values['docker_volume_size'], problems)
+    if values['master_count'] % 2 == 0:
+        problems.append(f'master_count must be odd, not {values["master_count"]}.')
+    if values['master_count'] > 1 and not values['master_lb_enabled']:
+        problems.append('master_count must be 1 when master_lb_enabled is false.')
+    if values['node_count'] == 0 and req.version < versions.ZERO_NODES:
+        problems.append(f'node_count must be at least 1 before version 1.{versions.ZERO_NODES}.')
+    for flavor in ('flavor_id', 'master_flavor_id'):
+        if values[flavor] is None:
+            problems.append(f'Neither the request nor the template has a {flavor}.')
+    return problems
+
+
+def _cluster(req: Request, template: models.ClusterTemplate, driver: str, public_key: str | None,
+             values: dict[str, Any]) -> models.Cluster:
+    """The rows of a new cluster: itself, its two nodegroups and their nodes."""
+    uuid = uuidutils.generate_uuid()
+    masters, workers = values.pop('master_count'), values.pop('node_count')
+    values |= {'name': values['name'] or cluster_templates.random_name('cluster'),
+               'cluster_template_id': template.uuid}
+    cluster = models.Cluster(
+        uuid=uuid, project_id=req.caller.project_id, user_id=req.caller.user_id, driver=driver,
+        public_key=public_key, status=states.CREATE_IN_PROGRESS, generation=1, nodegroups=[], **values)
+    orm.attributes.set_committed_value(cluster, 'template', template)  # for the driver; it is stored already
+    for name, role, flavor, count in ((MASTERS, 'master', values['master_flavor_id'], masters),
+                                      (WORKERS, 'worker', values['flavor_id'], workers)):
+        group = models.NodeGroup(
+            uuid=uuidutils.generate_uuid(), project_id=cluster.project_id, name=name, role=role, is_default=True,
+            flavor_id=flavor, image_id=template.image_id, docker_volume_size=values['docker_volume_size'],
+            labels=values['labels'], node_count=count, next_number=0, status=cluster.status, nodes=[])
+        cluster.nodegroups.append(group)
+        db.add_nodes(cluster, group, count)
+    return cluster
+
+
+def _operation(req: Request, kind: str) -> models.Operation:
+    return models.Operation(uuid=uuidutils.generate_uuid(), user_id=req.caller.user_id,
+                            request_id=req.caller.request_id, kind=kind)

@@ -1,0 +1,50 @@
+"""Who may do what: oslo.policy rules in code, under the names that operators of Magnum know.
+
+Whose things a caller may touch is not decided here but in the queries (`db.Scope`). A rule says which role it takes.
+"""
+
+from __future__ import annotations
+
+from oslo_config import cfg
+from oslo_policy import policy
+
+ADMIN = 'context_is_admin'
+MEMBER, READER = 'project_member', 'project_reader'
+
+BASE = [
+    policy.RuleDefault(ADMIN, 'role:admin', description='Who sees and changes what belongs to other projects.'),
+    policy.RuleDefault(MEMBER, f'role:member or rule:{ADMIN}', description='Who changes things of a project.'),
+    policy.RuleDefault(READER, f'role:reader or rule:{MEMBER}', description='Who sees things of a project.'),
+]
+
+
+def _rule(name: str, who: str, description: str, method: str, path: str) -> policy.DocumentedRuleDefault:
+    return policy.DocumentedRuleDefault(name, f'rule:{who}', description, [{'path': path, 'method': method}])
+
+
+OPERATIONS = [
+    _rule('clustertemplate:create', MEMBER, 'Create a cluster template.', 'POST', '/v1/clustertemplates'),
+    _rule('clustertemplate:get', READER, 'Show a cluster template.', 'GET', '/v1/clustertemplates/{ident}'),
+    _rule('clustertemplate:get_all', READER, 'List cluster templates.', 'GET', '/v1/clustertemplates'),
+    _rule('clustertemplate:detail', READER, 'List cluster templates.', 'GET', '/v1/clustertemplates/detail'),
+    _rule('clustertemplate:delete', MEMBER, 'Delete a cluster template.', 'DELETE', '/v1/clustertemplates/{ident}'),
+    _rule('clustertemplate:publish', ADMIN, 'Make a cluster template public or hidden.', 'POST',
+          '/v1/clustertemplates'),
+    _rule('cluster:create', MEMBER, 'Create a cluster.', 'POST', '/v1/clusters'),
+    _rule('cluster:get', READER, 'Show a cluster.', 'GET', '/v1/clusters/{ident}'),
+    _rule('cluster:get_all', READER, 'List clusters.', 'GET', '/v1/clusters'),
+    _rule('cluster:detail', READER, 'List clusters with all attributes.', 'GET', '/v1/clusters/detail'),
+    _rule('cluster:delete', MEMBER, 'Delete a cluster.', 'DELETE', '/v1/clusters/{ident}'),
+]
+
+
+def list_rules() -> list[policy.RuleDefault]:
+    """For oslopolicy-sample-generator."""
+    return [*BASE, *OPERATIONS]
+
+
+def enforcer(conf: cfg.ConfigOpts) -> policy.Enforcer:
+    """The rules above, with what the operator's policy file says in their place."""
+    made = policy.Enforcer(conf)
+    made.register_defaults(list_rules())
+    return made

@@ -1,0 +1,40 @@
+"""The two documents that need no token: what is here, in which versions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from magnum_lite.api import versions
+from magnum_lite.api.request import Request
+
+#: Collections that the version document points to, with their addresses.
+COLLECTIONS = {
+    name: name for name in ('clustertemplates', 'clusters', 'quotas', 'certificates', 'mservices', 'stats',
+                            'federations')
+} | {'nodegroups': 'clusters/{cluster_id}/nodegroups', 'credentials': 'credentials'}
+
+
+def index(req: Request) -> dict[str, Any]:
+    """The root: one version."""
+    return {
+        'name': 'OpenStack Magnum API',
+        'description': 'Magnum is an OpenStack project which aims to provide container cluster management.',
+        'versions': [{
+            'id': 'v1', 'status': 'CURRENT', 'max_version': f'1.{versions.MAXIMUM}',
+            'min_version': f'1.{versions.MINIMUM}', 'links': [{'href': f'{req.app_url}/v1/', 'rel': 'self'}]}],
+    }
+
+
+def version(req: Request) -> dict[str, Any]:
+    """The version document. keystoneauth takes the flat form because it has an `id`."""
+    body: dict[str, Any] = {
+        'id': 'v1',
+        'media_types': [{'base': 'application/json', 'type': 'application/vnd.openstack.magnum.v1+json'}],
+        'links': [{'href': f'{req.app_url}/v1/', 'rel': 'self'},
+                  {'href': 'https://docs.openstack.org/api-ref/container-infrastructure-management/',
+                   'rel': 'describedby', 'type': 'text/html'}],
+    }
+    for name, path in COLLECTIONS.items():
+        body[name] = [{'href': f'{req.app_url}/v1/{path}/', 'rel': 'self'},
+                      {'href': f'{req.app_url}/{path}/', 'rel': 'bookmark'}]
+    return body

@@ -1,0 +1,199 @@
+"""The command `magnum-lite`: the database, the drivers, the processes.
+
+Each command is one function below; `main` reads the configuration and calls it. A mistake of the operator ends in one
+line that says what to do, never in a traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import alembic.command
+import alembic.config
+from cheroot import wsgi
+from oslo_config import cfg
+from oslo_log import log
+
+from magnum_lite import clients, config, db, drivers, errors, keystore, rpc
+from magnum_lite.api import app
+from magnum_lite.conductor import service, steps
+
+LOG = log.getLogger(__name__)
+
+Command = Callable[[cfg.ConfigOpts], int | None]
+
+
+class Mistake(Exception):
+    """Something that the operator has to mend. The text is all that is printed."""
+
+
+# -- database ------------------------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def _alembic(conf: cfg.ConfigOpts) -> Iterator[alembic.config.Config]:
+    """Alembic's own configuration, over one connection to our database."""
+    database = db.Database(conf)
+    made = alembic.config.Config()
+    made.set_main_option('script_location', str(pathlib.Path(__file__).parent / 'alembic'))
+    with database.engine.begin() as connection:
+        made.attributes['connection'] = connection
+        yield made
+
+
+def db_upgrade(conf: cfg.ConfigOpts) -> None:
+    """Bring the schema to the newest version, or to --revision."""
+    with _alembic(conf) as made:
+        alembic.command.upgrade(made, conf.command.revision or 'head')
+
+
+def db_version(conf: cfg.ConfigOpts) -> None:
+    """Print the version of the schema."""
+    with _alembic(conf) as made:
+        alembic.command.current(made)
+
+
+def db_stamp(conf: cfg.ConfigOpts) -> None:
+    """Note a version without changing anything: for a schema that was made in another way."""
+    with _alembic(conf) as made:
+        alembic.command.stamp(made, conf.command.revision or 'head')
+
+
+# -- drivers, keys -------------------------------------------------------------------------------------------------
+
+def drivers_list(conf: cfg.ConfigOpts) -> None:
+    """Print every driver with what it makes and its labels."""
+    for name, driver in sorted(drivers.load(conf).items()):
+        state = ' (disabled)' if name in conf.drivers.disabled_drivers else ''
+        print(f'{name}{state}: {driver.manifest["text"].strip()}')
+        for server_type, os_distro, coe in driver.provides:
+            print(f'  makes {coe} on images with os_distro {os_distro}, server_type {server_type}')
+        for label, spec in sorted(driver.labels_known.items()):
+            default = '' if spec.get('default') is None else f' (default {spec["default"]})'
+            print(f'  {label}{default}: {spec["text"].strip()}')
+
+
+def drivers_check(conf: cfg.ConfigOpts) -> None:
+    """Load every driver folder, which checks it; the first that is wrong is named."""
+    for name in sorted(drivers.load(conf)):
+        print(f'{name}: ok')
+
+
+def keystore_key(conf: cfg.ConfigOpts) -> None:
+    """Print a new line for [keystore] key_file."""
+    print(keystore.new_key())
+
+
+# -- processes -----------------------------------------------------------------------------------------------------
+
+def api(conf: cfg.ConfigOpts) -> None:
+    """Serve the API from threads of this process. Larger sites run `magnum_lite.api.wsgi:application` under uWSGI."""
+    _until_told(conf, _api_server(conf), None)
+
+
+def conductor(conf: cfg.ConfigOpts) -> None:
+    """Work on clusters until told to stop. Any number of these share the work."""
+    _until_told(conf, None, _conductor(conf))
+
+
+def serve(conf: cfg.ConfigOpts) -> None:
+    """API and conductor in one process: for one machine, with SQLite and without a broker if none is configured."""
+    rpc.default_to_this_process(conf)
+    if keystore.create_key_file(conf.keystore.key_file):
+        LOG.warning('Made a key file, %s. Keep a copy: without it the keys of clusters are lost.',
+                    conf.keystore.key_file)
+    if db.Database(conf).engine.dialect.name == 'sqlite':
+        with _alembic(conf) as made:
+            alembic.command.upgrade(made, 'head')
+    _until_told(conf, _api_server(conf), _conductor(conf))
+
+
+def _api_server(conf: cfg.ConfigOpts) -> wsgi.Server:
+    if conf.api.auth_strategy == 'noauth' and not app.is_loopback(conf.api.host):
+        raise Mistake(f'[api] auth_strategy = noauth believes every caller, so [api] host must be a loopback '
+                      f'address and not {conf.api.host}')
+    server = wsgi.Server((conf.api.host, conf.api.port), app.make_app(app.make_services(conf)),
+                         numthreads=conf.api.threads, max=conf.api.threads * 4, server_name='magnum-lite',
+                         request_queue_size=128, timeout=60, shutdown_timeout=conf.conductor.graceful_shutdown_timeout)
+    try:
+        server.prepare()
+    except OSError as e:
+        raise Mistake(f'Cannot listen on {conf.api.host} port {conf.api.port}: {e}. '
+                      'Set [api] host and port, or stop what is there') from e
+    return server
+
+
+def _conductor(conf: cfg.ConfigOpts) -> service.Conductor:
+    return service.Conductor(steps.World(
+        conf=conf, db=db.Database(conf), cloud=clients.Cloud(conf), keystore=keystore.KeyStore(conf),
+        drivers=drivers.load(conf)))
+
+
+def _until_told(conf: cfg.ConfigOpts, server: wsgi.Server | None, worker: service.Conductor | None) -> None:
+    """Run until SIGTERM, SIGINT or the conductor's end, then stop within the grace that is configured."""
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    threads = []
+    if worker is not None:
+        threads.append(threading.Thread(target=worker.run, name='conductor', daemon=True))
+    if server is not None:
+        threads.append(threading.Thread(target=server.serve, name='api', daemon=True))
+        LOG.info('The API listens on http://%s:%s/v1', conf.api.host, conf.api.port)
+    for thread in threads:
+        thread.start()
+    told.wait()
+    if worker is not None:
+        worker.stop()
+    if server is not None:
+        server.stop()
+    for thread in threads:
+        thread.join(conf.conductor.graceful_shutdown_timeout + 1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A call to the cloud that hangs has a thread that would hold up the interpreter. Its cluster was handed back.
+    os._exit(0)
+
+
+# -- command line --------------------------------------------------------------------------------------------------
+
+def _add_commands(subparsers: Any) -> None:
+    def add(parent: Any, name: str, function: Command, *, revision: bool = False) -> None:
+        text = (function.__doc__ or '').strip()
+        parser = parent.add_parser(name, help=text.split('. ')[0].rstrip('.'), description=text)
+        parser.set_defaults(function=function)
+        if revision:
+            parser.add_argument('--revision', help='version of the schema; default: the newest')
+
+    def group(name: str, text: str) -> Any:
+        return subparsers.add_parser(name, help=text, description=text).add_subparsers(required=True, metavar='COMMAND')
+
+    database = group('db', 'The schema of the database')
+    add(database, 'upgrade', db_upgrade, revision=True)
+    add(database, 'version', db_version)
+    add(database, 'stamp', db_stamp, revision=True)
+    folders = group('drivers', 'The driver folders')
+    add(folders, 'list', drivers_list)
+    add(folders, 'check', drivers_check)
+    add(subparsers, 'keystore-key', keystore_key)
+    add(subparsers, 'api', api)
+    add(subparsers, 'conductor', conductor)
+    add(subparsers, 'serve', serve)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `magnum-lite`: returns the exit status."""
+    config.CONF.register_cli_opt(cfg.SubCommandOpt(
+        'command', title='commands', help='what to do; each has a --help of its own', handler=_add_commands))
+    try:
+        conf = config.load(sys.argv[1:] if argv is None else argv)
+        return conf.command.function(conf) or 0
+    except (Mistake, errors.DriverError, keystore.KeyStoreError, cfg.Error, OSError) as e:
+        print(f'magnum-lite: {e}', file=sys.stderr)
+        return 1

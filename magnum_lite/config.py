@@ -1,0 +1,159 @@
+"""Every option, with its unit, its effect and when to change it; and how a process reads its configuration.
+
+The object handed around is oslo.config's global `cfg.CONF`, because oslo.messaging registers options of its own only
+there and fails on a private one. Nobody but this module and the starts of processes may name it: everything else
+gets `conf` as an argument. Names that operators know from magnum.conf are kept where the meaning is the same.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import socket
+from collections.abc import Sequence
+
+from keystoneauth1 import loading
+from oslo_config import cfg
+from oslo_log import log
+
+CONF = cfg.CONF
+PROJECT = 'magnum-lite'
+
+default_opts = [
+    cfg.StrOpt('host', default=socket.gethostname(), sample_default='the host name',
+               help='Name of this conductor in leases, in `openstack coe service list` and in the log. It must '
+                    'differ between machines; several conductors on one machine add their process number.'),
+    cfg.StrOpt('state_path', default='/var/lib/magnum-lite',
+               help='Folder for what must outlive a restart: the SQLite database and the key file, where their '
+                    'own options do not name another place.'),
+    cfg.IntOpt('service_down_time', default=180, min=10,
+               help='Seconds after its last report at which a conductor is shown as down.'),
+]
+
+api_opts = [
+    cfg.HostAddressOpt('host', default='127.0.0.1',
+                       help='Address on which `magnum-lite api` and `magnum-lite serve` listen. An API under uWSGI '
+                            'or gunicorn has its address from there.'),
+    cfg.PortOpt('port', default=9511, help='Port on which `magnum-lite api` and `magnum-lite serve` listen.'),
+    cfg.IntOpt('threads', default=16, min=1, max=256,
+               help='Requests that `magnum-lite api` and `magnum-lite serve` work on at once.'),
+    cfg.IntOpt('max_limit', default=1000, min=1,
+               help='Most items of one page of a listing; a larger `limit` is taken as this.'),
+    cfg.IntOpt('max_body', default=1024 * 1024, min=1024,
+               help='Largest request body in bytes; a larger one is refused unread.'),
+    cfg.StrOpt('auth_strategy', default='keystone', choices=[
+        ('keystone', 'tokens are checked by Keystone'),
+        ('noauth', 'the caller is believed what it says in X-Project-Id, X-User-Id and X-Roles; for tests, and '
+                   'refused unless the service listens on, and is called from, a loopback address')],
+               help='How callers prove who they are.'),
+]
+
+conductor_opts = [
+    cfg.IntOpt('workers', default=8, min=1, max=128,
+               help='Clusters that one conductor process works on at once. Each worker mostly waits for the cloud; '
+                    'raise it when clusters stay due for long while the machine is idle.'),
+    cfg.FloatOpt('tick', default=5, min=0.05,
+                 help='Seconds between looks for due clusters when no message comes. A lost message costs one tick.'),
+    cfg.IntOpt('lease', default=60, min=10,
+               help='Seconds for which a conductor holds a cluster it works on. When a conductor dies, another takes '
+                    'its clusters over after this time. No call to the cloud may take half of it.'),
+    cfg.FloatOpt('watch_interval', default=4, min=0.05,
+                 help='Seconds between looks at a stack in its first minutes; old stacks are looked at more seldom.'),
+    cfg.FloatOpt('retry_interval', default=2, min=0.01,
+                 help='Seconds before a failed call to the cloud is tried again; doubled each time.'),
+    cfg.FloatOpt('retry_interval_max', default=60, min=0.01,
+                 help='Longest pause between two tries of a failed call, in seconds.'),
+    cfg.FloatOpt('graceful_shutdown_timeout', default=8, min=0,
+                 help='Seconds that a conductor told to stop gives to calls under way before it hands its clusters '
+                      'back.'),
+]
+
+cluster_heat_opts = [
+    cfg.IntOpt('create_timeout', default=60, min=1,
+               help='Minutes a stack may take when the cluster does not say.'),
+    cfg.IntOpt('delete_timeout', default=60, min=1,
+               help='Minutes after which a stack that is still being deleted counts as failed.'),
+]
+
+identity_opts = [
+    cfg.ListOpt('project_roles', default=['member'],
+                help='Roles that the service user is granted on a project when its first cluster is made, and that '
+                     'are taken back after its last one. They must cover what the templates make: add '
+                     'load-balancer_member where the cloud has that role, and creator for Barbican. Empty: the '
+                     'operator has granted what is needed, for example inherited from the domain.'),
+]
+
+keystore_opts = [
+    cfg.StrOpt('backend', default='database', choices=[
+        ('database', 'encrypted in the database with the keys of key_file')],
+               help='Where the private keys of clusters rest.'),
+    cfg.StrOpt('key_file', default='$state_path/keystore.key',
+               help='File with the keys that encrypt private keys, one Fernet key a line, newest first; all '
+                    'conductors need the same. `magnum-lite keystore-key` makes a line. The file must be readable '
+                    'by the conductor only; the API needs it not.'),
+]
+
+cluster_opts = [
+    cfg.IntOpt('ca_days', default=3650, min=1, help='Days for which the authorities of a new cluster are valid.'),
+]
+
+drivers_opts = [
+    cfg.MultiStrOpt('path', default=[],
+                    help='Folders that hold driver folders, beside the built-in ones. A driver found here takes the '
+                         'place of a built-in one of the same name. May be given several times.'),
+    cfg.ListOpt('disabled_drivers', default=[], help='Names of drivers that must not be used for new clusters.'),
+    cfg.DictOpt('label_defaults', default={},
+                help='Defaults for labels of all drivers, as name:value pairs, before those of the manifests.'),
+]
+
+quota_opts = [
+    cfg.IntOpt('max_clusters_per_project', default=20, min=0,
+               help='Clusters that a project may have if it has no quota of its own.'),
+]
+
+GROUPS: dict[str, list[cfg.Opt]] = {
+    'DEFAULT': default_opts,
+    'api': api_opts,
+    'conductor': conductor_opts,
+    'cluster_heat': cluster_heat_opts,
+    'identity': identity_opts,
+    'keystore': keystore_opts,
+    'cluster': cluster_opts,
+    'drivers': drivers_opts,
+    'quotas': quota_opts,
+}
+#: The service's own identity: keystoneauth's options, under the name that operators know.
+AUTH_GROUP = 'keystone_auth'
+
+
+def register(conf: cfg.ConfigOpts) -> None:
+    """Make all options known to `conf`. Doing it twice does no harm."""
+    for group, opts in GROUPS.items():
+        conf.register_opts(opts, group=None if group == 'DEFAULT' else group)
+    loading.register_auth_conf_options(conf, AUTH_GROUP)
+    loading.register_session_conf_options(conf, AUTH_GROUP)
+    conf.register_opts([
+        cfg.StrOpt('region_name', help='Region whose services are used, where the catalog has more than one.'),
+        cfg.StrOpt('interface', default='public', choices=['public', 'internal', 'admin'],
+                   help='Interface of the cloud services that is called.'),
+    ], group=AUTH_GROUP)
+
+
+def load(argv: Sequence[str], *, default_files: Sequence[str] | None = None) -> cfg.ConfigOpts:
+    """Read command line and files, set up the log, and return the configuration.
+
+    Without --config-file the usual places are looked at (/etc/magnum-lite/magnum-lite.conf). A wrong value ends the
+    process with the option's name: oslo.config raises `SystemExit` for the command line, its own errors for files.
+    """
+    register(CONF)
+    log.register_options(CONF)
+    log.set_defaults(default_log_levels=[
+        *log.get_default_log_levels(), 'keystoneauth.identity=WARN', 'alembic=WARN', 'openstack=WARN'])
+    CONF(list(argv), project=PROJECT, version=importlib.metadata.version(PROJECT), default_config_files=default_files)
+    log.setup(CONF, PROJECT)
+    return CONF
+
+
+def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
+    """For oslo-config-generator and oslo-config-validator: (group, options)."""
+    auth = loading.get_auth_common_conf_options() + loading.get_session_conf_options()
+    return [*GROUPS.items(), (AUTH_GROUP, auth)]

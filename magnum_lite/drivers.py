@@ -1,0 +1,614 @@
+"""Find, check and render driver folders: one folder makes one engine on one operating system, as Heat templates.
+
+The API asks what a folder accepts (`find`, `check_template`, `check_labels`, `check_cluster`), the conductor renders it
+and reads its outputs (`render`, `read_outputs`). All knowledge of an engine is in the folder: `manifest.yaml` (the
+schema below says what may stand in it), Jinja templates, `files/`, and seldom a `driver.py` with a subclass of
+`Driver`. Folders whose name begins with `_` hold what others include.
+
+Jinja decides which resources exist; values travel as Heat parameters; what a node gets is read back as data and
+serialised here, so a value never becomes syntax. Nothing in this file knows an engine, and nothing here does I/O but
+reading folders. A folder of an operator is trusted as the service's own code is.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import functools
+import gzip
+import importlib.metadata
+import importlib.util
+import ipaddress
+import json
+import re
+import shlex
+import traceback
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import jinja2
+import jsonschema
+import yaml
+from jinja2 import sandbox
+from oslo_config import cfg
+
+from magnum_lite import errors, models
+
+BUILT_IN = Path(__file__).with_name('templates')
+ENTRY_POINTS = 'magnum_lite.drivers'
+
+#: Nova takes 65,535 characters of base64 (nova/api/openstack/compute/schemas/servers.py).
+MAX_USER_DATA = 65535 // 4 * 3
+#: What Heat puts in for placeholders (a Fernet token, a URL, addresses) is not known before; it fits into this.
+PLACEHOLDER_ROOM = 1536
+#: heat.conf max_resources_per_stack, nested stacks included.
+MAX_STACK_RESOURCES = 1000
+#: A wait condition gives up this long before its stack, so that its reason is what the user reads; at least three
+#: quarters of a short timeout remain. Heat takes 1 to 43,200 s.
+TIMEOUT_MARGIN_S = 300
+MAX_WAIT_S = 43200
+#: PEM sizes (public part, private part) at the upper end, to weigh user-data before a key exists.
+KEY_SIZES = {'ecdsa-p256': (900, 250), 'rsa-2048': (1300, 1720)}
+
+_TEXT = {'type': 'string', 'minLength': 1}
+_NAME = {'type': 'string', 'pattern': '^[a-z][a-z0-9_-]*$'}
+
+
+def _object(properties: dict[str, Any], required: Iterable[str] = ()) -> dict[str, Any]:
+    return {'type': 'object', 'additionalProperties': False, 'properties': properties, 'required': list(required)}
+
+
+def _map(values: Any) -> dict[str, Any]:
+    return {'type': 'object', 'propertyNames': _NAME, 'additionalProperties': values}
+
+
+_STACK = _object({
+    'template': _TEXT,
+    'files': {'type': 'object', 'additionalProperties': _object({'template': _TEXT, 'role': _TEXT}, ['template'])},
+    'user_data': _map(_object(
+        {'role': _TEXT, 'template': _TEXT, 'envelope': {'enum': ['cloud-config']}}, ['role', 'template', 'envelope'])),
+}, ['template'])
+
+#: What a manifest may hold. Expressions are Jinja's, without braces, and see what the templates see.
+MANIFEST = _object({
+    'text': _TEXT,
+    # What the folder makes: every combination of these three is looked up by `find`.
+    'provides': {'type': 'array', 'minItems': 1, 'items': _object(
+        {'coe': _TEXT, 'os_distro': _TEXT, 'server_type': _TEXT}, ['coe', 'os_distro', 'server_type'])},
+    # Field of a cluster template -> schema of its values, default, and a sentence for who gave another value.
+    'template_fields': _map(_object({'schema': {'type': 'object'}, 'default': {}, 'text': _TEXT}, ['schema'])),
+    # Label -> schema of its typed value, default (absent: null), older names, Heat parameter it fills.
+    'labels': _map(_object({
+        'schema': _object({
+            'type': {'enum': ['string', 'integer', 'boolean', 'array']}, 'pattern': _TEXT, 'format': _TEXT,
+            'enum': {'type': 'array'}, 'minimum': {}, 'maximum': {}, 'examples': {'type': 'array', 'minItems': 1},
+            'items': _object({'type': {'const': 'string'}, 'pattern': _TEXT, 'format': _TEXT}, ['type']),
+        }, ['type']),
+        'default': {}, 'text': _TEXT, 'aliases': {'type': 'array', 'items': _NAME}, 'parameter': _NAME,
+    }, ['schema', 'text'])),
+    # Key material of a cluster that lives as long as it, by purpose; and certificates made for one rendering.
+    'keys': _map(_object({'kind': {'enum': ['ca', 'keypair']}, 'algorithm': {'enum': sorted(KEY_SIZES)},
+                          'common_name': _TEXT}, ['kind', 'algorithm', 'common_name'])),
+    'certificates': _map(_object({'signed_by': _NAME, 'common_name': _TEXT, 'organization': _TEXT},
+                                 ['signed_by', 'common_name'])),
+    # Name -> expression. Evaluated in order before every rendering, for what several templates need.
+    'facts': _map(_TEXT),
+    # Heat parameter -> expression; null is not sent, nor what the rendered template does not declare.
+    'parameters': _map(_TEXT),
+    'stack': _STACK,
+    'nodegroup_stack': _STACK,
+    # What the stack of `stack` holds at most: without nodes, and for one node of a role.
+    'resources': {'type': 'object', 'required': ['base'], 'additionalProperties': {'type': 'integer', 'minimum': 0}},
+    # Address ranges that must not overlap. `per_node`: label with the prefix length that each node takes from it;
+    # `hosts`: each node takes an address of it; `when`: expression.
+    'ranges': {'type': 'array', 'items': _object(
+        {'label': _NAME, 'per_node': _NAME, 'hosts': {'type': 'boolean'}, 'when': _TEXT}, ['label'])},
+    # Expressions that must hold for a cluster, and what is said when one does not.
+    'checks': {'type': 'array', 'items': _object({'that': _TEXT, 'else': _TEXT}, ['that', 'else'])},
+    # What is read from the outputs: names of outputs. `nodes`: lists of {nodegroup, number, server_id, address, ...}.
+    'outputs': _object({'api_address': _TEXT, 'coe_version': _TEXT, 'nodes': {'type': 'array', 'items': _TEXT}}),
+}, ['text', 'provides', 'labels', 'stack', 'resources', 'outputs'])
+
+
+class Secret(Protocol):
+    """A key pair: PEM texts. `certificate` is the public key where there is no certificate."""
+
+    @property
+    def certificate(self) -> str: ...
+
+    @property
+    def private_key(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class KeySpec:
+    """Key material that is made once for a cluster: `kind` is `ca` or `keypair`."""
+
+    kind: str
+    algorithm: str
+    common_name: str
+
+
+@dataclass(frozen=True)
+class CertificateSpec:
+    """A client certificate that is signed anew for every rendering, by the authority of purpose `signed_by`."""
+
+    signed_by: str
+    common_name: str
+    organization: str | None = None
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What is sent to Heat. Template and files hold no secret and may be stored; parameters are never shown."""
+
+    template: str
+    files: dict[str, str]
+    parameters: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ObservedNode:
+    """What a stack knows of one member; each value may be null."""
+
+    server_id: str | None
+    address: str | None
+    private_address: str | None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a stack told: `nodes` by (nodegroup name, number), `addresses` by nodegroup name, in number order."""
+
+    api_address: str | None = None
+    coe_version: str | None = None
+    nodes: dict[tuple[str, int], ObservedNode] = field(default_factory=dict)
+
+    @property
+    def addresses(self) -> dict[str, list[str]]:
+        """Addresses that are known, by nodegroup name."""
+        found: dict[str, list[str]] = {name: [] for name, _ in self.nodes}
+        for (name, _), node in sorted(self.nodes.items()):
+            if node.address:
+                found[name].append(node.address)
+        return found
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """Stands in for a secret that does not exist yet, where only its size matters."""
+
+    certificate: str
+    private_key: str
+
+
+FORMATS = jsonschema.FormatChecker(formats=())
+
+
+@FORMATS.checks('ipv4-network', raises=ValueError)
+def _is_network(value: object) -> bool:
+    return not isinstance(value, str) or ('/' in value and bool(ipaddress.IPv4Network(value)))
+
+
+@FORMATS.checks('url')
+def _is_url(value: object) -> bool:
+    return not isinstance(value, str) or bool(re.fullmatch(r'(https?://[^\s/@]+|file://)/[!-~]+', value))
+
+
+def quote(value: Any) -> str:
+    """Write `value` as JSON that is also YAML, in ASCII. Raises `jinja2.UndefinedError` for what is not defined."""
+    def undefined(found: Any) -> Any:
+        if isinstance(found, jinja2.Undefined):
+            str(found)  # raises, with the name
+        raise TypeError(f'{type(found).__name__} cannot be printed')
+
+    # JSON's pairs of surrogates are two characters to YAML, so that characters beyond the basic plane take YAML's form.
+    text = json.dumps(value, ensure_ascii=False, default=undefined)
+    return re.sub(r'[^ -~]', lambda m: f'\\u{ord(m[0]):04x}' if m[0] <= '\uffff' else f'\\U{ord(m[0]):08x}', text)
+
+
+def _pairs(mapping: Mapping[str, Any], key: str, value: str) -> list[dict[str, Any]]:
+    """Turn {a: 1} into [{key: a, value: 1}]: the filter `pairs`, for engines that changed from one to the other."""
+    return [{key: k, value: v} for k, v in mapping.items()]
+
+
+def _b64(text: str) -> str:
+    """Encode a text: the filter `b64`."""
+    return base64.b64encode(text.encode()).decode()
+
+
+def _strip_prefix(text: str, prefix: str) -> str:
+    """Take `prefix` off, if it is there: the filter `without`."""
+    return text.removeprefix(prefix)
+
+
+class Driver:
+    """A driver folder. A `driver.py` may hold a subclass of the same name, for what data cannot say."""
+
+    def __init__(self, folder: Path, shared: Iterable[Path]) -> None:
+        """Read and check the folder; `shared` are the folders that templates and files are also looked for in."""
+        self.name = folder.name
+        self.folder = folder
+        self._path = [folder, *shared]
+        self._env = sandbox.ImmutableSandboxedEnvironment(
+            loader=jinja2.FileSystemLoader(self._path), undefined=jinja2.StrictUndefined, finalize=quote,
+            trim_blocks=True, lstrip_blocks=True, autoescape=False)
+        self._env.filters.update(b64=_b64, pairs=_pairs, without=_strip_prefix)
+        self.manifest = self._read_manifest()
+        self.labels_known: dict[str, dict[str, Any]] = self.manifest['labels']
+        self._aliases = {old: name for name, label in self.labels_known.items() for old in label.get('aliases', ())}
+        self.keys = {name: KeySpec(**spec) for name, spec in self.manifest.get('keys', {}).items()}
+        self.certificates = {
+            name: CertificateSpec(**spec) for name, spec in self.manifest.get('certificates', {}).items()}
+        self._cross_check()
+
+    def __repr__(self) -> str:
+        return f'<Driver {self.name} in {self.folder}>'
+
+    # What the folder is.
+
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            manifest = yaml.safe_load((self.folder / 'manifest.yaml').read_text(encoding='utf-8'))
+        except (OSError, UnicodeError, yaml.YAMLError) as exc:
+            raise self._error('manifest.yaml', exc) from exc
+        problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(MANIFEST).iter_errors(manifest))
+        if problem is not None:
+            raise self._error(f'manifest.yaml {problem.json_path}', problem.message)
+        result: dict[str, Any] = manifest
+        return result
+
+    def _cross_check(self) -> None:
+        """What a schema cannot say: names that stand in two places, and defaults that are what their schema asks."""
+        for name, spec in self.certificates.items():
+            if name in self.keys or self.keys.get(spec.signed_by, spec) is spec:
+                raise self._error(f'manifest.yaml $.certificates.{name}', 'no such authority, or a name used twice')
+        for name, label in self.labels_known.items():
+            default = label.get('default')
+            if default is not None and (problem := self._problem(label['schema'], default)):
+                raise self._error(f'manifest.yaml $.labels.{name}.default', problem)
+        for item in self.manifest.get('ranges', ()):
+            for label in {item['label'], item.get('per_node', item['label'])} - set(self.labels_known):
+                raise self._error('manifest.yaml $.ranges', f'there is no label {label}')
+
+    def _error(self, place: str, problem: object) -> errors.DriverError:
+        return errors.DriverError(f'driver folder {self.folder}: {place}: {problem}')
+
+    @property
+    def provides(self) -> list[tuple[str, str, str]]:
+        """What the folder makes: (server type, os_distro of the image, engine)."""
+        return [(p['server_type'], p['os_distro'], p['coe']) for p in self.manifest['provides']]
+
+    @property
+    def template_defaults(self) -> dict[str, Any]:
+        """Values for fields of a cluster template that its creator left out."""
+        return {name: item['default'] for name, item in self.manifest.get('template_fields', {}).items()
+                if 'default' in item}
+
+    # What a user may ask.
+
+    def check_template(self, values: Mapping[str, Any]) -> list[str]:
+        """Say in sentences what of a cluster template's fields this driver cannot do. Null counts as not given."""
+        problems = []
+        for name, item in self.manifest.get('template_fields', {}).items():
+            if (value := values.get(name)) is not None and (problem := self._problem(item['schema'], value)):
+                problems.append(self._sentence(f'{name} cannot be {value!r} with driver {self.name}: {problem}', item))
+        return problems
+
+    def check_labels(self, labels: Mapping[str, str], conf: cfg.ConfigOpts) -> list[str]:
+        """Say in sentences which labels are unknown or wrong. A label with an empty value counts as not given."""
+        problems, known = [], [*self.labels_known, *self._aliases]
+        for given, value in labels.items():
+            name = self._aliases.get(given, given)
+            if name not in self.labels_known:
+                near = difflib.get_close_matches(given, known, n=1)
+                hint = f'did you mean {near[0]}?' if near else f'it knows {", ".join(sorted(self.labels_known))}'
+                problems.append(f'Driver {self.name} has no label {given!r}; {hint}')
+            elif name != given and name in labels:
+                problems.append(f'Label {given} is another name of {name}; give one of them')
+            elif value != '' and (problem := self._convert(name, value)[1]):
+                problems.append(self._sentence(f'Label {given} cannot be {value!r}: {problem}', self.labels_known[name]))
+        return problems
+
+    def labels(self, conf: cfg.ConfigOpts, labels: Mapping[str, str]) -> dict[str, Any]:
+        """Return every label of the driver, typed: the manifest's default, the operator's, the given value.
+
+        Raises `DriverError` if a value is wrong; `check_labels` finds that earlier for those of users.
+        """
+        effective = {name: label.get('default') for name, label in self.labels_known.items()}
+        for source, values in (('[drivers] label_defaults', conf.drivers.label_defaults), ('cluster', labels)):
+            for given, text in values.items():
+                name = self._aliases.get(given, given)
+                if name not in self.labels_known or text == '':
+                    continue
+                effective[name], problem = self._convert(name, text)
+                if problem:
+                    raise self._error(source, f'label {given} cannot be {text!r}: {problem}')
+        return effective
+
+    def _convert(self, name: str, text: str) -> tuple[Any, str | None]:
+        """Make the typed value of a label's text: (value, what is wrong with it)."""
+        schema, value = self.labels_known[name]['schema'], text
+        typed: Any = value
+        if schema['type'] == 'boolean':
+            typed = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}.get(
+                str(text).lower(), text)
+        elif schema['type'] == 'integer' and re.fullmatch(r'-?[0-9]{1,9}', str(text)):
+            typed = int(text)
+        elif schema['type'] == 'array':
+            typed = [part.strip() for part in str(text).split(',') if part.strip()]
+        return typed, self._problem(schema, typed)
+
+    def _problem(self, schema: dict[str, Any], value: Any) -> str | None:
+        """Say what a value must be, from its schema; None if it is that."""
+        if jsonschema.Draft202012Validator(schema, format_checker=FORMATS).is_valid(value):
+            return None
+        if 'enum' in schema:
+            return f'it must be one of {", ".join(map(str, schema["enum"]))}'
+        if 'const' in schema:
+            return f'it must be {schema["const"]!r}'
+        if schema.get('type') == 'boolean':
+            return 'it must be true or false'
+        if schema.get('type') == 'integer':
+            return f'it must be a whole number from {schema.get("minimum", "any")} to {schema.get("maximum", "any")}'
+        example = schema.get('examples', [None])[0]
+        example = ','.join(example) if isinstance(example, list) else example
+        return 'it must be ' + ('a list with commas ' if schema.get('type') == 'array' else '') + f'like {example}'
+
+    @staticmethod
+    def _sentence(problem: str, item: Mapping[str, Any]) -> str:
+        return f'{problem} ({item["text"]})' if item.get('text') else problem
+
+    def check_cluster(self, conf: cfg.ConfigOpts, cluster: models.Cluster) -> list[str]:
+        """Say in sentences which limits a cluster would run into: addresses, resources of a stack, user-data.
+
+        Needs `template` and `nodegroups` with their counts; their nodes need not exist yet.
+        """
+        context = self._context(conf, cluster)
+        problems = [item['else'] for item in self.manifest.get('checks', ()) if not self._evaluate(
+            item['that'], context)]
+        counts = {role: group.node_count for role, group in context['groups'].items()}
+        problems += self._check_ranges(context, sum(counts.values()))
+        size = self.manifest['resources']
+        resources = size['base'] + sum(size.get(role, 0) * count for role, count in counts.items())
+        if resources > MAX_STACK_RESOURCES:
+            problems.append(f'{sum(counts.values())} nodes need {resources} resources in one stack, and Heat allows '
+                            f'{MAX_STACK_RESOURCES}; use fewer nodes here and further nodegroups for the rest')
+        secrets = {name: _Sized('x' * KEY_SIZES[spec.algorithm][0], 'x' * KEY_SIZES[spec.algorithm][1])
+                   for name, spec in self.keys.items()}
+        secrets |= {name: _Sized(*('x' * n for n in KEY_SIZES['ecdsa-p256'])) for name in self.certificates}
+        for text in self._user_data(self.manifest['stack'], context, secrets).values():
+            if (length := len(text) + PLACEHOLDER_ROOM) > MAX_USER_DATA:
+                problems.append(f'The user-data of a node would have {length} bytes, and Nova takes {MAX_USER_DATA}; '
+                                'shorten labels, keys or proxy settings')
+        return problems
+
+    def _check_ranges(self, context: dict[str, Any], nodes: int) -> list[str]:
+        """Find ranges that overlap, or that are too small for the nodes."""
+        problems, seen = [], {}
+        for item in self.manifest.get('ranges', ()):
+            name, text = item['label'], context['labels'][item['label']]
+            if text is None or ('when' in item and not self._evaluate(item['when'], context)):
+                continue
+            network = ipaddress.IPv4Network(text)
+            problems += [f'{name} {network} overlaps {other} {taken}' for other, taken in seen.items()
+                         if network.overlaps(taken)]
+            seen[name] = network
+            room = network.num_addresses - 8 if item.get('hosts') else None  # ends, gateway, DHCP, load balancer
+            if 'per_node' in item:
+                room = (1 << (context['labels'][item['per_node']] - network.prefixlen)
+                        if context['labels'][item['per_node']] >= network.prefixlen else 0)
+            if room is not None and room < nodes:
+                problems.append(f'{name} {network} has room for {max(room, 0)} nodes, and {nodes} are asked for')
+        return problems
+
+    # What Heat gets.
+
+    def render(self, conf: cfg.ConfigOpts, cluster: models.Cluster, secrets: Mapping[str, Secret]) -> Rendered:
+        """Render the root stack of a cluster, with all members of its default nodegroups.
+
+        Needs `template` and `nodegroups` with their nodes; `secrets` holds all of `keys` and `certificates`. The same
+        rows always give the same template. Raises `DriverError` with the place in the folder.
+        """
+        if missing := sorted({*self.keys, *self.certificates} - set(secrets)):
+            raise errors.DriverError(f'driver {self.name}: no secrets given for {", ".join(missing)}')
+        return self._render(self.manifest['stack'], self._context(conf, cluster), secrets)
+
+    def _context(self, conf: cfg.ConfigOpts, cluster: models.Cluster) -> dict[str, Any]:
+        """Collect what templates and expressions see. No secret is in it."""
+        groups = {group.role: group for group in reversed(cluster.nodegroups) if group.is_default}
+        context = {
+            'cluster': cluster, 'template': cluster.template, 'labels': self.labels(conf, cluster.labels or {}),
+            'groups': groups, 'node_timeout_s': node_timeout_s(conf, cluster)}
+        for name, expression in self.manifest.get('facts', {}).items():
+            context[name] = self._evaluate(expression, context)
+        return context
+
+    def _render(self, stack: dict[str, Any], context: dict[str, Any], secrets: Mapping[str, Secret]) -> Rendered:
+        template, declared = self._template(stack['template'], context)
+        files = {}
+        for name, item in stack.get('files', {}).items():
+            role = item.get('role')
+            files[name], _ = self._template(item['template'], {
+                **context, 'role': role, 'group': context['groups'].get(role)})
+        parameters: dict[str, Any] = {
+            label['parameter']: context['labels'][name] for name, label in self.labels_known.items()
+            if 'parameter' in label}
+        for name, expression in self.manifest.get('parameters', {}).items():
+            parameters[name] = self._evaluate(expression, context)
+        parameters |= self._user_data(stack, context, secrets)
+        known = declared.get('parameters') or {}
+        return Rendered(template, files, {
+            name: value for name, value in parameters.items() if name in known and value is not None})
+
+    def _user_data(
+            self, stack: dict[str, Any], context: dict[str, Any], secrets: Mapping[str, Secret]) -> dict[str, str]:
+        """Make the user-data of each role, by parameter name."""
+        texts = {}
+        for parameter, item in stack.get('user_data', {}).items():
+            inner = {**context, 'role': item['role'], 'group': context['groups'][item['role']], 'secrets': secrets}
+            _, node = self._template(item['template'], inner)
+            try:
+                texts[parameter] = self._cloud_config(node, inner)
+            except (KeyError, TypeError, AttributeError, OSError) as exc:
+                raise self._error(item['template'], f'{type(exc).__name__} {exc} in what a node gets') from exc
+        return texts
+
+    def _template(self, name: str, context: dict[str, Any]) -> tuple[str, Any]:
+        """Render a template and read it as YAML: (text, data)."""
+        text = self._text(name, context)
+        try:
+            return text, yaml.load(text, Loader=_Loader)
+        except yaml.YAMLError as exc:
+            mark = getattr(exc, 'problem_mark', None)
+            place = f'{name}, line {mark.line + 1} of the result' if mark else name
+            raise self._error(place, getattr(exc, 'problem', exc)) from exc
+
+    def _text(self, name: str, context: dict[str, Any]) -> str:
+        try:
+            return self._env.get_template(name).render(context)
+        except jinja2.TemplateSyntaxError as exc:
+            raise self._error(f'{exc.name}, line {exc.lineno}', exc.message) from exc
+        except jinja2.TemplateNotFound as exc:
+            raise self._error(name, f'there is no {exc}') from exc
+        except Exception as exc:  # whatever an expression of a template may raise
+            lines = [f for f in traceback.extract_tb(exc.__traceback__) if f.filename.endswith('.j2')]
+            place = f'{Path(lines[-1].filename).name}, line {lines[-1].lineno}' if lines else name
+            raise self._error(place, f'{type(exc).__name__}: {exc}') from exc
+
+    def _evaluate(self, expression: str, context: dict[str, Any]) -> Any:
+        """Evaluate an expression of the manifest to a value."""
+        try:
+            value = self._env.compile_expression(expression, undefined_to_none=False)(**context)
+            if isinstance(value, jinja2.Undefined):
+                str(value)  # raises, with the name
+            return value
+        except Exception as exc:
+            raise self._error(f'manifest.yaml, expression {expression!r}', exc) from exc
+
+    # What a node gets, in the form that its operating system reads.
+
+    def _cloud_config(self, node: dict[str, Any], context: dict[str, Any]) -> str:
+        """Make cloud-config of `node`: {files: [...], start: [unit, ...], ssh_authorized_keys: [...]}."""
+        files = []
+        for item in node['files']:
+            content = self._content(item, context)
+            entry = {'path': item['path'], 'permissions': item.get('mode', '0644'), 'content': content}
+            if item.get('compress'):
+                # Without a time in it the same content gives the same text.
+                packed = gzip.compress(content.encode(), mtime=0)
+                entry |= {'encoding': 'gz+b64', 'content': base64.b64encode(packed).decode()}
+            files.append(entry)
+        config: dict[str, Any] = {'write_files': files}
+        if node.get('ssh_authorized_keys'):
+            config['ssh_authorized_keys'] = node['ssh_authorized_keys']
+        config['runcmd'] = [['systemctl', 'daemon-reload'], *(
+            ['systemctl', 'start', '--no-block', unit] for unit in node.get('start', ()))]
+        return f'#cloud-config\n{quote(config)}\n'
+
+    def _content(self, item: dict[str, Any], context: dict[str, Any]) -> str:
+        """Make the content of a file: `text`, `file`, `environment`, `documents` or `template` says of what."""
+        if 'text' in item:
+            return str(item['text'])
+        if 'file' in item:
+            for folder in self._path:
+                if (found := folder / 'files' / item['file']).is_file():
+                    return found.read_text(encoding='utf-8')
+            raise FileNotFoundError(item['file'])
+        if 'environment' in item:
+            return ''.join(f'{name}={shlex.quote("" if value is None else str(value))}\n'
+                           for name, value in item['environment'].items())
+        if 'template' in item:
+            documents = list(yaml.load_all(self._text(item['template'], context), Loader=_Loader))
+        else:
+            documents = item['documents']
+        return ''.join(f'---\n{quote(document)}\n' for document in documents)
+
+    # What comes back.
+
+    def read_outputs(self, outputs: Mapping[str, Any]) -> Observed:
+        """Read what a stack says. Any output may be missing or null, on a cloud with stand-ins all are."""
+        names = self.manifest['outputs']
+        nodes = {}
+        for name in names.get('nodes', ()):
+            for item in outputs.get(name) or ():
+                nodes[item['nodegroup'], int(item['number'])] = ObservedNode(
+                    item.get('server_id'), item.get('address'), item.get('private_address'))
+        return Observed(
+            api_address=outputs.get(names.get('api_address')), coe_version=outputs.get(names.get('coe_version')),
+            nodes=nodes)
+
+
+_Loader: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
+
+
+def node_timeout_s(conf: cfg.ConfigOpts, cluster: models.Cluster) -> int:
+    """Return the seconds a node has to report, which are fewer than its stack has."""
+    stack_s = (cluster.create_timeout or conf.cluster_heat.create_timeout) * 60
+    return min(max(stack_s - TIMEOUT_MARGIN_S, stack_s * 3 // 4), MAX_WAIT_S)
+
+
+def load(conf: cfg.ConfigOpts) -> dict[str, Driver]:
+    """Return all drivers by name. Folders of `[drivers] path` win over entry points, those over the built-in ones.
+
+    Folders are read once in a process. Raises `DriverError` for the first folder that is wrong, naming the place.
+    """
+    return dict(_load(tuple(conf.drivers.path)))
+
+
+@functools.lru_cache(maxsize=8)
+def _load(path: tuple[str, ...]) -> dict[str, Driver]:
+    homes = [BUILT_IN]
+    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda e: e.name):
+        homes += [Path(place) for place in entry.load().__path__]
+    for place in reversed(path):
+        if not Path(place).is_dir():
+            raise errors.DriverError(f'[drivers] path {place}: there is no such folder')
+        homes.append(Path(place))
+    found = {}
+    for home in homes:
+        shared = [place for place in (home / '_shared', BUILT_IN / '_shared') if place.is_dir()]
+        for folder in sorted(home.iterdir()):
+            if (folder / 'manifest.yaml').is_file() and not folder.name.startswith('_'):
+                found[folder.name] = _class_of(folder)(folder, shared)
+    return found
+
+
+def _class_of(folder: Path) -> type[Driver]:
+    """Return the class in the folder's `driver.py`, or the plain one."""
+    source = folder / 'driver.py'
+    if not source.is_file():
+        return Driver
+    spec = importlib.util.spec_from_file_location(f'magnum_lite_driver_{folder.name}', source)
+    assert spec is not None and spec.loader is not None  # it is a file that ends in .py
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as exc:
+        raise errors.DriverError(f'driver folder {folder}: driver.py: {type(exc).__name__}: {exc}') from exc
+    if not (isinstance(own := getattr(module, 'Driver', None), type) and issubclass(own, Driver)):
+        raise errors.DriverError(f'driver folder {folder}: driver.py has no class Driver that is a drivers.Driver')
+    return own
+
+
+def find(conf: cfg.ConfigOpts, *, server_type: str, os_distro: str, coe: str, name: str | None = None) -> Driver:
+    """Find the driver for an engine on an image; of several, the first by name. Raises `Invalid` if there is none."""
+    drivers = load(conf)
+    enabled = {key: drivers[key] for key in sorted(drivers) if key not in conf.drivers.disabled_drivers}
+    wanted = (server_type, os_distro, coe)
+    if name is not None:
+        if name not in enabled:
+            state = 'is disabled here' if name in drivers else 'does not exist'
+            raise errors.Invalid(f'Driver {name!r} {state}. There are: {", ".join(enabled) or "none"}.')
+        enabled = {name: enabled[name]}
+    for driver in enabled.values():
+        if wanted in driver.provides:
+            return driver
+    offered = '; '.join(
+        f'{key} makes ' + ', '.join(f'{c} on {o} ({s})' for s, o, c in driver.provides)
+        for key, driver in enabled.items())
+    who = f'Driver {name} does not make' if name else 'No driver makes'
+    raise errors.Invalid(f'{who} {coe} clusters from an image with os_distro {os_distro!r} on server_type '
+                         f'{server_type!r}. {offered or "No driver is enabled"}.')

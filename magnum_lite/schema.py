@@ -1,0 +1,156 @@
+"""The field engine: one `Field` line says all there is to say about an attribute on the wire.
+
+A `Resource` is a list of fields. From it come the check of a request body, the body of an answer, and the columns that
+a list may be sorted by. No noun of the API is known here; those stand in `api.resources`.
+
+`type` is a JSON Schema fragment, the language of OpenAPI 3.1. Two leniencies that every client relies on are built in
+(api.md 0.1): a null stands for "not given" in every field that may be left out, and numbers and booleans may come as
+strings.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jsonschema
+
+from magnum_lite import errors
+
+#: `create`: what a POST does with the field.
+OPTIONAL, REQUIRED, IGNORED, REFUSED = 'optional', 'required', 'ignored', 'refused'
+
+TRUE = frozenset(('1', 't', 'true', 'y', 'yes', 'on'))
+FALSE = frozenset(('0', 'f', 'false', 'n', 'no', 'off'))
+
+
+def text(maximum: int = 255, minimum: int = 1, pattern: str | None = None) -> dict[str, Any]:
+    """A string of so many characters."""
+    fragment = {'type': 'string', 'minLength': minimum, 'maxLength': maximum}
+    return fragment | ({'pattern': pattern} if pattern else {})
+
+
+def integer(minimum: int = 0, maximum: int = 2**31 - 1) -> dict[str, Any]:
+    """A whole number that fits a database column."""
+    return {'type': 'integer', 'minimum': minimum, 'maximum': maximum}
+
+
+def one_of(*values: str) -> dict[str, Any]:
+    """One of these strings."""
+    return {'type': 'string', 'enum': list(values)}
+
+
+BOOLEAN: dict[str, Any] = {'type': 'boolean'}
+TIME: dict[str, Any] = {'type': 'string', 'format': 'date-time'}
+STRINGS: dict[str, Any] = {'type': 'array', 'items': {'type': 'string'}}
+#: Label values may be any scalar and are stored as text: Go clients decode them as strings.
+LABELS: dict[str, Any] = {
+    'type': 'object', 'maxProperties': 200, 'propertyNames': {'minLength': 1, 'maxLength': 255},
+    'additionalProperties': {'type': ['string', 'number', 'boolean'], 'maxLength': 4096}}
+LINKS: dict[str, Any] = {'type': 'array', 'items': {'type': 'object'}}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One attribute of a resource.
+
+    `since`/`until` are the microversions (minor numbers, inclusive) between which it is in answers; `brief` whether
+    the short listing has it; `read` where the value comes from if not from the row's attribute of that name.
+    """
+
+    name: str
+    type: dict[str, Any]
+    doc: str
+    create: str = REFUSED
+    default: Any = None
+    brief: bool = False
+    since: int = 1
+    until: int = 10_000
+    read: Callable[[Any], Any] | None = None
+
+    def show(self, row: Any) -> Any:
+        """The value as JSON can hold it."""
+        value = self.read(row) if self.read else getattr(row, self.name)
+        return value.isoformat() if isinstance(value, datetime.datetime) else value
+
+
+def coerce(fragment: Mapping[str, Any], value: Any) -> Any:
+    """Turn the spellings that clients send into the JSON type, where that cannot be mistaken; else leave it."""
+    kind = fragment.get('type')
+    if kind == 'integer' and isinstance(value, str) and value.strip().lstrip('-').isascii():
+        digits = value.strip()
+        if digits.removeprefix('-').isdigit() and len(digits) < 20:
+            return int(digits)
+    if kind == 'boolean':
+        word = str(value).lower() if isinstance(value, str | int) else ''
+        if word in TRUE | FALSE:
+            return word in TRUE
+    if fragment is LABELS and isinstance(value, dict):
+        return {k: str(v) if isinstance(v, int | float) else v for k, v in value.items()}
+    return value
+
+
+def nul_in(value: Any) -> bool:
+    """Whether a text in `value` holds a character that no database column takes: NUL or half a surrogate pair."""
+    if isinstance(value, str):
+        return '\0' in value or any('\ud800' <= c <= '\udfff' for c in value)
+    if isinstance(value, dict):
+        return any(nul_in(k) or nul_in(v) for k, v in value.items())
+    return isinstance(value, list) and any(nul_in(v) for v in value)
+
+
+class Resource:
+    """The fields of one noun of the API."""
+
+    def __init__(self, name: str, fields: Iterable[Field]) -> None:
+        self.name = name
+        self.fields = tuple(fields)
+        self._by_name = {f.name: f for f in self.fields}
+        self._checks = {f.name: jsonschema.Draft202012Validator(f.type) for f in self.fields if f.create != REFUSED}
+
+    def parse(self, body: Any) -> dict[str, Any]:
+        """Check the body of a POST and return the value of every field that a POST may set.
+
+        A field that was not given, or was null, has its default. Raises `errors.Invalid` with all findings at once.
+        """
+        if not isinstance(body, dict):
+            raise errors.Invalid(f'The body must be a JSON object that describes a {self.name}.')
+        problems: list[str] = []
+        for name in body:
+            field = self._by_name.get(name)
+            if field is None:
+                problems.append(f'Unknown attribute {name!r:.80}.')
+            elif field.create == REFUSED:
+                problems.append(f'Attribute {name!r} cannot be set.')
+        values = {f.name: self._value(f, body, problems) for f in self.fields if f.create in (OPTIONAL, REQUIRED)}
+        for field in self.fields:  # an ignored field is dropped, yet what is no status must not pass as one
+            if field.create == IGNORED:
+                self._value(field, body, problems)
+        if problems:
+            raise errors.Invalid(' '.join(problems))
+        return values
+
+    def _value(self, field: Field, body: Mapping[str, Any], problems: list[str]) -> Any:
+        given = body.get(field.name)
+        if given is None:
+            if field.create == REQUIRED:
+                problems.append(f'Attribute {field.name!r} is mandatory.')
+            return field.default() if callable(field.default) else field.default
+        value = coerce(field.type, given)
+        if nul_in(value):
+            problems.append(f'Attribute {field.name!r} holds a character that cannot be stored.')
+        for error in self._checks[field.name].iter_errors(value):
+            where = '/'.join([field.name, *map(str, error.absolute_path)])
+            problems.append(f'Attribute {where!r:.120} is wrong: {error.message:.200}.')
+            break
+        return value
+
+    def shown(self, version: int, *, brief: bool = False) -> list[Field]:
+        """The fields that an answer has at this microversion, in order."""
+        return [f for f in self.fields if f.since <= version <= f.until and (f.brief or not brief)]
+
+    def show(self, row: Any, version: int, *, brief: bool = False) -> dict[str, Any]:
+        """The body for one row, without links."""
+        return {f.name: f.show(row) for f in self.shown(version, brief=brief)}

@@ -1,0 +1,211 @@
+# shellcheck shell=sh
+# The steps that make a node of Kubernetes with kubeadm. node.sh reads this file and calls `set_up_node`.
+#
+# A master joins if the API of its cluster answers; if not, the one that carries NODE_BEGINS begins the cluster, and the
+# others wait. A replaced first master therefore joins. Nothing here holds a token: nodes find the cluster by a client
+# certificate in discovery.conf, which expires.
+
+PKI=/etc/kubernetes/pki ADMIN=/etc/kubernetes/admin.conf DISCOVERY=/etc/kubernetes/discovery.conf
+
+set_up_node() {
+    step 'prepare the kernel'
+    prepare_kernel
+    step 'mount volumes'
+    if [ -n "$DOCKER_VOLUME" ]; then
+        systemctl stop containerd || true
+        mount_volume "$DOCKER_VOLUME" /var/lib/containerd
+    fi
+    [ -z "$ETCD_VOLUME" ] || mount_volume "$ETCD_VOLUME" /var/lib/etcd
+    step 'install programs'
+    install_programs
+    step 'install kubeadm'
+    install_kubeadm
+    step 'start containerd'
+    start_containerd
+    if [ "$NODE_ROLE" = master ]; then
+        set_up_master
+    else
+        step 'wait for the cluster'
+        until_ok joinable
+        step 'join the cluster'
+        join
+    fi
+    step 'wait for the node to be ready'
+    until_ok node_ready
+    rm -rf "$DISCOVERY" /etc/magnum-lite/pki
+}
+
+set_up_master() {
+    if api_answers || [ -z "$NODE_BEGINS" ]; then
+        step 'wait for the cluster'
+        until_ok joinable
+        step 'join the cluster'
+        retry 6 join
+    else
+        step 'begin the cluster'
+        lay_out_keys
+        kubeadm init --config /etc/magnum-lite/init.yaml --skip-token-print
+        # Nobody knows the token that kubeadm made, and nobody needs it.
+        kubectl --kubeconfig "$ADMIN" -n kube-system delete secrets \
+            --field-selector type=bootstrap.kubernetes.io/token
+        step 'apply the pod network'
+        retry 5 kubectl --kubeconfig "$ADMIN" apply -f "$NETWORK_MANIFEST"
+    fi
+    step 'wait for the API of this master'
+    until_ok kubectl --kubeconfig "$ADMIN" --server "$NODE_API_URL" --request-timeout 10s get --raw /readyz
+}
+
+prepare_kernel() {
+    printf 'overlay\nbr_netfilter\n' >/etc/modules-load.d/magnum-lite.conf
+    modprobe -a overlay br_netfilter
+    cat >/etc/sysctl.d/90-magnum-lite.conf <<'END'
+net.bridge.bridge-nf-call-iptables = 1
+net.bridge.bridge-nf-call-ip6tables = 1
+net.ipv4.ip_forward = 1
+END
+    sysctl -q -p /etc/sysctl.d/90-magnum-lite.conf
+    swapoff -a
+    sed -i '/^[^#].*[[:space:]]swap[[:space:]]/s/^/#/' /etc/fstab
+}
+
+# Programs that kubeadm and the network ask for, and the package of each.
+install_programs() {
+    missing=
+    for pair in conntrack:conntrack socat:socat ethtool:ethtool iptables:iptables ip:iproute2 tar:tar; do
+        have "${pair%:*}" || missing="$missing ${pair#*:}"
+    done
+    have runc || missing="$missing runc"
+    if [ -n "$CONTAINERD_TARBALL_URL" ]; then
+        unpack_containerd
+    elif ! have containerd; then
+        missing="$missing containerd"
+    fi
+    mkdir -p /opt/cni/bin
+    if [ -n "$CNI_TARBALL_URL" ]; then
+        fetch "$CNI_TARBALL_URL" "$CNI_TARBALL_SHA256" "$STATE/cni.tgz"
+        tar -xzf "$STATE/cni.tgz" -C /opt/cni/bin
+        rm "$STATE/cni.tgz"
+    elif [ ! -x /opt/cni/bin/bridge ] && [ ! -x /usr/lib/cni/bridge ]; then
+        missing="$missing containernetworking-plugins"
+    fi
+    # shellcheck disable=SC2086  # it is a list of names
+    [ -z "$missing" ] || packages $missing
+    [ -x /opt/cni/bin/bridge ] || ln -sf /usr/lib/cni/* /opt/cni/bin/
+}
+
+unpack_containerd() {
+    fetch "$CONTAINERD_TARBALL_URL" "$CONTAINERD_TARBALL_SHA256" "$STATE/containerd.tgz"
+    where=/
+    ! tar -tzf "$STATE/containerd.tgz" | grep -q '^\(\./\)\{0,1\}bin/containerd$' || where=/usr/local
+    tar -xzf "$STATE/containerd.tgz" -C "$where"
+    rm "$STATE/containerd.tgz"
+    systemctl cat containerd >/dev/null 2>&1 || cat >/etc/systemd/system/containerd.service <<END
+[Unit]
+Description=containerd
+After=network.target local-fs.target
+
+[Service]
+ExecStart=$(command -v containerd)
+Type=notify
+Delegate=yes
+KillMode=process
+Restart=always
+RestartSec=5
+LimitNOFILE=1048576
+OOMScoreAdjust=-999
+
+[Install]
+WantedBy=multi-user.target
+END
+}
+
+install_kubeadm() {
+    if ! have kubeadm || ! have kubelet || [ "$(kubeadm version -o short)" != "$KUBE_TAG" ]; then
+        [ -n "$KUBE_TARBALL_URL" ] || fail "the image has kubeadm $(kubeadm version -o short 2>/dev/null || echo none)," \
+            "wanted is $KUBE_TAG; use an image that has it, or name the label kube_tarball_url"
+        fetch "$KUBE_TARBALL_URL" "$KUBE_TARBALL_SHA256" "$STATE/kube.tgz"
+        mkdir -p "$STATE/kube"
+        tar -xzf "$STATE/kube.tgz" -C "$STATE/kube"
+        find "$STATE/kube" -type f \( -name kubeadm -o -name kubelet -o -name kubectl -o -name crictl \) \
+            -exec install -m 755 -t /usr/local/bin {} +
+        rm -r "$STATE/kube.tgz" "$STATE/kube"
+        kubelet_unit
+    elif ! systemctl cat kubelet >/dev/null 2>&1; then
+        kubelet_unit
+    fi
+}
+
+start_containerd() {
+    # The pause image that this kubeadm wants, under its own name even where a registry of the operator is used.
+    pause=$(kubeadm config images list --kubernetes-version "$KUBE_TAG" \
+        ${IMAGE_REPOSITORY:+--image-repository "$IMAGE_REPOSITORY"} 2>/dev/null | grep '/pause:')
+    mkdir -p /etc/containerd/certs.d
+    cat >/etc/containerd/config.toml <<END
+version = 2
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "$pause"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/opt/cni/bin"
+    conf_dir = "/etc/cni/net.d"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      SystemdCgroup = true
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "/etc/containerd/certs.d"
+END
+    systemctl daemon-reload
+    systemctl enable containerd kubelet
+    systemctl restart containerd
+}
+
+# The unit and drop-in that kubeadm counts on (kubernetes.io, "Configuring each kubelet in your cluster using kubeadm").
+kubelet_unit() {
+    mkdir -p /etc/systemd/system/kubelet.service.d
+    cat >/etc/systemd/system/kubelet.service <<END
+[Unit]
+Description=kubelet
+Wants=network-online.target
+After=network-online.target containerd.service
+
+[Service]
+Environment="KUBELET_KUBECONFIG_ARGS=--bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf --kubeconfig=/etc/kubernetes/kubelet.conf"
+Environment="KUBELET_CONFIG_ARGS=--config=/var/lib/kubelet/config.yaml"
+EnvironmentFile=-/var/lib/kubelet/kubeadm-flags.env
+ExecStart=$(command -v kubelet) \$KUBELET_KUBECONFIG_ARGS \$KUBELET_CONFIG_ARGS \$KUBELET_KUBEADM_ARGS
+Restart=always
+StartLimitInterval=0
+RestartSec=10
+
+[Install]
+WantedBy=multi-user.target
+END
+}
+
+# kubeadm reset takes the keys away, so that they lie elsewhere and are laid out before each try.
+lay_out_keys() {
+    mkdir -p "$PKI" &&
+        cp -a /etc/magnum-lite/pki/. "$PKI/"
+}
+
+api_answers() { kubectl --kubeconfig "$DISCOVERY" --request-timeout 5s get --raw /readyz; }
+
+# kubeadm join does not wait for kubeadm init to be through; what init makes last is this ConfigMap.
+joinable() { kubectl --kubeconfig "$DISCOVERY" --request-timeout 5s -n kube-system get configmap kube-proxy -o name; }
+
+join() {
+    if [ "$NODE_ROLE" = master ]; then
+        lay_out_keys || return 1
+    fi
+    if ! kubeadm join --config /etc/magnum-lite/join.yaml; then
+        kubeadm reset --force || true
+        return 1
+    fi
+}
+
+node_ready() {
+    kubectl --kubeconfig /etc/kubernetes/kubelet.conf --request-timeout 10s get node "$NODE_NAME" \
+        -o 'jsonpath={range .status.conditions[?(@.type=="Ready")]}{.status} {.message}{end}' >"$STATE/ready" || return 1
+    cat "$STATE/ready"
+    grep -q '^True' "$STATE/ready"
+}
