@@ -1,9 +1,9 @@
 """Find, check and render driver folders: one folder makes one engine on one operating system, as Heat templates.
 
 The API asks what a folder accepts (`find`, `check_template`, `check_labels`, `check_cluster`), the conductor renders it
-and reads its outputs (`render`, `read_outputs`). All knowledge of an engine is in the folder: `manifest.yaml` (the
-schema below says what may stand in it), Jinja templates, `files/`, and seldom a `driver.py` with a subclass of
-`Driver`. Folders whose name begins with `_` hold what others include.
+and reads its outputs (`render`, `read_outputs`). All knowledge of an engine is in the folder: `manifest.yaml`
+(`templates/manifest.schema.yaml` says what may stand in it), Jinja templates, `files/`, and seldom a `driver.py` with
+a subclass of `Driver`. Folders whose name begins with `_` hold what others include.
 
 Jinja decides which resources exist; values travel as Heat parameters; what a node gets is read back as data and
 serialised here, so a value never becomes syntax. Nothing in this file knows an engine, and nothing here does I/O but
@@ -23,7 +23,8 @@ import json
 import re
 import shlex
 import traceback
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,65 +52,6 @@ TIMEOUT_MARGIN_S = 300
 MAX_WAIT_S = 43200
 #: PEM sizes (public part, private part) at the upper end, to weigh user-data before a key exists.
 KEY_SIZES = {'ecdsa-p256': (900, 250), 'rsa-2048': (1300, 1720)}
-
-_TEXT = {'type': 'string', 'minLength': 1}
-_NAME = {'type': 'string', 'pattern': '^[a-z][a-z0-9_-]*$'}
-
-
-def _object(properties: dict[str, Any], required: Iterable[str] = ()) -> dict[str, Any]:
-    return {'type': 'object', 'additionalProperties': False, 'properties': properties, 'required': list(required)}
-
-
-def _map(values: Any) -> dict[str, Any]:
-    return {'type': 'object', 'propertyNames': _NAME, 'additionalProperties': values}
-
-
-_STACK = _object({
-    'template': _TEXT,
-    'files': {'type': 'object', 'additionalProperties': _object({'template': _TEXT, 'role': _TEXT}, ['template'])},
-    'user_data': _map(_object(
-        {'role': _TEXT, 'template': _TEXT, 'envelope': {'enum': ['cloud-config']}}, ['role', 'template', 'envelope'])),
-}, ['template'])
-
-#: What a manifest may hold. Expressions are Jinja's, without braces, and see what the templates see.
-MANIFEST = _object({
-    'text': _TEXT,
-    # What the folder makes: every combination of these three is looked up by `find`.
-    'provides': {'type': 'array', 'minItems': 1, 'items': _object(
-        {'coe': _TEXT, 'os_distro': _TEXT, 'server_type': _TEXT}, ['coe', 'os_distro', 'server_type'])},
-    # Field of a cluster template -> schema of its values, default, and a sentence for who gave another value.
-    'template_fields': _map(_object({'schema': {'type': 'object'}, 'default': {}, 'text': _TEXT}, ['schema'])),
-    # Label -> schema of its typed value, default (absent: null), older names, Heat parameter it fills.
-    'labels': _map(_object({
-        'schema': _object({
-            'type': {'enum': ['string', 'integer', 'boolean', 'array']}, 'pattern': _TEXT, 'format': _TEXT,
-            'enum': {'type': 'array'}, 'minimum': {}, 'maximum': {}, 'examples': {'type': 'array', 'minItems': 1},
-            'items': _object({'type': {'const': 'string'}, 'pattern': _TEXT, 'format': _TEXT}, ['type']),
-        }, ['type']),
-        'default': {}, 'text': _TEXT, 'aliases': {'type': 'array', 'items': _NAME}, 'parameter': _NAME,
-    }, ['schema', 'text'])),
-    # Key material of a cluster that lives as long as it, by purpose; and certificates made for one rendering.
-    'keys': _map(_object({'kind': {'enum': ['ca', 'keypair']}, 'algorithm': {'enum': sorted(KEY_SIZES)},
-                          'common_name': _TEXT}, ['kind', 'algorithm', 'common_name'])),
-    'certificates': _map(_object({'signed_by': _NAME, 'common_name': _TEXT, 'organization': _TEXT},
-                                 ['signed_by', 'common_name'])),
-    # Name -> expression. Evaluated in order before every rendering, for what several templates need.
-    'facts': _map(_TEXT),
-    # Heat parameter -> expression; null is not sent, nor what the rendered template does not declare.
-    'parameters': _map(_TEXT),
-    'stack': _STACK,
-    'nodegroup_stack': _STACK,
-    # What the stack of `stack` holds at most: without nodes, and for one node of a role.
-    'resources': {'type': 'object', 'required': ['base'], 'additionalProperties': {'type': 'integer', 'minimum': 0}},
-    # Address ranges that must not overlap. `per_node`: label with the prefix length that each node takes from it;
-    # `hosts`: each node takes an address of it; `when`: expression.
-    'ranges': {'type': 'array', 'items': _object(
-        {'label': _NAME, 'per_node': _NAME, 'hosts': {'type': 'boolean'}, 'when': _TEXT}, ['label'])},
-    # Expressions that must hold for a cluster, and what is said when one does not.
-    'checks': {'type': 'array', 'items': _object({'that': _TEXT, 'else': _TEXT}, ['that', 'else'])},
-    # What is read from the outputs: names of outputs. `nodes`: lists of {nodegroup, number, server_id, address, ...}.
-    'outputs': _object({'api_address': _TEXT, 'coe_version': _TEXT, 'nodes': {'type': 'array', 'items': _TEXT}}),
-}, ['text', 'provides', 'labels', 'stack', 'resources', 'outputs'])
 
 
 class Secret(Protocol):
@@ -176,14 +118,6 @@ class Observed:
         return found
 
 
-@dataclass(frozen=True)
-class _Sized:
-    """Stands in for a secret that does not exist yet, where only its size matters."""
-
-    certificate: str
-    private_key: str
-
-
 FORMATS = jsonschema.FormatChecker(formats=())
 
 
@@ -209,19 +143,12 @@ def quote(value: Any) -> str:
     return re.sub(r'[^ -~]', lambda m: f'\\u{ord(m[0]):04x}' if m[0] <= '\uffff' else f'\\U{ord(m[0]):08x}', text)
 
 
-def _pairs(mapping: Mapping[str, Any], key: str, value: str) -> list[dict[str, Any]]:
-    """Turn {a: 1} into [{key: a, value: 1}]: the filter `pairs`, for engines that changed from one to the other."""
-    return [{key: k, value: v} for k, v in mapping.items()]
-
-
-def _b64(text: str) -> str:
-    """Encode a text: the filter `b64`."""
-    return base64.b64encode(text.encode()).decode()
-
-
-def _strip_prefix(text: str, prefix: str) -> str:
-    """Take `prefix` off, if it is there: the filter `without`."""
-    return text.removeprefix(prefix)
+#: Filters for templates, beside Jinja's own: text to base64; {a: 1} to [{key: a, value: 1}]; text without its beginning.
+FILTERS: dict[str, Callable[..., Any]] = {
+    'b64': lambda text: base64.b64encode(text.encode()).decode(),
+    'pairs': lambda mapping, key, value: [{key: k, value: v} for k, v in mapping.items()],
+    'without': lambda text, beginning: text.removeprefix(beginning),
+}
 
 
 class Driver:
@@ -235,7 +162,7 @@ class Driver:
         self._env = sandbox.ImmutableSandboxedEnvironment(
             loader=jinja2.FileSystemLoader(self._path), undefined=jinja2.StrictUndefined, finalize=quote,
             trim_blocks=True, lstrip_blocks=True, autoescape=False)
-        self._env.filters.update(b64=_b64, pairs=_pairs, without=_strip_prefix)
+        self._env.filters.update(FILTERS)
         self.manifest = self._read_manifest()
         self.labels_known: dict[str, dict[str, Any]] = self.manifest['labels']
         self._aliases = {old: name for name, label in self.labels_known.items() for old in label.get('aliases', ())}
@@ -254,7 +181,7 @@ class Driver:
             manifest = yaml.safe_load((self.folder / 'manifest.yaml').read_text(encoding='utf-8'))
         except (OSError, UnicodeError, yaml.YAMLError) as exc:
             raise self._error('manifest.yaml', exc) from exc
-        problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(MANIFEST).iter_errors(manifest))
+        problem = jsonschema.exceptions.best_match(_manifest_schema().iter_errors(manifest))
         if problem is not None:
             raise self._error(f'manifest.yaml {problem.json_path}', problem.message)
         result: dict[str, Any] = manifest
@@ -309,7 +236,8 @@ class Driver:
             elif name != given and name in labels:
                 problems.append(f'Label {given} is another name of {name}; give one of them')
             elif value != '' and (problem := self._convert(name, value)[1]):
-                problems.append(self._sentence(f'Label {given} cannot be {value!r}: {problem}', self.labels_known[name]))
+                problem = f'Label {given} cannot be {value!r}: {problem}'
+                problems.append(self._sentence(problem, self.labels_known[name]))
         return problems
 
     def labels(self, conf: cfg.ConfigOpts, labels: Mapping[str, str]) -> dict[str, Any]:
@@ -330,16 +258,18 @@ class Driver:
 
     def _convert(self, name: str, text: str) -> tuple[Any, str | None]:
         """Make the typed value of a label's text: (value, what is wrong with it)."""
-        schema, value = self.labels_known[name]['schema'], text
-        typed: Any = value
+        schema = self.labels_known[name]['schema']
+        if re.search(r'[\x00-\x1f\x7f]', text):
+            return None, 'it must not hold control characters'
+        value: Any = text
         if schema['type'] == 'boolean':
-            typed = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}.get(
-                str(text).lower(), text)
-        elif schema['type'] == 'integer' and re.fullmatch(r'-?[0-9]{1,9}', str(text)):
-            typed = int(text)
+            value = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}.get(
+                text.lower(), text)
+        elif schema['type'] == 'integer' and re.fullmatch(r'-?[0-9]{1,9}', text):
+            value = int(text)
         elif schema['type'] == 'array':
-            typed = [part.strip() for part in str(text).split(',') if part.strip()]
-        return typed, self._problem(schema, typed)
+            value = [part.strip() for part in text.split(',') if part.strip()]
+        return value, self._problem(schema, value)
 
     def _problem(self, schema: dict[str, Any], value: Any) -> str | None:
         """Say what a value must be, from its schema; None if it is that."""
@@ -376,9 +306,10 @@ class Driver:
         if resources > MAX_STACK_RESOURCES:
             problems.append(f'{sum(counts.values())} nodes need {resources} resources in one stack, and Heat allows '
                             f'{MAX_STACK_RESOURCES}; use fewer nodes here and further nodegroups for the rest')
-        secrets = {name: _Sized('x' * KEY_SIZES[spec.algorithm][0], 'x' * KEY_SIZES[spec.algorithm][1])
-                   for name, spec in self.keys.items()}
-        secrets |= {name: _Sized(*('x' * n for n in KEY_SIZES['ecdsa-p256'])) for name in self.certificates}
+        sizes = {name: KEY_SIZES[spec.algorithm] for name, spec in self.keys.items()}
+        sizes |= dict.fromkeys(self.certificates, KEY_SIZES['ecdsa-p256'])
+        secrets = {name: types.SimpleNamespace(certificate='x' * public, private_key='x' * private)
+                   for name, (public, private) in sizes.items()}
         for text in self._user_data(self.manifest['stack'], context, secrets).values():
             if (length := len(text) + PLACEHOLDER_ROOM) > MAX_USER_DATA:
                 problems.append(f'The user-data of a node would have {length} bytes, and Nova takes {MAX_USER_DATA}; '
@@ -412,36 +343,49 @@ class Driver:
         Needs `template` and `nodegroups` with their nodes; `secrets` holds all of `keys` and `certificates`. The same
         rows always give the same template. Raises `DriverError` with the place in the folder.
         """
-        if missing := sorted({*self.keys, *self.certificates} - set(secrets)):
-            raise errors.DriverError(f'driver {self.name}: no secrets given for {", ".join(missing)}')
         return self._render(self.manifest['stack'], self._context(conf, cluster), secrets)
 
-    def _context(self, conf: cfg.ConfigOpts, cluster: models.Cluster) -> dict[str, Any]:
-        """Collect what templates and expressions see. No secret is in it."""
+    def render_nodegroup(self, conf: cfg.ConfigOpts, cluster: models.Cluster, group: models.NodeGroup,
+                         secrets: Mapping[str, Secret], *, outputs: Mapping[str, Any]) -> Rendered:
+        """Render the root stack of one further nodegroup; `outputs` are those of the cluster's stack.
+
+        Otherwise as `render`. Raises `DriverError` if the driver has no such stack, too.
+        """
+        if 'nodegroup_stack' not in self.manifest:
+            raise errors.DriverError(f'driver {self.name} makes no nodegroups beside the default ones')
+        context = self._context(conf, cluster, group) | {'outputs': outputs}
+        return self._render(self.manifest['nodegroup_stack'], context, secrets)
+
+    def _context(self, conf: cfg.ConfigOpts, cluster: models.Cluster,
+                 further: models.NodeGroup | None = None) -> dict[str, Any]:
+        """Collect what templates and expressions see; `groups` are those of the stack, by role. No secret is in it."""
         groups = {group.role: group for group in reversed(cluster.nodegroups) if group.is_default}
-        context = {
-            'cluster': cluster, 'template': cluster.template, 'labels': self.labels(conf, cluster.labels or {}),
-            'groups': groups, 'node_timeout_s': node_timeout_s(conf, cluster)}
+        labels = cluster.labels or {}
+        if further is not None:
+            groups, labels = {'worker': further}, labels | (further.labels or {})
+        context = {'cluster': cluster, 'template': cluster.template, 'labels': self.labels(conf, labels),
+                   'groups': groups, 'node_timeout_s': node_timeout_s(conf, cluster)}
         for name, expression in self.manifest.get('facts', {}).items():
             context[name] = self._evaluate(expression, context)
         return context
 
     def _render(self, stack: dict[str, Any], context: dict[str, Any], secrets: Mapping[str, Secret]) -> Rendered:
-        template, declared = self._template(stack['template'], context)
+        if missing := sorted({*self.keys, *self.certificates} - set(secrets)):
+            raise errors.DriverError(f'driver {self.name}: no secrets given for {", ".join(missing)}')
+        template, read = self._template(stack['template'], context)
         files = {}
         for name, item in stack.get('files', {}).items():
             role = item.get('role')
             files[name], _ = self._template(item['template'], {
                 **context, 'role': role, 'group': context['groups'].get(role)})
-        parameters: dict[str, Any] = {
-            label['parameter']: context['labels'][name] for name, label in self.labels_known.items()
-            if 'parameter' in label}
-        for name, expression in self.manifest.get('parameters', {}).items():
-            parameters[name] = self._evaluate(expression, context)
-        parameters |= self._user_data(stack, context, secrets)
-        known = declared.get('parameters') or {}
+        declared = read.get('parameters') or {}
+        values: dict[str, Any] = {label['parameter']: context['labels'][name]
+                                  for name, label in self.labels_known.items() if 'parameter' in label}
+        values |= {name: self._evaluate(expression, context)
+                   for name, expression in self.manifest.get('parameters', {}).items() if name in declared}
+        values |= self._user_data(stack, context, secrets)
         return Rendered(template, files, {
-            name: value for name, value in parameters.items() if name in known and value is not None})
+            name: value for name, value in values.items() if name in declared and value is not None})
 
     def _user_data(
             self, stack: dict[str, Any], context: dict[str, Any], secrets: Mapping[str, Secret]) -> dict[str, str]:
@@ -539,6 +483,12 @@ class Driver:
         return Observed(
             api_address=outputs.get(names.get('api_address')), coe_version=outputs.get(names.get('coe_version')),
             nodes=nodes)
+
+
+@functools.cache
+def _manifest_schema() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(
+        yaml.safe_load((BUILT_IN / 'manifest.schema.yaml').read_text(encoding='utf-8')))
 
 
 _Loader: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)

@@ -141,8 +141,11 @@ def visit(world: steps.World, holder: str, clusters: Sequence[models.Cluster], s
         return steps.Task(world=world, cluster=cluster, holder=holder, stack=stack)
 
     try:
+        if any(cluster.failures and cluster.stack_id for cluster in clusters):
+            # Perhaps because the role on the project is gone: taken away by somebody, or by a delete that died.
+            world.cloud.grant_roles(clusters[0].project_id)
         seen = watch.look(world.cloud, clusters)
-    except clients.CloudError as e:
+    except Exception as e:
         for cluster in clusters:
             with contextlib.suppress(errors.LeaseLost):
                 reconcile.back_off(task(cluster, None), e)

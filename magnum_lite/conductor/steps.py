@@ -106,8 +106,11 @@ class Task:
 
 
 def ensure_project_role(task: Task) -> None:
-    """Give the service its role on the project: before the first stack, and again when calls have failed."""
-    if task.cluster.stack_id is not None and not task.cluster.failures:
+    """Give the service its role on the project, before anything is asked of Heat for this cluster.
+
+    A role that is lost later is given again by `service.visit`, when calls have failed.
+    """
+    if task.cluster.stack_id is not None:
         return
     task.note()
     try:

@@ -10,17 +10,18 @@ set -eu
 umask 022
 export LC_ALL=C HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/bin
 HERE=/opt/magnum-lite STATE=/var/lib/magnum-lite LOG=/var/log/magnum-lite-node.log
-STEP='read the settings'
-set -a
+STEP='read the settings' LOG_AT=0
 . /etc/magnum-lite/node.env
+set -a
 [ ! -e /etc/magnum-lite/proxy.env ] || . /etc/magnum-lite/proxy.env
 set +a
 mkdir -p "$STATE"
 
-# step NAME: say what begins now.
+# step NAME: say what begins now. (No colons: Heat puts spaces after them when it hands a reason upwards.)
 step() {
     STEP=$1
-    echo "== $(date -u +%H:%M:%SZ) $STEP"
+    echo "== $(date -u +%H%M%SZ) $STEP"
+    LOG_AT=$(wc -c <"$LOG" 2>/dev/null || echo 0)
 }
 
 fail() {
@@ -116,7 +117,8 @@ report() {
     : >"$STATE/reported"
 }
 
-last_lines() { tail -c 700 "$LOG" 2>/dev/null || true; }
+# last_lines: the end of what the present step wrote.
+last_lines() { tail -c "+$((LOG_AT + 1))" "$LOG" 2>/dev/null | tail -c 700 || true; }
 
 finish() {
     code=$?
@@ -125,15 +127,14 @@ finish() {
         step 'report success'
         report SUCCESS "$NODE_NAME is ready"
     else
-        echo "== failed: $STEP (exit code $code)"
-        report FAILURE "$NODE_NAME: step '$STEP' ended with code $code; last lines: $(last_lines)"
+        report FAILURE "$NODE_NAME: step '$STEP' failed (exit code $code): $(last_lines)"
     fi
     exit "$code"
 }
 
 if [ "${1:-}" = --if-silent ]; then
     [ -e "$STATE/reported" ] || report FAILURE \
-        "$NODE_NAME: the set-up ended without a report (${SERVICE_RESULT:-} ${EXIT_STATUS:-}); last lines: $(last_lines)"
+        "$NODE_NAME: the set-up ended without a report (${SERVICE_RESULT:-} ${EXIT_STATUS:-}): $(last_lines)"
     exit 0
 fi
 trap finish EXIT

@@ -1,0 +1,214 @@
+"""What tests stand on: a database, a configuration, a fake cloud, an application.
+
+The database is SQLite in a file of its own. The tests that ask for `any_database` run on MariaDB and PostgreSQL too,
+where one answers on loopback; the header of the run says which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import fakes
+import pytest
+import sqlalchemy as sa
+import webob
+from oslo_config import cfg
+from oslo_config import fixture as config_fixture
+
+from magnum_lite import certs, config, db, drivers, keystore, models
+from magnum_lite.api import app as api_app
+from magnum_lite.api import policies
+from magnum_lite.api.request import Services
+from magnum_lite.conductor import steps
+
+SERVERS = {
+    'mariadb': os.environ.get('TEST_MARIADB', 'mysql+pymysql://root@127.0.0.1:3306/?charset=utf8mb4'),
+    'postgresql': os.environ.get('TEST_POSTGRESQL', 'postgresql+psycopg2://postgres@127.0.0.1:5432/postgres'),
+}
+RABBITMQ = os.environ.get('TEST_RABBITMQ', 'rabbit://guest:guest@127.0.0.1:5672/')
+
+
+def _answers(name: str) -> bool:
+    url = sa.make_url(SERVERS[name])
+    with contextlib.suppress(OSError, sa.exc.SQLAlchemyError), \
+            socket.create_connection((url.host or '', url.port or 0), timeout=1):
+        engine = sa.create_engine(url)
+        with engine.connect():
+            engine.dispose()
+            return True
+    return False
+
+
+def rabbitmq_answers() -> bool:
+    url = sa.make_url(RABBITMQ)
+    with contextlib.suppress(OSError), socket.create_connection((url.host or '', url.port or 0), timeout=1):
+        return True
+    return False
+
+
+AVAILABLE = ['sqlite', *(name for name in SERVERS if _answers(name))]
+
+
+def pytest_report_header() -> list[str]:
+    missing = [name for name in SERVERS if name not in AVAILABLE]
+    return [f'databases: {", ".join(AVAILABLE)}' + (f'; no {", ".join(missing)} on loopback' if missing else ''),
+            f'broker: in-process{", RabbitMQ" if rabbitmq_answers() else "; no RabbitMQ on loopback"}']
+
+
+@contextlib.contextmanager
+def scratch_database(kind: str, folder: pathlib.Path) -> Iterator[str]:
+    """The URL of an empty database of that kind, dropped afterwards."""
+    if kind == 'sqlite':
+        yield f'sqlite:///{folder}/test.sqlite'
+        return
+    name = f'ml_test_{uuid.uuid4().hex[:12]}'
+    server = sa.create_engine(SERVERS[kind], isolation_level='AUTOCOMMIT')
+    with server.connect() as connection:
+        connection.execute(sa.text(f'CREATE DATABASE {name}'))
+    try:
+        yield sa.make_url(SERVERS[kind]).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with server.connect() as connection:
+            force = ' WITH (FORCE)' if kind == 'postgresql' else ''
+            connection.execute(sa.text(f'DROP DATABASE {name}{force}'))
+        server.dispose()
+
+
+@pytest.fixture
+def conf(tmp_path: pathlib.Path) -> Iterator[cfg.ConfigOpts]:
+    """The configuration, with state in a folder of the test and callers that are believed."""
+    config.register(config.CONF)
+    with config_fixture.Config(config.CONF) as fixture:
+        fixture.conf([], project='magnum-lite', default_config_files=[])
+        fixture.config(state_path=str(tmp_path), host='tester')
+        fixture.config(group='api', auth_strategy='noauth')
+        fixture.config(group='conductor', retry_interval=0.01, watch_interval=0.05)
+        yield fixture.conf
+
+
+@pytest.fixture
+def database(conf: cfg.ConfigOpts, tmp_path: pathlib.Path) -> Iterator[db.Database]:
+    """An empty SQLite database with the schema that the models describe."""
+    with scratch_database('sqlite', tmp_path) as url:
+        made = db.Database(conf, connection=url)
+        models.Base.metadata.create_all(made.engine)
+        yield made
+        made.engine.dispose()
+
+
+@pytest.fixture(params=AVAILABLE)
+def any_database(request: pytest.FixtureRequest, conf: cfg.ConfigOpts, tmp_path: pathlib.Path) -> Iterator[db.Database]:
+    """The same on every database that answers."""
+    with scratch_database(request.param, tmp_path) as url:
+        made = db.Database(conf, connection=url)
+        models.Base.metadata.create_all(made.engine)
+        yield made
+        made.engine.dispose()
+
+
+@pytest.fixture
+def cloud() -> fakes.FakeCloud:
+    return fakes.FakeCloud()
+
+
+class Nudges(list[str]):
+    """Takes the place of `rpc.Nudger`: the uuids that were nudged."""
+
+    nudge = list.append
+
+
+@pytest.fixture
+def nudges() -> Nudges:
+    return Nudges()
+
+
+@pytest.fixture
+def services(conf: cfg.ConfigOpts, database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges) -> Services:
+    """What the handlers of the API act on."""
+    return Services(conf=conf, db=database, cloud=cloud, drivers=drivers.load(conf), nudger=nudges,
+                    enforcer=policies.enforcer(conf))
+
+
+@pytest.fixture(scope='session')
+def rsa_pair() -> certs.Pair:
+    return certs.make_keypair(algorithm='rsa-2048')
+
+
+@pytest.fixture
+def world(conf: cfg.ConfigOpts, database: db.Database, cloud: fakes.FakeCloud, rsa_pair: certs.Pair,
+          monkeypatch: pytest.MonkeyPatch) -> steps.World:
+    """What the steps of the conductor act on. One RSA key serves all tests: making one takes a second."""
+    monkeypatch.setattr(certs, 'make_keypair', lambda *, algorithm: rsa_pair)
+    keystore.create_key_file(conf.keystore.key_file)
+    return steps.World(conf=conf, db=database, cloud=cloud, keystore=keystore.KeyStore(conf),
+                       drivers=drivers.load(conf))
+
+
+class Api:
+    """Requests to the application, without a network in between."""
+
+    def __init__(self, application: api_app.WSGI) -> None:
+        self.application = application
+
+    def __call__(self, method: str, path: str, body: Any = None, *, project: str = 'p1', roles: str = 'member,reader',
+                 version: str | None = 'container-infra latest', raw: bytes | None = None,
+                 headers: dict[str, str] | None = None) -> webob.Response:
+        request = webob.Request.blank(path, method=method, environ={'REMOTE_ADDR': '127.0.0.1'})
+        request.headers.update({'X-Project-Id': project, 'X-User-Id': f'user-of-{project}', 'X-Roles': roles})
+        if version:
+            request.headers['OpenStack-API-Version'] = version
+        if body is not None or raw is not None:
+            request.body = raw if raw is not None else json.dumps(body).encode()
+            request.content_type = 'application/json'
+        request.headers.update(headers or {})
+        return request.get_response(self.application)
+
+
+@pytest.fixture
+def api(services: Services) -> Api:
+    return Api(api_app.make_app(services))
+
+
+TEMPLATE = {'name': 'k8s', 'coe': 'kubernetes', 'image_id': 'ubuntu', 'flavor_id': 'm1.small',
+            'master_flavor_id': 'm1.small', 'external_network_id': 'public', 'keypair_id': 'testkey'}
+
+
+@pytest.fixture
+def template(api: Api) -> dict[str, Any]:
+    """A cluster template of project p1."""
+    response = api('POST', '/v1/clustertemplates', TEMPLATE)
+    assert response.status_code == 201, response.text
+    return response.json
+
+
+@pytest.fixture
+def cluster(api: Api, template: dict[str, Any]) -> str:
+    """The uuid of a cluster of project p1 that was just asked for: one master, two workers."""
+    response = api('POST', '/v1/clusters', {'name': 'c1', 'cluster_template_id': template['uuid'], 'node_count': 2})
+    assert response.status_code == 202, response.text
+    return response.json['uuid']
+
+
+@contextlib.contextmanager
+def counted_statements(database: db.Database) -> Iterator[list[str]]:
+    """The SQL statements of a block, without BEGIN and the like."""
+    seen: list[str] = []
+
+    def note(conn: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.split()[0].upper() in ('SELECT', 'INSERT', 'UPDATE', 'DELETE'):
+            seen.append(statement)
+
+    sa.event.listen(database.engine, 'before_cursor_execute', note)
+    try:
+        yield seen
+    finally:
+        sa.event.remove(database.engine, 'before_cursor_execute', note)
+
+

@@ -1,0 +1,172 @@
+"""The other cloud: what stands behind `clients.Cloud` in tests. In memory, and able to fail on purpose.
+
+It repeats what was seen on real Keystone and Heat: without a role on the project no call works (401); a second stack
+of a name is refused (409); the list of stacks leaves out those that are deleted; a stack that is being deleted goes
+after a while. Nothing here is patched into the program: a `FakeCloud` is handed to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from magnum_lite import clients
+
+
+class Died(BaseException):
+    """The process is killed here. No `except Exception` of the program can see it, as none sees SIGKILL."""
+
+
+@dataclass
+class FakeStack:
+    """A stack of the fake Heat. A test sets `status`, `reason`, `outputs` and `failed` as the story goes."""
+
+    id: str
+    name: str
+    template: str
+    files: dict[str, str]
+    parameters: dict[str, Any]
+    timeout_min: int
+    status: str = 'CREATE_IN_PROGRESS'
+    reason: str = ''
+    outputs: dict[str, Any] = field(default_factory=dict)
+    failed: list[clients.FailedResource] = field(default_factory=list)
+
+    def seen(self) -> clients.Stack:
+        return clients.Stack(self.id, self.name, self.status, self.reason)
+
+
+@dataclass
+class FakeCloud:
+    """`clients.Cloud`, `clients.Stacks` and `clients.Lookups` of one pretended cloud."""
+
+    images: dict[str, clients.Image] = field(default_factory=lambda: {
+        'ubuntu': clients.Image('5d7e1b5c-0000-4000-8000-000000000001', 'ubuntu', 'ubuntu', None),
+        'no-distro': clients.Image('5d7e1b5c-0000-4000-8000-000000000002', 'no-distro', None, None),
+        'plan9': clients.Image('5d7e1b5c-0000-4000-8000-000000000003', 'plan9', 'plan9', None)})
+    flavors: dict[str, clients.Flavor] = field(default_factory=lambda: {
+        'm1.small': clients.Flavor('2', 20), 'm1.nodisk': clients.Flavor('9', 0)})
+    external_networks: dict[str, str] = field(default_factory=lambda: {'public': 'net-public'})
+    networks: dict[str, str] = field(default_factory=lambda: {'private': 'net-private'})
+    subnets: dict[str, str] = field(default_factory=lambda: {'private-subnet': 'subnet-private'})
+    keypairs: dict[str, str] = field(default_factory=lambda: {'testkey': 'ssh-ed25519 AAAAC3Nza test'})
+    #: Names that fit more than one thing.
+    ambiguous: set[str] = field(default_factory=set)
+    #: Service types that the catalog does not have.
+    missing: set[str] = field(default_factory=set)
+
+    projects_with_role: set[str] = field(default_factory=set)
+    stacks_by_project: dict[str, dict[str, FakeStack]] = field(default_factory=dict)
+    #: Every call that was made, by name.
+    calls: list[str] = field(default_factory=list)
+    #: Called before and after each call with its name and 'before' or 'after'; whatever it raises, the call raises.
+    hook: Callable[[str, str], None] | None = None
+
+    @contextlib.contextmanager
+    def call(self, name: str) -> Iterator[None]:
+        self.calls.append(name)
+        if self.hook:
+            self.hook(name, 'before')
+        yield
+        if self.hook:
+            self.hook(name, 'after')
+
+    def all_stacks(self) -> list[FakeStack]:
+        """Every stack that was not deleted, of all projects."""
+        return [stack for stacks in self.stacks_by_project.values() for stack in stacks.values()]
+
+    # -- clients.Cloud
+
+    def grant_roles(self, project_id: str) -> None:
+        with self.call('grant_roles'):
+            self.projects_with_role.add(project_id)
+
+    def revoke_roles(self, project_id: str) -> None:
+        with self.call('revoke_roles'):
+            self.projects_with_role.discard(project_id)
+
+    def stacks(self, project_id: str) -> FakeStacks:
+        return FakeStacks(self, project_id)
+
+    def lookups(self, auth: Any) -> FakeLookups:
+        return FakeLookups(self)
+
+
+@dataclass
+class FakeStacks:
+    cloud: FakeCloud
+    project_id: str
+
+    @contextlib.contextmanager
+    def _call(self, name: str) -> Iterator[dict[str, FakeStack]]:
+        with self.cloud.call(name):
+            if self.project_id not in self.cloud.projects_with_role:
+                raise clients.Away('the service has no role on the project (HTTP 401)')
+            yield self.cloud.stacks_by_project.setdefault(self.project_id, {})
+
+    def create(self, name: str, *, template: str, files: dict[str, str], parameters: dict[str, Any],
+               timeout_min: int) -> str:
+        with self._call('create') as stacks:
+            if any(stack.name == name for stack in stacks.values()):
+                raise clients.Clash(f'the stack {name} exists (HTTP 409)')
+            stack = FakeStack(str(uuid.uuid4()), name, template, files, parameters, timeout_min)
+            stacks[stack.id] = stack
+        return stack.id
+
+    def find(self, name: str) -> clients.Stack | None:
+        with self._call('find') as stacks:
+            return next((stack.seen() for stack in stacks.values() if stack.name == name), None)
+
+    def look(self, ids: Any) -> dict[str, clients.Stack]:
+        with self._call('look') as stacks:
+            return {key: stack.seen() for key, stack in stacks.items() if key in ids}
+
+    def outputs(self, stack_id: str) -> dict[str, Any]:
+        with self._call('outputs') as stacks:
+            return stacks[stack_id].outputs
+
+    def failures(self, stack_id: str) -> list[clients.FailedResource]:
+        with self._call('failures') as stacks:
+            return stacks[stack_id].failed
+
+    def delete(self, stack_id: str) -> None:
+        with self._call('delete') as stacks:
+            if stack_id not in stacks:
+                raise clients.Gone('no such stack (HTTP 404)')
+            stacks[stack_id].status = 'DELETE_IN_PROGRESS'
+
+
+@dataclass
+class FakeLookups:
+    cloud: FakeCloud
+
+    def _get(self, what: str, things: dict[str, Any], ref: str) -> Any:
+        with self.cloud.call(what):
+            if ref in self.cloud.ambiguous:
+                raise clients.Clash(f'{what} {ref}: more than one fits')
+            for name, thing in things.items():
+                if ref in (name, getattr(thing, 'id', thing)):
+                    return thing
+            raise clients.Gone(f'{what} {ref}: not there (HTTP 404)')
+
+    def has(self, service: str) -> bool:
+        return service not in self.cloud.missing
+
+    def image(self, ref: str) -> clients.Image:
+        return self._get('image', self.cloud.images, ref)
+
+    def flavor(self, ref: str) -> clients.Flavor:
+        return self._get('flavor', self.cloud.flavors, ref)
+
+    def network(self, ref: str, *, external: bool = False) -> str:
+        return self._get('network', self.cloud.external_networks if external else
+                         self.cloud.networks | self.cloud.external_networks, ref)
+
+    def subnet(self, ref: str) -> str:
+        return self._get('subnet', self.cloud.subnets, ref)
+
+    def public_key(self, keypair: str) -> str:
+        return self._get('keypair', self.cloud.keypairs, keypair)

@@ -1,0 +1,452 @@
+"""The conductor against a cloud that fails and with processes that die: the same end, whatever happened."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from typing import Any
+
+import fakes
+import pytest
+import sqlalchemy as sa
+from conftest import Api
+
+from magnum_lite import clients, db, errors, models
+from magnum_lite.conductor import reconcile, service, steps, watch
+
+ADMIN = db.Scope('', all_projects=True)
+NOBODY_STOPS = threading.Event()
+
+
+class Story:
+    """Runs rounds of conductors, each of which may die, until nothing is due any more."""
+
+    def __init__(self, world: steps.World, cloud: fakes.FakeCloud) -> None:
+        self.world, self.cloud = world, cloud
+        self.rounds = 0
+
+    def make_due(self) -> None:
+        """Let the time pass: everything that will be due is due, every lease of the dead is over."""
+        with self.world.db.write() as session:
+            past = models.utcnow() - datetime.timedelta(hours=1)
+            session.execute(sa.update(models.Cluster).where(models.Cluster.check_at.is_not(None)).values(check_at=past))
+            session.execute(sa.update(models.Cluster).values(leased_by=None, leased_until=None))
+
+    def round(self) -> None:
+        """One look of a new conductor at all that is due. If it dies, it dies silently."""
+        self.rounds += 1
+        holder = f'conductor-{self.rounds}'
+        for followed in (False, True):
+            clusters = db.claim(self.world.db, f'{holder}-{followed}', limit=100, lease_s=60, followed=followed)
+            for visit in service.by_project(clusters):
+                try:
+                    service.visit(self.world, f'{holder}-{followed}', visit, NOBODY_STOPS)
+                except fakes.Died:
+                    return
+
+    def heat_works(self) -> None:
+        """What Heat does meanwhile: stacks become complete, deleted ones go."""
+        for stacks in self.cloud.stacks_by_project.values():
+            for stack in list(stacks.values()):
+                if stack.status == 'CREATE_IN_PROGRESS':
+                    stack.status = 'CREATE_COMPLETE'
+                elif stack.status == 'DELETE_IN_PROGRESS':
+                    del stacks[stack.id]
+
+    def run(self, rounds: int = 12) -> None:
+        for _ in range(rounds):
+            self.make_due()
+            self.round()
+            self.heat_works()
+
+    def clusters(self) -> list[models.Cluster]:
+        return list(db.list_clusters(self.world.db, ADMIN, db.Page(1000), brief=False))
+
+    def count(self, model: type[models.Base]) -> int:
+        with self.world.db.read() as session:
+            return session.scalar(sa.select(sa.func.count()).select_from(model)) or 0
+
+
+@pytest.fixture
+def story(world: steps.World, cloud: fakes.FakeCloud) -> Story:
+    return Story(world, cloud)
+
+
+def test_create_reaches_complete_with_one_stack(story: Story, cluster: str) -> None:
+    story.run(4)
+
+    [row] = story.clusters()
+    [stack] = story.cloud.all_stacks()
+    assert (row.status, row.stack_id, row.check_at, row.leased_by) == ('CREATE_COMPLETE', stack.id, None, None)
+    assert stack.name == f'c1-{cluster}'
+    assert story.count(models.Key) == len(story.world.drivers[row.driver].keys)
+    assert {group.status for group in row.nodegroups} == {'CREATE_COMPLETE'}
+    [operation] = db.list_operations(story.world.db, cluster)
+    assert (operation.kind, operation.outcome, operation.code) == ('create', 'complete', None)
+    assert operation.begun_at is not None and operation.ended_at is not None
+
+
+def test_outputs_become_addresses(story: Story, cluster: str) -> None:
+    story.make_due()
+    story.round()
+    [stack] = story.cloud.all_stacks()
+    outputs = story.world.drivers['k8s_ubuntu'].manifest['outputs']
+    stack.outputs = {
+        outputs['api_address']: 'https://172.24.0.5:6443',
+        outputs['nodes'][0]: [{'nodegroup': 'default-master', 'number': 0, 'server_id': 's0',
+                               'address': '172.24.0.5', 'private_address': '10.0.0.5'}],
+        outputs['nodes'][1]: [{'nodegroup': 'default-worker', 'number': n, 'server_id': f's{n + 1}',
+                               'address': f'172.24.0.{n + 6}', 'private_address': None} for n in range(2)]}
+    story.heat_works()
+    story.run(1)
+
+    [row] = story.clusters()
+    assert row.api_address == 'https://172.24.0.5:6443'
+    assert row.master_addresses == ['172.24.0.5']
+    assert row.node_addresses == ['172.24.0.6', '172.24.0.7']
+    with story.world.db.read() as session:
+        nodes = session.scalars(sa.select(models.Node).order_by(models.Node.id)).all()
+    assert [(n.name.rpartition('-')[2], n.server_id, n.status) for n in nodes] == [
+        ('0', 's0', 'CREATE_COMPLETE'), ('0', 's1', 'CREATE_COMPLETE'), ('1', 's2', 'CREATE_COMPLETE')]
+
+
+def test_outputs_that_are_null_are_borne(story: Story, cluster: str) -> None:
+    story.run(4)
+
+    [row] = story.clusters()
+    assert (row.status, row.api_address, row.node_addresses) == ('CREATE_COMPLETE', None, [])
+
+
+def test_delete_leaves_nothing(story: Story, api: Api, cluster: str) -> None:
+    story.run(3)
+    assert api('DELETE', f'/v1/clusters/{cluster}').status_code == 204
+    story.run(4)
+
+    assert story.clusters() == []
+    assert story.cloud.all_stacks() == []
+    assert story.cloud.projects_with_role == set()
+    assert [story.count(m) for m in (models.NodeGroup, models.Node, models.Key)] == [0, 0, 0]
+    assert [(o.kind, o.outcome) for o in db.list_operations(story.world.db, cluster)] == [
+        ('create', 'complete'), ('delete', 'complete')]
+
+
+def test_delete_of_one_cluster_keeps_the_role_for_the_other(
+        story: Story, api: Api, cluster: str, template: dict[str, Any]) -> None:
+    api('POST', '/v1/clusters', {'name': 'c2', 'cluster_template_id': template['uuid']})
+    story.run(3)
+    api('DELETE', f'/v1/clusters/{cluster}')
+    story.run(4)
+
+    assert [row.name for row in story.clusters()] == ['c2']
+    assert story.cloud.projects_with_role == {'p1'}
+
+
+def test_delete_during_create_removes_the_stack(story: Story, api: Api, cluster: str) -> None:
+    story.make_due()
+    story.round()
+    assert len(story.cloud.all_stacks()) == 1
+    api('DELETE', f'/v1/clusters/{cluster}')
+    story.run(4)
+
+    assert (story.clusters(), story.cloud.all_stacks()) == ([], [])
+    assert [(o.kind, o.outcome) for o in db.list_operations(story.world.db, cluster)] == [
+        ('create', 'superseded'), ('delete', 'complete')]
+
+
+def test_delete_that_arrives_while_the_stack_is_being_created_is_not_overwritten(
+        story: Story, api: Api, cluster: str) -> None:
+    """The API writes while a conductor waits for Heat: what the conductor writes then must not undo it."""
+    def delete_meanwhile(call: str, when: str) -> None:
+        if (call, when) == ('create', 'after'):
+            story.cloud.hook = None
+            assert api('DELETE', f'/v1/clusters/{cluster}').status_code == 204
+
+    story.cloud.hook = delete_meanwhile
+    story.run(6)
+
+    assert (story.clusters(), story.cloud.all_stacks()) == ([], [])
+
+
+def test_delete_before_any_conductor_saw_it_makes_no_call_to_heat(story: Story, api: Api, cluster: str) -> None:
+    api('DELETE', f'/v1/clusters/{cluster}')
+    story.run(2)
+
+    assert story.clusters() == []
+    assert story.cloud.calls.count('create') == story.cloud.calls.count('find') == 0
+
+
+OUTSIDE_CALLS = ('grant_roles', 'create', 'look', 'outputs')
+DELETE_CALLS = ('look', 'delete', 'revoke_roles')
+
+
+def dying(cloud: fakes.FakeCloud, victim: str, moment: str) -> list[int]:
+    """Have the process die at its first call of this name. Returns a list that holds 1 once it did."""
+    deaths: list[int] = []
+
+    def hook(call: str, when: str) -> None:
+        if (call, when) == (victim, moment) and not deaths:
+            deaths.append(1)
+            raise fakes.Died
+    cloud.hook = hook
+    return deaths
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+@pytest.mark.parametrize('victim', OUTSIDE_CALLS)
+def test_conductor_that_dies_in_a_create(story: Story, cluster: str, victim: str, moment: str) -> None:
+    deaths = dying(story.cloud, victim, moment)
+    story.run()
+
+    [row] = story.clusters()
+    [stack] = story.cloud.all_stacks()
+    assert deaths, 'the call was never made, so this shows nothing'
+    assert (row.status, row.stack_id) == ('CREATE_COMPLETE', stack.id)
+    assert story.count(models.Key) == len(story.world.drivers[row.driver].keys)
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+@pytest.mark.parametrize('victim', DELETE_CALLS)
+def test_conductor_that_dies_in_a_delete(story: Story, api: Api, cluster: str, victim: str, moment: str) -> None:
+    story.run(3)
+    api('DELETE', f'/v1/clusters/{cluster}')
+    deaths = dying(story.cloud, victim, moment)
+    story.run()
+
+    assert deaths, 'the call was never made, so this shows nothing'
+    assert (story.clusters(), story.cloud.all_stacks(), story.cloud.projects_with_role) == ([], [], set())
+    assert story.count(models.Key) == 0
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+def test_delete_after_a_conductor_died_in_its_create_finds_the_stack(
+        story: Story, api: Api, cluster: str, moment: str) -> None:
+    """The stack may exist although no row knows its id."""
+    dying(story.cloud, 'create', moment)
+    story.make_due()
+    story.round()
+    api('DELETE', f'/v1/clusters/{cluster}')
+    story.run()
+
+    assert (story.clusters(), story.cloud.all_stacks()) == ([], [])
+
+
+class DiesInTheDatabase:
+    """Has the process die at the n-th write to the database, before or after it is committed."""
+
+    def __init__(self, database: db.Database, number: int, moment: str) -> None:
+        self.engine, self.number, self.moment, self.seen = database.engine, number, moment, 0
+
+    def __enter__(self) -> DiesInTheDatabase:
+        sa.event.listen(self.engine, 'commit', self.commit)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sa.event.remove(self.engine, 'commit', self.commit)
+
+    def commit(self, connection: sa.Connection) -> None:
+        if not connection.get_execution_options().get('magnum_lite_writes'):
+            return
+        self.seen += 1
+        if self.seen == self.number:
+            if self.moment == 'after':
+                connection.connection.commit()
+            raise fakes.Died
+
+
+@pytest.mark.parametrize('number', range(1, 14))
+@pytest.mark.parametrize('moment', ['before', 'after'])
+def test_conductor_that_dies_at_a_write_of_create_or_delete(
+        story: Story, api: Api, cluster: str, number: int, moment: str) -> None:
+    """Creating takes 8 writes or so and deleting 6: every one of them is a place to die at."""
+    deaths = 0
+    for phase in ('create', 'delete'):
+        if phase == 'delete':
+            api('DELETE', f'/v1/clusters/{cluster}')
+        with DiesInTheDatabase(story.world.db, number, moment) as killer:
+            for _ in range(5):
+                holder = f'doomed-{phase}-{_}'
+                try:
+                    for followed in (False, True):
+                        claimed = db.claim(story.world.db, f'{holder}-{followed}', limit=9, lease_s=60,
+                                           followed=followed)
+                        for visit in service.by_project(claimed):
+                            service.visit(story.world, f'{holder}-{followed}', visit, NOBODY_STOPS)
+                except fakes.Died:
+                    deaths += 1
+                    break
+                with_time_passing(story, killer)
+        story.run()
+        if phase == 'create':
+            [row] = story.clusters()
+            [stack] = story.cloud.all_stacks()
+            assert (row.status, row.stack_id) == ('CREATE_COMPLETE', stack.id)
+    assert (story.clusters(), story.cloud.all_stacks(), story.cloud.projects_with_role) == ([], [], set())
+    assert deaths or number > 8, 'nobody died, so this shows nothing'
+
+
+def with_time_passing(story: Story, killer: DiesInTheDatabase) -> None:
+    """Heat works on and rows become due; the writes for that are the test's, not the victim's."""
+    number, killer.number = killer.number, -1
+    seen = killer.seen
+    story.heat_works()
+    story.make_due()
+    killer.number, killer.seen = number, seen
+
+
+def test_stack_that_fails_says_why(story: Story, api: Api, cluster: str) -> None:
+    story.make_due()
+    story.round()
+    [stack] = story.cloud.all_stacks()
+    with story.world.db.read() as session:
+        victim = session.scalars(sa.select(models.Node).where(models.Node.name.like('%worker-1'))).one().name
+    stack.status, stack.reason = 'CREATE_FAILED', 'Resource CREATE failed: resources.kube_minions'
+    stack.failed = [
+        clients.FailedResource('kube_minions', 'nodegroup.yaml', 'resources[1].kube-minion: ...', 'root', 'x'),
+        clients.FailedResource('kube-minion', 'OS::Nova::Server',
+                               f'ResourceInError: {victim}: Went to status ERROR due to "Message: No valid host was '
+                               'found. There are not enough hosts available., Code: 500"', 'root-1', 'y')]
+    story.run(1)
+
+    body = api('GET', f'/v1/clusters/{cluster}').json
+    assert body['status'] == 'CREATE_FAILED'
+    assert body['status_reason'].startswith('No compute host has room for a server of this flavor: kube-minion: Res')
+    assert 'No valid host was found' in body['faults']['default-worker']
+    [operation] = db.list_operations(story.world.db, cluster)
+    assert (operation.outcome, operation.code) == ('failed', 'NO_VALID_HOST')
+    assert story.cloud.calls.count('failures') == 1
+
+    api('DELETE', f'/v1/clusters/{cluster}')
+    story.run(4)
+    assert (story.clusters(), story.cloud.all_stacks(), story.cloud.projects_with_role) == ([], [], set())
+
+
+def test_stack_that_cannot_be_deleted_fails_the_delete_and_a_second_request_tries_again(
+        story: Story, api: Api, cluster: str) -> None:
+    story.run(3)
+    api('DELETE', f'/v1/clusters/{cluster}')
+    story.make_due()
+    story.round()
+    [stack] = story.cloud.all_stacks()
+    stack.status, stack.reason = 'DELETE_FAILED', 'Conflict: port is in use'
+    story.run(1)
+    assert api('GET', f'/v1/clusters/{cluster}').json['status'] == 'DELETE_FAILED'
+
+    api('DELETE', f'/v1/clusters/{cluster}')
+    story.run(4)
+    assert (story.clusters(), story.cloud.calls.count('delete')) == ([], 2)
+
+
+def test_stack_that_somebody_deleted_is_said(story: Story, api: Api, cluster: str) -> None:
+    story.make_due()
+    story.round()
+    story.cloud.stacks_by_project.clear()
+    story.run(1)
+
+    [operation] = db.list_operations(story.world.db, cluster)
+    assert (operation.outcome, operation.code) == ('failed', 'STACK_GONE')
+
+
+def test_stack_that_heat_refuses_fails_at_once(story: Story, cluster: str) -> None:
+    def refuse(call: str, when: str) -> None:
+        if call == 'create':
+            raise clients.Refused('Creating the stack: You have reached the maximum stacks per tenant, 512. (HTTP 403)')
+    story.cloud.hook = refuse
+    story.run(2)
+
+    [row] = story.clusters()
+    assert row.status == 'CREATE_FAILED'
+    [operation] = db.list_operations(story.world.db, cluster)
+    assert operation.code == 'STACK_LIMIT'
+
+
+@pytest.mark.parametrize('error', [
+    clients.Away('Heat does not answer'), clients.Away('slow down (HTTP 429)', 3.0), clients.Clash('busy (HTTP 409)'),
+    RuntimeError('a mistake of ours')])
+@pytest.mark.parametrize('call', ['grant_roles', 'create', 'look', 'outputs'])
+def test_call_that_fails_for_a_while_is_tried_again(
+        story: Story, cluster: str, call: str, error: Exception) -> None:
+    left = [error] * 3
+
+    def hook(name: str, when: str) -> None:
+        if name == call and when == 'before' and left:
+            raise left.pop()
+    story.cloud.hook = hook
+    story.run()
+
+    [row] = story.clusters()
+    assert (row.status, row.failures, len(story.cloud.all_stacks()), left) == ('CREATE_COMPLETE', 0, 1, [])
+
+
+def test_create_that_heat_did_and_did_not_say_so(story: Story, cluster: str) -> None:
+    """A gateway times out, the stack is there: it is adopted and not made twice."""
+    def hook(name: str, when: str) -> None:
+        if (name, when) == ('create', 'after'):
+            story.cloud.hook = None
+            raise clients.Away('Creating the stack: gateway time-out (HTTP 504)')
+    story.cloud.hook = hook
+    story.run()
+
+    [row] = story.clusters()
+    [stack] = story.cloud.all_stacks()
+    assert (row.status, row.stack_id) == ('CREATE_COMPLETE', stack.id)
+
+
+def test_operation_ends_when_the_cloud_stays_away(story: Story, cluster: str) -> None:
+    def hook(name: str, when: str) -> None:
+        raise clients.Away('Heat does not answer')
+    story.cloud.hook = hook
+    with story.world.db.write() as session:
+        session.execute(sa.update(models.Cluster).values(created_at=models.utcnow() - datetime.timedelta(hours=2)))
+    story.run(1)
+
+    [row] = story.clusters()
+    assert row.status == 'CREATE_FAILED'
+    assert row.status_reason == 'A cloud service could not be reached in time: Heat does not answer'
+
+
+def test_conductor_that_lost_its_lease_changes_nothing(story: Story, cluster: str) -> None:
+    """It was paused while it held the cluster, another one did the work, and now it goes on."""
+    [row] = db.claim(story.world.db, 'paused', limit=1, lease_s=60, followed=False)
+    story.run(4)
+    before = vars_of(story.clusters()[0])
+
+    task = steps.Task(world=story.world, cluster=row, holder='paused', stack=None)
+    reconcile.visit(task)
+    with pytest.raises(errors.LeaseLost):
+        task.note(status_reason='I was here')
+
+    assert vars_of(story.clusters()[0]) == before
+    assert len(story.cloud.all_stacks()) == 1
+
+
+def vars_of(row: models.Cluster) -> dict[str, Any]:
+    return {c.key: getattr(row, c.key) for c in models.Cluster.__table__.columns if c.key != 'stack_text'}
+
+
+def test_looks_of_one_project_are_one_call(story: Story, api: Api, template: dict[str, Any]) -> None:
+    for _ in range(20):
+        api('POST', '/v1/clusters', {'cluster_template_id': template['uuid']})
+    story.make_due()
+    story.round()
+    story.cloud.calls.clear()
+    story.make_due()
+    story.round()
+
+    assert story.cloud.calls == ['look']
+
+
+def test_looks_grow_seldom_with_age() -> None:
+    young = [watch.interval_s(4, 0) for _ in range(50)]
+    old = [watch.interval_s(4, 3600) for _ in range(50)]
+
+    assert max(young) < 5 and min(old) > 30 and max(old) < 50
+    assert len(set(young)) > 1, 'without jitter all conductors look at once'
+
+
+def test_project_whose_role_was_taken_away_meanwhile_gets_it_back(story: Story, cluster: str) -> None:
+    story.make_due()
+    story.round()
+    story.cloud.projects_with_role.clear()
+    story.run(4)
+
+    assert story.clusters()[0].status == 'CREATE_COMPLETE'
