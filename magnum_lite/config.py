@@ -44,7 +44,7 @@ api_opts = [
         ('keystone', 'tokens are checked by Keystone'),
         ('noauth', 'the caller is believed what it says in X-Project-Id, X-User-Id and X-Roles; for tests, and '
                    'refused unless the service listens on, and is called from, a loopback address')],
-               help='How callers prove who they are.'),
+               help='How callers prove who they are. Change it for tests only.'),
 ]
 
 conductor_opts = [

@@ -23,8 +23,3 @@ class Caller:
     is_admin: bool = False
     oslo: context.RequestContext = field(repr=False)
     auth: Any = field(default=None, repr=False)
-
-
-def from_environ(environ: dict[str, Any]) -> context.RequestContext:
-    """Read user, project, roles and request id from a WSGI environment; also makes the log lines carry them."""
-    return context.RequestContext.from_environ(environ)

@@ -178,6 +178,8 @@ def _paged(session: orm.Session, model: type[Cluster] | type[ClusterTemplate], s
     value, last_id = last
     if value is None:
         return query.where(column.is_(None), model.id > last_id)
+    if isinstance(value, bool):  # not every database orders these
+        column, value = sa.cast(column, sa.Integer), int(value)
     beyond = column < value if page.descending else column > value
     return query.where(sa.or_(beyond, sa.and_(column == value, model.id > last_id), column.is_(None)))
 
@@ -186,7 +188,8 @@ def _ident(model: type[Cluster] | type[ClusterTemplate], ident: str) -> sa.Colum
     """By uuid what looks like one, in any spelling; else by the exact name."""
     if uuidutils.is_uuid_like(ident):
         return model.uuid == str(uuidlib.UUID(ident))
-    return model.name == ident
+    # LIKE as well, because MariaDB's `=` takes no notice of spaces at the end.
+    return sa.and_(model.name == ident, model.name.like(re.sub(r'([%_/])', r'/\1', ident), escape='/'))
 
 
 def _one(session: orm.Session, model: type[M], noun: str, scope: Scope, ident: str, *options: Any) -> M:
@@ -369,7 +372,7 @@ def move(session: orm.Session, cluster: Cluster, event: str, *, holder: str | No
     is given; `columns` are written along. Raises Conflict where the table allows no such move, and where the row has
     changed meanwhile LeaseLost (with a holder) or Conflict. `cluster` itself is left as it was.
     """
-    status = states.after(event, cluster.status)
+    status = states.TRANSITIONS[event].get(cluster.status)
     if status is None:
         raise errors.Conflict(f'Cluster {cluster.uuid} is {cluster.status}, which does not allow this.')
     guard = [Cluster.uuid == cluster.uuid, Cluster.status == cluster.status, Cluster.generation == cluster.generation]

@@ -143,7 +143,7 @@ def quote(value: Any) -> str:
     return re.sub(r'[^ -~]', lambda m: f'\\u{ord(m[0]):04x}' if m[0] <= '\uffff' else f'\\U{ord(m[0]):08x}', text)
 
 
-#: Filters for templates, beside Jinja's own: text to base64; {a: 1} to [{key: a, value: 1}]; text without its beginning.
+#: Filters for templates, beside Jinja's own: to base64; {a: 1} to [{key: a, value: 1}]; without a beginning.
 FILTERS: dict[str, Callable[..., Any]] = {
     'b64': lambda text: base64.b64encode(text.encode()).decode(),
     'pairs': lambda mapping, key, value: [{key: k, value: v} for k, v in mapping.items()],
@@ -161,7 +161,8 @@ class Driver:
         self._path = [folder, *shared]
         self._env = sandbox.ImmutableSandboxedEnvironment(
             loader=jinja2.FileSystemLoader(self._path), undefined=jinja2.StrictUndefined, finalize=quote,
-            trim_blocks=True, lstrip_blocks=True, autoescape=False)
+            trim_blocks=True, lstrip_blocks=True,
+            keep_trailing_newline=True, autoescape=False)
         self._env.filters.update(FILTERS)
         self.manifest = self._read_manifest()
         self.labels_known: dict[str, dict[str, Any]] = self.manifest['labels']
@@ -416,7 +417,7 @@ class Driver:
         except jinja2.TemplateSyntaxError as exc:
             raise self._error(f'{exc.name}, line {exc.lineno}', exc.message) from exc
         except jinja2.TemplateNotFound as exc:
-            raise self._error(name, f'there is no {exc}') from exc
+            raise self._error(name, f'there is no {exc.name}') from exc
         except Exception as exc:  # whatever an expression of a template may raise
             lines = [f for f in traceback.extract_tb(exc.__traceback__) if f.filename.endswith('.j2')]
             place = f'{Path(lines[-1].filename).name}, line {lines[-1].lineno}' if lines else name

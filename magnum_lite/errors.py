@@ -106,11 +106,7 @@ class Unavailable(HttpError):
 
 
 class Retry(Exception):
-    """Nothing is wrong, come back in `delay_s` seconds. The row is not changed but for its due time."""
-
-    def __init__(self, delay_s: float) -> None:
-        super().__init__(f'look again in {delay_s:.1f} s')
-        self.delay_s = delay_s
+    """Nothing is wrong, come back in so many seconds (its one argument). Only the due time of the row changes."""
 
 
 class Failed(Exception):

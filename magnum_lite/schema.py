@@ -19,6 +19,8 @@ import jsonschema
 
 from magnum_lite import errors
 
+#: What one answer tells of: a body of a megabyte may have a hundred thousand mistakes.
+MOST_FINDINGS = 20
 #: `create`: what a POST does with the field.
 OPTIONAL, REQUIRED, IGNORED, REFUSED = 'optional', 'required', 'ignored', 'refused'
 
@@ -83,6 +85,8 @@ def coerce(fragment: Mapping[str, Any], value: Any) -> Any:
         digits = value.strip()
         if digits.removeprefix('-').isdigit() and len(digits) < 20:
             return int(digits)
+    if kind == 'integer' and isinstance(value, float) and value.is_integer():  # to JSON, 3.0 is 3
+        return int(value)
     if kind == 'boolean':
         word = str(value).lower() if isinstance(value, str | int) else ''
         if word in TRUE | FALSE:
@@ -129,7 +133,7 @@ class Resource:
             if field.create == IGNORED:
                 self._value(field, body, problems)
         if problems:
-            raise errors.Invalid(' '.join(problems))
+            raise errors.Invalid(' '.join(problems[:MOST_FINDINGS]))
         return values
 
     def _value(self, field: Field, body: Mapping[str, Any], problems: list[str]) -> Any:

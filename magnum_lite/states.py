@@ -45,11 +45,3 @@ def is_failed(status: str) -> bool:
     return status.endswith('_FAILED')
 
 
-def is_in_progress(status: str) -> bool:
-    """Whether a conductor still has to do something about it."""
-    return status.endswith('_IN_PROGRESS')
-
-
-def after(event: str, status: str) -> str | None:
-    """The status that `event` leads to from `status`, or None where that is not allowed."""
-    return TRANSITIONS[event].get(status)

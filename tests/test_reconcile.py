@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from conftest import Api
 
 from magnum_lite import clients, db, errors, models
-from magnum_lite.conductor import reconcile, service, steps, watch
+from magnum_lite.conductor import reconcile, service, steps
 
 ADMIN = db.Scope('', all_projects=True)
 NOBODY_STOPS = threading.Event()
@@ -436,8 +436,8 @@ def test_looks_of_one_project_are_one_call(story: Story, api: Api, template: dic
 
 
 def test_looks_grow_seldom_with_age() -> None:
-    young = [watch.interval_s(4, 0) for _ in range(50)]
-    old = [watch.interval_s(4, 3600) for _ in range(50)]
+    young = [steps.interval_s(4, 0) for _ in range(50)]
+    old = [steps.interval_s(4, 3600) for _ in range(50)]
 
     assert max(young) < 5 and min(old) > 30 and max(old) < 50
     assert len(set(young)) > 1, 'without jitter all conductors look at once'

@@ -1,9 +1,8 @@
 """The WSGI application: middleware in plain Python, a Pecan root that hands everything to `dispatch`, and `dispatch`.
 
-A request goes through request id, proxy headers, CORS and Keystone's token check into Pecan, whose `_route` (what its
-own RestController is built on) leads to one exposed method. `dispatch` then finds the line in `routes`, checks
-version, policy, query and body, calls the handler and writes the answer, errors included: it is the only place that
-knows the envelope.
+A request goes through request id, proxy headers, CORS and Keystone's token check into Pecan, which leads to one exposed
+method. `dispatch` then finds the line in `routes`, checks version, policy, query and body, calls the handler and writes
+the answer, errors included: it is the only place that knows the envelope.
 """
 
 from __future__ import annotations
@@ -18,8 +17,10 @@ import pecan
 import webob
 from keystonemiddleware import auth_token
 from oslo_config import cfg
+from oslo_context import context as oslo_context
 from oslo_db import exception as db_exc
 from oslo_log import log
+from pecan import core
 
 from magnum_lite import context, db, drivers, errors, rpc
 from magnum_lite.api import policies, preflight, routes, versions
@@ -40,13 +41,21 @@ class Root:
         self._services = services
 
     @pecan.expose()
-    def _route(self, args: list[str], request: Any = None) -> tuple[Any, list[str]]:
-        return self.serve, []
+    def serve(self, request: webob.Request, response: webob.Response) -> webob.Response:
+        """Answer the request; the response that Pecan offers is not used."""
+        return dispatch(self._services, request)
 
-    @pecan.expose()
-    def serve(self) -> webob.Response:
-        """Answer the request at hand."""
-        return dispatch(self._services, pecan.request)
+
+class Application(core.ExplicitPecan):  # type: ignore[misc]
+    """Pecan that leaves path, query and body to `dispatch`, which reads them once, with limits.
+
+    Its own search for a controller decodes all three first, at any length, and raises what it cannot decode.
+    """
+
+    def find_controller(self, state: Any) -> tuple[Any, list[Any], dict[str, Any]]:
+        """The one that there is."""
+        state.controller = self.root.serve
+        return state.controller, [state.request, state.response], {}
 
 
 def make_services(conf: cfg.ConfigOpts) -> Services:
@@ -58,13 +67,15 @@ def make_services(conf: cfg.ConfigOpts) -> Services:
 def make_app(services: Services) -> WSGI:
     """The whole stack."""
     conf = services.conf
-    app: WSGI = pecan.Pecan(Root(services), guess_content_type_from_ext=False)
+    app: WSGI = Application(Root(services))
     if conf.api.auth_strategy == 'noauth':
         app = _believe_loopback(app)
     else:
         app = _public_beside(app, auth_token.AuthProtocol(
             app, {'oslo_config_config': conf}))
-    app = oslo_middleware.CORS(app, conf)
+    cors = oslo_middleware.CORS(app, conf)
+    if cors.allowed_origins:  # else it would answer every OPTIONS with 200
+        app = cors
     app = oslo_middleware.HTTPProxyToWSGI(app, conf)
     return oslo_middleware.RequestId(app, conf)  # type: ignore[no-any-return]
 
@@ -103,7 +114,7 @@ def dispatch(services: Services, raw: webob.Request) -> webob.Response:
         response.status_code = status
         response.headers.update(answer.headers)
         if answer.body is None:
-            del response.content_type
+            del response.content_type, response.content_length
         else:
             response.body = json.dumps(answer.body).encode()
     except versions.Unsupported as e:
@@ -153,6 +164,8 @@ def _handle(services: Services, raw: webob.Request, response: webob.Response) ->
         path = raw.path_info
     except UnicodeDecodeError:
         raise errors.NotFound('') from None
+    if '\0' in path:  # PostgreSQL takes none, not even to compare with
+        raise errors.NotFound('')
     version = versions.MINIMUM
     if path not in ('', '/'):
         version = versions.negotiate(raw.headers.get(versions.HEADER))
@@ -174,7 +187,7 @@ def _handle(services: Services, raw: webob.Request, response: webob.Response) ->
 
 def _caller(services: Services, raw: webob.Request, *, public: bool) -> context.Caller:
     """Who asks. Raises Forbidden for a token that is not scoped to a project."""
-    oslo = context.from_environ(raw.environ)
+    oslo = oslo_context.RequestContext.from_environ(raw.environ)
     if not public and not (oslo.project_id and oslo.user_id):
         raise errors.Forbidden('The token is not scoped to a project.')
     return context.Caller(
@@ -191,6 +204,8 @@ def _query(raw: webob.Request, route: routes.Route) -> Mapping[str, str]:
     for name in query:
         if name not in route.query:
             raise errors.Invalid(f'Unknown argument: {name!r:.80}.')
+    if len(query) < len(raw.GET):
+        raise errors.Invalid('An argument is given more than once.')
     return query
 
 
@@ -198,7 +213,10 @@ def _body(raw: webob.Request, most: int) -> Any:
     """The JSON body, None if there is none. Raises TooLarge, UnsupportedMediaType, Invalid."""
     if raw.content_length and raw.content_length > most:
         raise errors.TooLarge(f'The body has {raw.content_length} bytes and may have {most}.')
-    text = raw.body_file.read(most + 1)
+    try:
+        text = raw.body_file.read(most + 1)
+    except OSError:
+        raise errors.Invalid('The body is shorter than its Content-Length.') from None
     if not text:
         return None
     if len(text) > most:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-import random
 import uuid as uuidlib
 from typing import Any
 
 from oslo_utils import uuidutils
 
 from magnum_lite import db, drivers, errors, models
-from magnum_lite.api import preflight
+from magnum_lite.api import preflight, request
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CLUSTER_TEMPLATE
 
 PLURAL = 'clustertemplates'
-GREEK = ('alpha', 'beta', 'gamma', 'delta', 'epsilon', 'zeta', 'eta', 'theta', 'iota', 'kappa', 'lambda', 'mu', 'nu',
-         'xi', 'omicron', 'pi', 'rho', 'sigma', 'tau', 'upsilon', 'phi', 'chi', 'psi', 'omega')
-
-
-def random_name(kind: str) -> str:
-    """A name for what was not given one, such as `gamma-17-cluster`."""
-    return f'{random.choice(GREEK)}-{random.randint(1, 24)}-{kind}'
 
 
 def show(req: Request, template: models.ClusterTemplate) -> dict[str, Any]:
@@ -67,21 +59,21 @@ def create(req: Request) -> Answer:
     found = preflight.look(req.services.cloud, req.caller, preflight.Names(
         image=values['image_id'], flavor=values['flavor_id'], master_flavor=values['master_flavor_id'],
         external_network=values['external_network_id'], fixed_network=values['fixed_network'],
-        fixed_subnet=values['fixed_subnet'], needs_disk=needs_disk(values['labels'])))
+        fixed_subnet=values['fixed_subnet'], needs_disk=preflight.needs_disk(values['labels'])))
     if found.image is None or found.image.os_distro is None:
         raise errors.Unavailable('The catalog has no image service, so nobody can say what the image holds.')
     values['driver'] = values['driver'] or found.image.driver
     driver = drivers.find(req.conf, server_type=values['server_type'], os_distro=found.image.os_distro,
                           coe=values['coe'], name=values['driver'])
     values = driver.template_defaults | {k: v for k, v in values.items() if v is not None}
-    refuse(driver.check_template(values) + driver.check_labels(values['labels'], req.conf))
+    request.refuse(driver.check_template(values) + driver.check_labels(values['labels'], req.conf))
     values['uuid'] = str(uuidlib.UUID(values.get('uuid') or uuidutils.generate_uuid()))
-    values.setdefault('name', random_name('template'))
+    values.setdefault('name', request.random_name('template'))
     values['cluster_distro'] = found.image.os_distro
     template = models.ClusterTemplate(project_id=req.caller.project_id, user_id=req.caller.user_id, **values)
     db.create_template(req.services.db, template)
     body = show(req, template)
-    return Answer(body, {'Location': body['links'][0]['href'], **warnings(found.skipped)})
+    return Answer(body, {'Location': body['links'][0]['href'], **request.warnings(found.skipped)})
 
 
 def _check(values: dict[str, Any]) -> None:
@@ -94,30 +86,5 @@ def _check(values: dict[str, Any]) -> None:
             problems.append(f'In dns_nameserver, {address.strip()!r:.80} is not an IPv4 address.')
     if values['uuid'] and not uuidutils.is_uuid_like(values['uuid']):
         problems.append(f'Expected a uuid but received {values["uuid"]!r:.80}.')
-    check_docker_volume(values['docker_storage_driver'], values['docker_volume_size'], problems)
-    refuse(problems)
-
-
-def check_docker_volume(storage_driver: str | None, size_gb: int | None, problems: list[str]) -> None:
-    """Add what is wrong: devicemapper does not fit on less than 3 GB."""
-    if storage_driver == 'devicemapper' and (size_gb or 0) < 3:
-        problems.append('docker_volume_size must be at least 3 GB with docker_storage_driver devicemapper.')
-
-
-def needs_disk(labels: dict[str, str]) -> bool:
-    """Whether nodes boot from their flavor's disk. Raises Invalid for a size that is no number."""
-    size = labels.get('boot_volume_size') or '0'
-    if not size.isascii() or not size.isdigit():
-        raise errors.Invalid(f'The label boot_volume_size must be a number of GB, not {size!r:.80}.')
-    return int(size[:9]) == 0
-
-
-def refuse(problems: list[str]) -> None:
-    """Raise Invalid with all problems, if there are any."""
-    if problems:
-        raise errors.Invalid(' '.join(p if p.endswith('.') else f'{p}.' for p in problems))
-
-
-def warnings(sentences: list[str]) -> dict[str, str]:
-    """A header that tells what was not checked (RFC 7234, 5.5: code 199, for a person to read)."""
-    return {'Warning': ', '.join(f'199 magnum-lite "{s}"' for s in sentences)} if sentences else {}
+    preflight.check_docker_volume(values['docker_storage_driver'], values['docker_volume_size'], problems)
+    request.refuse(problems)

@@ -8,7 +8,7 @@ from oslo_utils import uuidutils
 from sqlalchemy import orm
 
 from magnum_lite import db, drivers, errors, models, states
-from magnum_lite.api import cluster_templates, preflight, versions
+from magnum_lite.api import preflight, request, versions
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CLUSTER
 
@@ -61,22 +61,26 @@ def create(req: Request) -> Answer:
         if values[name] is None:
             values[name] = getattr(template, name)
     values['keypair'] = values['keypair'] or template.keypair_id
+    if 'create_timeout' not in req.body:  # a null is kept
+        values['create_timeout'] = req.conf.cluster_heat.create_timeout
     values['labels'] = _labels(template, values['labels'], values.pop('merge_labels'))
-    cluster_templates.refuse(
+    request.refuse(
         _problems(req, template, values) + driver.check_labels(values['labels'], req.conf))
     found = preflight.look(req.services.cloud, req.caller, preflight.Names(
         image=template.image_id, flavor=values['flavor_id'], master_flavor=values['master_flavor_id'],
         external_network=template.external_network_id, fixed_network=values['fixed_network'],
         fixed_subnet=values['fixed_subnet'], keypair=values['keypair'],
-        needs_disk=cluster_templates.needs_disk(values['labels'])))
+        needs_disk=preflight.needs_disk(values['labels'])))
     cluster = _cluster(req, template, driver.name, found.public_key, values)
-    cluster_templates.refuse(driver.check_cluster(req.conf, cluster))
+    request.refuse(driver.check_cluster(req.conf, cluster))
+    for group in cluster.nodegroups:  # only now: the counts may have been any number
+        db.add_nodes(cluster, group, group.node_count)
     operation = _operation(req, 'create')
     operation.cluster_id, operation.project_id, operation.generation = cluster.uuid, cluster.project_id, 1
     db.create_cluster(req.services.db, cluster, operation,
                       default_quota=req.conf.quotas.max_clusters_per_project)
     req.services.nudger.nudge(cluster.uuid)
-    return Answer({'uuid': cluster.uuid}, cluster_templates.warnings(found.skipped))
+    return Answer({'uuid': cluster.uuid}, request.warnings(found.skipped))
 
 
 def _template(req: Request, ident: str) -> models.ClusterTemplate:
@@ -102,7 +106,7 @@ def _labels(template: models.ClusterTemplate, given: dict[str, str] | None, merg
 def _problems(req: Request, template: models.ClusterTemplate, values: dict[str, Any]) -> list[str]:
     """What the types of the fields cannot say about a new cluster."""
     problems: list[str] = []
-    cluster_templates.check_docker_volume(template.docker_storage_driver, values['docker_volume_size'], problems)
+    preflight.check_docker_volume(template.docker_storage_driver, values['docker_volume_size'], problems)
     if values['master_count'] % 2 == 0:
         problems.append(f'master_count must be odd, not {values["master_count"]}.')
     if values['master_count'] > 1 and not values['master_lb_enabled']:
@@ -117,10 +121,10 @@ def _problems(req: Request, template: models.ClusterTemplate, values: dict[str, 
 
 def _cluster(req: Request, template: models.ClusterTemplate, driver: str, public_key: str | None,
              values: dict[str, Any]) -> models.Cluster:
-    """The rows of a new cluster: itself, its two nodegroups and their nodes."""
+    """The rows of a new cluster: itself and its two nodegroups, as yet without nodes."""
     uuid = uuidutils.generate_uuid()
     masters, workers = values.pop('master_count'), values.pop('node_count')
-    values |= {'name': values['name'] or cluster_templates.random_name('cluster'),
+    values |= {'name': values['name'] or request.random_name('cluster'),
                'cluster_template_id': template.uuid}
     cluster = models.Cluster(
         uuid=uuid, project_id=req.caller.project_id, user_id=req.caller.user_id, driver=driver,
@@ -128,12 +132,10 @@ def _cluster(req: Request, template: models.ClusterTemplate, driver: str, public
     orm.attributes.set_committed_value(cluster, 'template', template)  # for the driver; it is stored already
     for name, role, flavor, count in ((MASTERS, 'master', values['master_flavor_id'], masters),
                                       (WORKERS, 'worker', values['flavor_id'], workers)):
-        group = models.NodeGroup(
+        cluster.nodegroups.append(models.NodeGroup(
             uuid=uuidutils.generate_uuid(), project_id=cluster.project_id, name=name, role=role, is_default=True,
             flavor_id=flavor, image_id=template.image_id, docker_volume_size=values['docker_volume_size'],
-            labels=values['labels'], node_count=count, next_number=0, status=cluster.status, nodes=[])
-        cluster.nodegroups.append(group)
-        db.add_nodes(cluster, group, count)
+            labels=values['labels'], node_count=count, next_number=0, status=cluster.status, nodes=[]))
     return cluster
 
 

@@ -139,3 +139,17 @@ def _together(problems: list[errors.HttpError]) -> errors.HttpError:
     kinds = {type(p) for p in problems}
     kind = kinds.pop() if len(kinds) == 1 else errors.Invalid
     return kind(' '.join(dict.fromkeys(str(p) for p in problems)))
+
+
+def needs_disk(labels: dict[str, str]) -> bool:
+    """Whether nodes boot from their flavor's disk. Raises Invalid for a size that is no number."""
+    size = labels.get('boot_volume_size') or '0'
+    if not size.isascii() or not size.isdigit():
+        raise errors.Invalid(f'The label boot_volume_size must be a number of GB, not {size!r:.80}.')
+    return int(size[:9]) == 0
+
+
+def check_docker_volume(storage_driver: str | None, size_gb: int | None, problems: list[str]) -> None:
+    """Add what is wrong: devicemapper does not fit on less than 3 GB."""
+    if storage_driver == 'devicemapper' and (size_gb or 0) < 3:
+        problems.append('docker_volume_size must be at least 3 GB with docker_storage_driver devicemapper.')

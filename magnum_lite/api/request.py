@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from magnum_lite import clients, context, db, drivers, errors, models, rpc, sche
 
 #: The query parameters of every listing.
 PAGING = ('limit', 'marker', 'sort_key', 'sort_dir', 'all_tenants')
+
+GREEK = ('alpha', 'beta', 'gamma', 'delta', 'epsilon', 'zeta', 'eta', 'theta', 'iota', 'kappa', 'lambda', 'mu', 'nu',
+         'xi', 'omicron', 'pi', 'rho', 'sigma', 'tau', 'upsilon', 'phi', 'chi', 'psi', 'omega')
 
 
 @dataclass(frozen=True)
@@ -82,9 +86,10 @@ class Request:
         given, most = self.query.get('limit'), int(self.conf.api.max_limit)
         if given is None:
             return most
-        if not given.isascii() or not given.isdigit() or len(given) > 18 or int(given) == 0:
+        digits = given.lstrip('0')
+        if not digits.isascii() or not digits.isdigit():
             raise errors.Invalid(f'The limit must be a positive number, not {given!r:.80}.')
-        return min(int(given), most)
+        return min(int(digits[:18]), most)
 
     def _all_projects(self) -> bool:
         given = self.query.get('all_tenants')
@@ -123,3 +128,19 @@ class Answer:
 
     body: Any
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def refuse(problems: list[str]) -> None:
+    """Raise Invalid with all problems, if there are any."""
+    if problems:
+        raise errors.Invalid(' '.join(p if p.endswith('.') else f'{p}.' for p in problems))
+
+
+def warnings(sentences: list[str]) -> dict[str, str]:
+    """A header that tells what was not checked (RFC 7234, 5.5: code 199, for a person to read)."""
+    return {'Warning': ', '.join(f'199 magnum-lite "{s}"' for s in sentences)} if sentences else {}
+
+
+def random_name(kind: str) -> str:
+    """A name for what was not given one, such as `gamma-17-cluster`."""
+    return f'{random.choice(GREEK)}-{random.randint(1, 24)}-{kind}'

@@ -25,7 +25,8 @@ from magnum_lite.schema import (
 )
 
 UUID = text(36, 32, r'^[0-9a-fA-F-]{32,36}$')
-CLUSTER_NAME = text(242, 1, r'^[a-zA-Z][a-zA-Z0-9_.-]*$')
+#: Python's `$` also matches before a newline at the end.
+CLUSTER_NAME = text(242, 1, r'^[a-zA-Z][a-zA-Z0-9_.-]*$(?!\n)')
 HEALTH = one_of('HEALTHY', 'UNHEALTHY', 'UNKNOWN')
 
 CLUSTER_TEMPLATE = Resource('cluster template', [

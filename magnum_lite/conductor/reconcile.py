@@ -41,7 +41,7 @@ def visit(task: steps.Task) -> None:
     except errors.Retry as e:
         if cluster.failures:
             task.note(failures=0)
-        db.release(task.world.db, cluster, task.holder, check_in_s=e.delay_s)
+        db.release(task.world.db, cluster, task.holder, check_in_s=e.args[0])
 
 
 def back_off(task: steps.Task, error: Exception) -> None:
@@ -94,7 +94,7 @@ VISITS = {states.CREATE_IN_PROGRESS: _create, states.DELETE_IN_PROGRESS: _delete
 def _done(task: steps.Task, observed: drivers.Observed) -> None:
     """The stack is complete: write down what it says, and that the operation is over. One transaction."""
     cluster = task.cluster
-    status = states.after('done', cluster.status)
+    status = states.TRANSITIONS['done'][cluster.status]
     with task.world.db.write() as session:
         db.move(session, cluster, 'done', holder=task.holder, status_reason=None, api_address=observed.api_address,
                 coe_version=observed.coe_version, **RELEASED)
@@ -113,7 +113,7 @@ def _done(task: steps.Task, observed: drivers.Observed) -> None:
 def _fail(task: steps.Task, failure: errors.Failed) -> None:
     """The operation has failed: write down why, for the cluster, its nodegroups and each node that did not make it."""
     cluster = task.cluster
-    status, reason = states.after('fail', cluster.status), str(failure)
+    status, reason = states.TRANSITIONS['fail'][cluster.status], str(failure)
     diagnosis = failure.diagnosis if isinstance(failure, steps.StackFailed) else None
     with task.world.db.write() as session:
         db.move(session, cluster, 'fail', holder=task.holder, status_reason=reason, **RELEASED)

@@ -17,7 +17,7 @@ from concurrent import futures
 from oslo_log import log
 
 from magnum_lite import clients, db, errors, models, rpc
-from magnum_lite.conductor import endpoint, reconcile, steps, watch
+from magnum_lite.conductor import endpoint, reconcile, steps
 
 LOG = log.getLogger(__name__)
 
@@ -136,15 +136,18 @@ def by_project(clusters: Sequence[models.Cluster]) -> list[list[models.Cluster]]
 
 
 def visit(world: steps.World, holder: str, clusters: Sequence[models.Cluster], stopping: threading.Event) -> None:
-    """Look at the stacks of these clusters in one call, then reconcile each of them."""
+    """Look at the stacks of these clusters, all of one project, in one call; then reconcile each of them."""
+    project_id = clusters[0].project_id
+
     def task(cluster: models.Cluster, stack: clients.Stack | None) -> steps.Task:
         return steps.Task(world=world, cluster=cluster, holder=holder, stack=stack)
 
     try:
         if any(cluster.failures and cluster.stack_id for cluster in clusters):
             # Perhaps because the role on the project is gone: taken away by somebody, or by a delete that died.
-            world.cloud.grant_roles(clusters[0].project_id)
-        seen = watch.look(world.cloud, clusters)
+            world.cloud.grant_roles(project_id)
+        ids = {cluster.stack_id for cluster in clusters if cluster.stack_id}
+        seen = world.cloud.stacks(project_id).look(ids) if ids else {}
     except Exception as e:
         for cluster in clusters:
             with contextlib.suppress(errors.LeaseLost):
@@ -154,4 +157,4 @@ def visit(world: steps.World, holder: str, clusters: Sequence[models.Cluster], s
         if stopping.is_set():
             db.release(world.db, cluster, holder, check_in_s=0)
         else:
-            reconcile.visit(task(cluster, seen.get(cluster.uuid)))
+            reconcile.visit(task(cluster, seen.get(cluster.stack_id or '')))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from oslo_log import log
 from sqlalchemy import orm
 
 from magnum_lite import certs, clients, db, drivers, errors, keystore, models, states
-from magnum_lite.conductor import diagnose, watch
+from magnum_lite.conductor import diagnose
 
 LOG = log.getLogger(__name__)
 
@@ -102,7 +103,12 @@ class Task:
 
     def wait(self) -> errors.Retry:
         """The exception that says: nothing is wrong, look again after a while."""
-        return errors.Retry(watch.interval_s(self.world.conf.conductor.watch_interval, self.age_s))
+        return errors.Retry(interval_s(self.world.conf.conductor.watch_interval, self.age_s))
+
+
+def interval_s(base_s: float, age_s: float) -> float:
+    """How long to wait before the next look: often while work is young, seldom when it drags on, never in step."""
+    return min(base_s * (1 + max(age_s, 0) / 120), base_s * 10) * random.uniform(0.85, 1.15)
 
 
 def ensure_project_role(task: Task) -> None:

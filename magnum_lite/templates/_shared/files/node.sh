@@ -96,7 +96,7 @@ mount_volume() {
 
 # text_to_json: the inside of a JSON string from any bytes on stdin, without the passwords of URLs.
 text_to_json() {
-    tr -c '[:print:]\n' '?' | sed -e 's#://[^/@ ]*@#://***@#g' -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/$/\\n/' | tr -d '\n'
+    tr -c '[:print:]\n' '?' | sed -e 's#://[^/@ ]*@#://***@#g' -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e '$!s/$/\\n/' | tr -d '\n'
 }
 
 # post BODY: one try to reach the handle of this node. The token is not put on the command line.

@@ -1,0 +1,318 @@
+"""What the functional tests need of the cloud: projects of their own, nodes that are played, and what was left behind.
+
+Each test works in a project of its own, so that it can say at the end that nothing is left there, whatever else the
+cloud is used for meanwhile. The service's identity is an admin and makes these projects; the user of the tests gets
+the same roles there as in its own project.
+
+The nodes boot nowhere: a tool `signal` plays them. It is looked for in MAGNUM_LITE_CLOUD_TOOLS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from dataclasses import dataclass, field
+from typing import Any
+
+import openstack
+import yaml
+from functional.service import Service, is_old, poll, unique_name
+from openstack import config as cloud_config
+from openstack import exceptions as sdk_exc
+
+TOOLS = pathlib.Path(os.environ.get('MAGNUM_LITE_CLOUD_TOOLS')
+                     or pathlib.Path(__file__).parents[3] / 'shared' / 'cloud')
+SIGNAL = TOOLS / 'signal'
+#: Seconds for what a cloud does on a busy machine: a cluster's stack comes, or goes.
+STACK_S = 400
+#: Seconds for the cloud to tidy up behind a stack that is gone (users of its own, ports).
+TIDY_S = 60
+
+
+class Sandbox:
+    """A cloud, and the projects that tests make in it. Entries of clouds.yaml for them go into a file of our own."""
+
+    def __init__(self, cloud_name: str, folder: pathlib.Path) -> None:
+        self.cloud_name = cloud_name
+        self.service_cloud = os.environ.get('MAGNUM_LITE_OS_CLOUD') or f'{cloud_name}-magnum'
+        self.clouds_file = folder / 'clouds.yaml'
+        self._clouds = yaml.safe_load(pathlib.Path(cloud_config.OpenStackConfig().config_filename).read_text())
+        self._write()
+        self.admin = openstack.connect(self.service_cloud)
+        self.user = openstack.connect(cloud_name)
+        self._user_roles = [a.role['id'] for a in self.admin.identity.role_assignments(
+            scope_project_id=self.user.current_project_id, user_id=self.user.current_user_id)]
+
+    def _write(self) -> None:
+        self.clouds_file.write_text(yaml.safe_dump(self._clouds))
+        self.clouds_file.chmod(0o600)
+
+    @property
+    def service_user_id(self) -> str:
+        """The user that magnum-lite acts as."""
+        return str(self.admin.current_user_id)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.admin.close()
+        self.user.close()
+
+    def remove_leftovers(self) -> None:
+        """Remove projects that runs left behind which ended more than an hour ago, and what they hold."""
+        for project in self.admin.identity.projects():
+            if is_old(project.name):
+                self._enter(project.id)
+                self._clouds['clouds'][project.name] = self._entry(project.name)
+                self._write()
+                Project(self, project.name, project.id).remove()
+
+    def _enter(self, project_id: str) -> None:
+        for role_id in self._user_roles:
+            self.admin.identity.put(
+                f'/projects/{project_id}/users/{self.user.current_user_id}/roles/{role_id}', raise_exc=True)
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        """The user's entry of clouds.yaml, for another project."""
+        ours = self._clouds['clouds'][self.cloud_name]
+        auth = {k: v for k, v in ours['auth'].items() if k not in ('project_id', 'project_name')}
+        return {**ours, 'auth': {**auth, 'project_name': name}}
+
+    @contextlib.contextmanager
+    def project(self) -> Iterator[Project]:
+        """A new project, removed afterwards with all that is in it."""
+        domain_id = self.admin.identity.get_project(self.user.current_project_id).domain_id
+        made = self.admin.identity.create_project(name=unique_name(), domain_id=domain_id)
+        self._enter(made.id)
+        self._clouds['clouds'][made.name] = self._entry(made.name)
+        self._write()
+        project = Project(self, made.name, made.id)
+        try:
+            yield project
+        finally:
+            project.remove()
+
+    @contextlib.contextmanager
+    def region(self, url: str) -> Iterator[str]:
+        """A region of the catalogue in which the container service stands at `url`: for clients with no other way."""
+        services = [s for s in self.admin.identity.services() if s.type == 'container-infra']
+        name = unique_name()
+        region = self.admin.identity.create_region(id=name)
+        service = services[0] if services else self.admin.identity.create_service(type='container-infra', name=name)
+        endpoint = self.admin.identity.create_endpoint(
+            service_id=service.id, interface='public', url=url, region_id=region.id)
+        try:
+            yield name
+        finally:
+            self.admin.identity.delete_endpoint(endpoint)
+            if not services:
+                self.admin.identity.delete_service(service)
+            self.admin.identity.delete_region(region)
+
+
+class Project:
+    """A project of the cloud, with the user of the tests in it. `name` is also its entry in clouds.yaml."""
+
+    def __init__(self, sandbox: Sandbox, name: str, project_id: str) -> None:
+        self.sandbox, self.name, self.id = sandbox, name, project_id
+        self.cloud = openstack.connect(
+            load_yaml_config=True, config=cloud_config.OpenStackConfig(
+                config_files=[str(sandbox.clouds_file)]).get_one(name))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request of the user in this project carries."""
+        return {'X-Auth-Token': str(self.cloud.auth_token)}
+
+    def stacks(self) -> list[Any]:
+        """Its root stacks."""
+        return list(self.cloud.orchestration.stacks())
+
+    def stack_users(self) -> list[str]:
+        """Ids of the projects and users that Heat made for stacks of this project."""
+        identity = self.sandbox.admin.identity
+        projects = [p for p in identity.projects() if p.name.startswith(f'{self.id}-')]
+        users = [u.id for p in projects for u in identity.users(domain_id=p.domain_id)
+                 if u.default_project_id == p.id]
+        return [p.id for p in projects] + users
+
+    def leftovers(self) -> dict[str, list[str]]:
+        """What there is in this project, by kind; only the kinds of which there is something."""
+        cloud, identity = self.cloud, self.sandbox.admin.identity
+        found = {
+            'stacks': [s.name for s in self.stacks()],
+            'stack users': self.stack_users(),
+            'servers': [s.name for s in cloud.compute.servers()],
+            'floating IPs': [f.floating_ip_address for f in cloud.network.ips(project_id=self.id)],
+            'routers': [r.name for r in cloud.network.routers(project_id=self.id)],
+            'ports': [f'{p.device_owner} {p.name}' for p in cloud.network.ports(project_id=self.id)],
+            'networks': [n.name for n in cloud.network.networks(project_id=self.id)],
+            'security groups': [g.name for g in cloud.network.security_groups(project_id=self.id)
+                                if g.name != 'default'],
+            'roles of the service': [a.role['id'] for a in identity.role_assignments(
+                scope_project_id=self.id, user_id=self.sandbox.service_user_id)],
+        }
+        return {kind: things for kind, things in found.items() if things}
+
+    def remove(self) -> None:
+        """Remove the project and what is in it."""
+        for stack in self.stacks():
+            self.cloud.orchestration.delete_stack(stack.id)
+        poll(lambda: not self.stacks(), STACK_S, f'the stacks of {self.name} go', every_s=2)
+        network = self.cloud.network
+        for router in network.routers(project_id=self.id):
+            for port in network.ports(device_id=router.id):
+                with contextlib.suppress(sdk_exc.ResourceNotFound, sdk_exc.BadRequestException):
+                    network.remove_interface_from_router(router, port_id=port.id)
+            network.delete_router(router)
+        for made in network.networks(project_id=self.id):
+            network.delete_network(made)
+        self.cloud.close()
+        admin = self.sandbox.admin
+        admin.identity.delete_project(self.id)
+        for group in admin.network.security_groups(project_id=self.id):
+            admin.network.delete_security_group(group)
+
+
+# -- nodes ---------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Cluster:
+    """A cluster that was asked for in a project, its nodes played by a thread if there are any to play."""
+
+    service: Service
+    project: Project
+    uuid: str
+    asked_s: float = field(default_factory=time.monotonic)
+    nodes: futures.Future[str] | None = None
+
+    def get(self) -> dict[str, Any]:
+        """What the API shows of it."""
+        status, body = self.service.request('GET', f'/v1/clusters/{self.uuid}', headers=self.project.headers)
+        assert status == 200, body
+        return dict(body)
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What the database holds of it."""
+        return self.service.rows('SELECT * FROM clusters WHERE uuid = :uuid', uuid=self.uuid)[0]
+
+    @property
+    def operations(self) -> list[dict[str, Any]]:
+        """Its history."""
+        return self.service.rows('SELECT * FROM operations WHERE cluster_id = :uuid ORDER BY id', uuid=self.uuid)
+
+    def stacks(self) -> list[Any]:
+        """The stacks that bear its uuid."""
+        return [s for s in self.project.stacks() if self.uuid in s.name]
+
+    def stack_id(self) -> str:
+        """The id of its stack, as soon as there is one."""
+        return str(poll(lambda: self.get()['cluster_id'], STACK_S, f'cluster {self.uuid} has a stack'))
+
+    def wait(self, status: str, timeout_s: float = STACK_S) -> dict[str, Any]:
+        """Wait until it has a status; see `Service.wait`."""
+        return self.service.wait(self.uuid, status, timeout_s, headers=self.project.headers)
+
+    def play_nodes(self, *options: str) -> None:
+        """Have its nodes report, as soon as they are there, until the stack is finished."""
+        pool = futures.ThreadPoolExecutor(1, thread_name_prefix='nodes')
+        self.nodes = pool.submit(self._play, *options)
+        pool.shutdown(wait=False)
+
+    def _play(self, *options: str) -> str:
+        done = subprocess.run(
+            [str(SIGNAL), self.stack_id(), '--wait', str(STACK_S), '--cloud', self.project.name, *options],
+            env={**os.environ, 'OS_CLIENT_CONFIG_FILE': str(self.project.sandbox.clouds_file)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        return done.stdout
+
+    def delete(self) -> None:
+        """Ask for it to be deleted."""
+        status, body = self.service.request('DELETE', f'/v1/clusters/{self.uuid}', headers=self.project.headers)
+        assert status == 204, body
+
+    def assert_nothing_is_left(self) -> None:
+        """Nothing of it is in the project, and nothing but its history in the database."""
+        poll(lambda: not self.project.leftovers(), TIDY_S, lambda: f'all is gone: {self.project.leftovers()}')
+        for table, column in (('clusters', 'uuid'), ('nodegroups', 'cluster_id'), ('cluster_keys', 'cluster_id')):
+            assert not self.service.rows(f'SELECT id FROM {table} WHERE {column} = :uuid', uuid=self.uuid), table
+        assert not self.service.rows('SELECT id FROM nodes WHERE nodegroup_id NOT IN (SELECT uuid FROM nodegroups)')
+
+
+# -- a broker that can fail ----------------------------------------------------------------------------------------
+
+class Forwarder:
+    """A loopback port in front of another address, which can be down (refused) or hang (accepted, never answered).
+
+    For processes that know only this port the server behind it is away, and nobody else is hurt.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._flows = threading.Event()
+        self._open: set[socket.socket] = set()
+        self._listener: socket.socket | None = None
+        self.port = 0
+        self.up()
+
+    def up(self) -> None:
+        """Forward, what was held up as well as what comes."""
+        self._flows.set()
+        self._listen()
+
+    def hang(self) -> None:
+        """Accept connections and let nothing through, in those that are open neither."""
+        self._flows.clear()
+        self._listen()
+
+    def down(self) -> None:
+        """Refuse connections, and cut those that are open."""
+        if self._listener:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+        for one in list(self._open):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self._flows.set()  # lets waiting threads find that their connection is cut
+
+    def _listen(self) -> None:
+        if self._listener is None:
+            self._listener = socket.create_server(('127.0.0.1', self.port), backlog=64)
+            self.port = self._listener.getsockname()[1]
+            threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                self._open.add(client)
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError), client:
+            self._flows.wait()
+            with socket.create_connection(self._target) as server:
+                self._open.add(server)
+                back = threading.Thread(target=self._pump, args=(server, client), daemon=True)
+                back.start()
+                self._pump(client, server)
+                back.join()
+                self._open.discard(server)
+        self._open.discard(client)
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self._flows.wait()
+                target.sendall(data)
+        for one in (source, target):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)

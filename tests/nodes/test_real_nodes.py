@@ -1,0 +1,179 @@
+"""A cluster on nodes that really boot: asked for over the API, finished by the nodes' own reports, used with kubectl.
+
+Needs a cloud named by OS_CLOUD, nodes for its servers with the Kubernetes layer, and their watcher, started with a
+--match that takes names beginning with `real-` (NODES_PREFIX: another beginning). NODES_HOME says where the nodes are.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import os
+import pathlib
+import secrets
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from functional.service import Service, poll, start_service
+from oslo_config import cfg
+
+from magnum_lite import certs, config, db, keystore
+
+NODES_HOME = pathlib.Path(os.environ.get('NODES_HOME', '/opt/testnodes'))
+LAYER = NODES_HOME / 'overlay' / 'kubernetes'
+PREFIX = os.environ.get('NODES_PREFIX', 'real')
+MASTERS, WORKERS = 1, 2
+#: A node with all of its images takes a minute on an idle machine; a busy one is given more.
+TIMEOUT_MIN = 15
+
+
+def _lack() -> str | None:
+    """What is missing for this test, in words; None if nothing is."""
+    if not os.environ.get('OS_CLOUD'):
+        return 'no cloud is named by OS_CLOUD'
+    if not (LAYER / 'usr/bin/kubectl').exists():
+        return f'the Kubernetes layer of the nodes is not built ({LAYER})'
+    try:
+        pid = int((NODES_HOME / 'run' / 'noded.pid').read_text())
+        os.kill(pid, 0)
+    except (OSError, ValueError):
+        return f'the watcher that makes nodes does not run ({NODES_HOME}/run/noded.pid)'
+    return None
+
+
+LACK = _lack()
+pytestmark = [pytest.mark.nodes, pytest.mark.timeout(TIMEOUT_MIN * 60 + 300),
+              pytest.mark.skipif(LACK is not None, reason=f'real nodes: {LACK}'),
+              # openstacksdk says it to everybody who connects
+              pytest.mark.filterwarnings('ignore:Support for InfluxDB')]
+
+
+@pytest.fixture(scope='module')
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    started = start_service(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('real'))
+    yield started
+    started.print_logs()
+    started.stop()
+
+
+@pytest.fixture(scope='module')
+def version() -> str:
+    """The version of Kubernetes that the layer holds."""
+    return (LAYER / 'opt/k8s/VERSION').read_text().strip()
+
+
+@pytest.fixture(scope='module')
+def template(service: Service, version: str) -> Iterator[dict[str, Any]]:
+    status, body = service.request('POST', '/v1/clustertemplates', {
+        'name': f'{PREFIX}-{secrets.token_hex(3)}', 'coe': 'kubernetes',
+        'image_id': os.environ.get('NODES_IMAGE', 'debian'),
+        'flavor_id': os.environ.get('NODES_FLAVOR', 'm1.small'),
+        'master_flavor_id': os.environ.get('NODES_FLAVOR', 'm1.small'),
+        'external_network_id': os.environ.get('NODES_EXTERNAL_NETWORK', 'public'),
+        # There is no registry: images, Kubernetes and the pod network lie in the nodes.
+        'labels': {'kube_tag': version, 'network_manifest_url': 'file:///opt/k8s/podnet.yaml',
+                   'flannel_network_cidr': '10.244.0.0/16'}})
+    assert status == 201, body
+    yield body
+    service.request('DELETE', f'/v1/clustertemplates/{body["uuid"]}')
+
+
+@pytest.fixture(scope='module')
+def cluster(service: Service, template: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The cluster, after its nodes have said that they are ready."""
+    status, body = service.request('POST', '/v1/clusters', {
+        'name': f'{PREFIX}-{secrets.token_hex(3)}', 'cluster_template_id': template['uuid'],
+        'master_count': MASTERS, 'node_count': WORKERS, 'create_timeout': TIMEOUT_MIN})
+    assert status == 202, body
+    try:
+        yield service.wait(body['uuid'], 'CREATE_COMPLETE', timeout_s=TIMEOUT_MIN * 60)
+    finally:
+        service.request('DELETE', f'/v1/clusters/{body["uuid"]}')
+        service.wait(body['uuid'], 'GONE', timeout_s=300)
+
+
+@pytest.fixture(scope='module')
+def kubeconfig(service: Service, cluster: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """An administrator's kubeconfig, signed by the cluster's authority as its key store holds it."""
+    conf = cfg.ConfigOpts()
+    config.register(conf)
+    conf(['--config-file', str(service.conf_file)], project='magnum-lite')
+    database = db.Database(conf)
+    ca = keystore.KeyStore(conf).load(database, cluster['uuid'])['ca']
+    database.engine.dispose()
+    admin = certs.issue_client(
+        ca, common_name='admin', organization='system:masters', life=datetime.timedelta(hours=1))
+    path = tmp_path_factory.mktemp('admin') / 'kubeconfig'
+    path.touch(0o600)
+    path.write_text(json.dumps({
+        'apiVersion': 'v1', 'kind': 'Config', 'current-context': 'c',
+        'clusters': [{'name': 'c', 'cluster': {
+            'server': cluster['api_address'], 'certificate-authority-data': _b64(ca.certificate)}}],
+        'users': [{'name': 'u', 'user': {'client-certificate-data': _b64(admin.certificate),
+                                         'client-key-data': _b64(admin.private_key)}}],
+        'contexts': [{'name': 'c', 'context': {'cluster': 'c', 'user': 'u'}}]}))
+    return path
+
+
+def _b64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+def kubectl(kubeconfig: pathlib.Path, *words: str) -> Any:
+    """What kubectl answers, as JSON. Raises AssertionError with its words if it fails."""
+    done = subprocess.run([str(LAYER / 'usr/bin/kubectl'), '--kubeconfig', str(kubeconfig), '--request-timeout=20s',
+                           *words, '-o', 'json'], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_addresses_of_the_nodes_are_shown(cluster: dict[str, Any]) -> None:
+    assert len(cluster['master_addresses']) == MASTERS
+    assert len(cluster['node_addresses']) == WORKERS
+    assert cluster['api_address'] == f'https://{cluster["master_addresses"][0]}:6443'
+
+
+def test_all_nodes_are_ready(cluster: dict[str, Any], kubeconfig: pathlib.Path, version: str) -> None:
+    nodes = kubectl(kubeconfig, 'get', 'nodes')['items']
+
+    seen = {node['metadata']['name']: (
+        [c['status'] for c in node['status']['conditions'] if c['type'] == 'Ready'],
+        node['status']['nodeInfo']['kubeletVersion'],
+        node['metadata']['labels']['magnum.openstack.org/role']) for node in nodes}
+    assert sorted(seen.values()) == sorted(
+        [(['True'], version, 'master')] * MASTERS + [(['True'], version, 'worker')] * WORKERS)
+    assert cluster['coe_version'] == version
+
+
+def test_what_is_known_of_the_nodes_is_what_they_are(
+        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path) -> None:
+    nodes = kubectl(kubeconfig, 'get', 'nodes')['items']
+    rows = service.rows(
+        'SELECT nodes.name, nodes.private_address FROM nodes JOIN nodegroups ON nodegroups.uuid = nodes.nodegroup_id '
+        'WHERE nodegroups.cluster_id = :uuid', uuid=cluster['uuid'])
+
+    assert {row['name']: row['private_address'] for row in rows} == {
+        node['metadata']['name']: next(a['address'] for a in node['status']['addresses'] if a['type'] == 'InternalIP')
+        for node in nodes}
+
+
+def test_pods_of_the_system_run_everywhere(kubeconfig: pathlib.Path) -> None:
+    def all_run() -> bool:
+        pods = kubectl(kubeconfig, '-n', 'kube-system', 'get', 'pods')['items']
+        return bool(pods) and all(
+            any(c['type'] == 'Ready' and c['status'] == 'True' for c in pod['status'].get('conditions', ()))
+            for pod in pods)
+
+    poll(all_run, 180, 'all pods of kube-system are ready', every_s=2)
+    placed = {pod['spec']['nodeName'] for pod in kubectl(kubeconfig, '-n', 'kube-system', 'get', 'pods')['items']}
+    assert len(placed) == MASTERS + WORKERS
+
+
+def test_no_token_to_join_with_is_left(kubeconfig: pathlib.Path) -> None:
+    found = kubectl(kubeconfig, '-n', 'kube-system', 'get', 'secrets', '--field-selector',
+                    'type=bootstrap.kubernetes.io/token')
+
+    assert found['items'] == []

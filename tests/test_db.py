@@ -1,0 +1,331 @@
+"""Queries and leases, on every database that answers."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import uuid
+from concurrent import futures
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from conftest import counted_statements
+
+from magnum_lite import db, errors, models
+from magnum_lite.models import Cluster, ClusterTemplate, NodeGroup, Operation
+
+ADMIN = db.Scope('', all_projects=True)
+P1, P2 = db.Scope('p1'), db.Scope('p2')
+
+
+def new_template(database: db.Database, project: str = 'p1', **columns: Any) -> ClusterTemplate:
+    values = {'name': 't', 'coe': 'x', 'image_id': 'i', 'server_type': 'vm', 'cluster_distro': 'd', 'labels': {}}
+    template = ClusterTemplate(uuid=str(uuid.uuid4()), project_id=project, user_id='u', **values | columns)
+    db.create_template(database, template)
+    return template
+
+
+def new_cluster(database: db.Database, template: ClusterTemplate, *, project: str = 'p1', quota: int = 10_000,
+                workers: int = 2, **columns: Any) -> Cluster:
+    values = {'name': 'c', 'driver': 'd', 'status': 'CREATE_IN_PROGRESS', 'generation': 1, 'labels': {'a': '1'},
+              'floating_ip_enabled': True, 'master_lb_enabled': False, 'nodegroups': []}
+    cluster = Cluster(uuid=str(uuid.uuid4()), project_id=project, user_id='u', cluster_template_id=template.uuid,
+                      **values | columns)
+    for name, role, count in (('default-master', 'master', 1), ('default-worker', 'worker', workers)):
+        group = NodeGroup(uuid=str(uuid.uuid4()), project_id=project, name=name, role=role, is_default=True,
+                          node_count=count, next_number=0, status=cluster.status, nodes=[], labels={})
+        cluster.nodegroups.append(group)
+        db.add_nodes(cluster, group, count)
+    db.create_cluster(database, cluster, operation(cluster), default_quota=quota)
+    return cluster
+
+
+def operation(cluster: Cluster | None = None, kind: str = 'create') -> Operation:
+    return Operation(uuid=str(uuid.uuid4()), user_id='u', kind=kind, cluster_id=cluster and cluster.uuid,
+                     project_id=cluster and cluster.project_id, generation=1)
+
+
+def claim(database: db.Database, holder: str, *, limit: int = 10, lease_s: float = 60) -> list[Cluster]:
+    return db.claim(database, holder, limit=limit, lease_s=lease_s, followed=False)
+
+
+def expire_leases(database: db.Database) -> None:
+    with database.write() as session:
+        session.execute(sa.update(Cluster).values(leased_until=db.now(-1)))
+
+
+# -- tenancy, names, pages -----------------------------------------------------------------------------------------
+
+def test_foreign_cluster_is_not_found(any_database: db.Database) -> None:
+    cluster = new_cluster(any_database, new_template(any_database))
+
+    with pytest.raises(errors.NotFound):
+        db.get_cluster(any_database, P2, cluster.uuid)
+    with pytest.raises(errors.NotFound):
+        db.request_delete(any_database, P2, cluster.uuid, operation(kind='delete'))
+    assert db.get_cluster(any_database, ADMIN, cluster.uuid).uuid == cluster.uuid
+
+
+@pytest.mark.parametrize(('public', 'hidden', 'seen'), [
+    (False, False, False), (True, False, True), (False, True, False), (True, True, False)])
+def test_template_of_another_project(any_database: db.Database, public: bool, hidden: bool, seen: bool) -> None:
+    template = new_template(any_database, public=public, hidden=hidden)
+
+    listed = db.list_templates(any_database, P2, db.Page(10))
+    assert [t.uuid for t in listed] == ([template.uuid] if seen else [])
+    if not seen:
+        with pytest.raises(errors.NotFound):
+            db.get_template(any_database, P2, template.uuid)
+    assert db.get_template(any_database, P1, template.name).uuid == template.uuid
+
+
+def test_names_are_exact(any_database: db.Database) -> None:
+    """MariaDB would take Foo, foo and 'foo ' for the same."""
+    new_template(any_database, name='Foo')
+
+    for name in ('foo', 'Foo ', 'Föo'):
+        with pytest.raises(errors.NotFound):
+            db.get_template(any_database, P1, name)
+    new_template(any_database, name='Foo')
+    with pytest.raises(errors.Conflict, match='More than one'):
+        db.get_template(any_database, P1, 'Foo')
+
+
+def test_uuid_without_dashes_is_a_uuid(any_database: db.Database) -> None:
+    template = new_template(any_database)
+
+    assert db.get_template(any_database, P1, template.uuid.replace('-', '')).uuid == template.uuid
+
+
+@pytest.mark.parametrize('descending', [False, True])
+@pytest.mark.parametrize('sort_key', ['id', 'name', 'keypair', 'floating_ip_enabled', 'created_at'])
+def test_pages_put_together_are_the_whole_once(any_database: db.Database, sort_key: str, descending: bool) -> None:
+    template = new_template(any_database)
+    for number in range(9):
+        new_cluster(any_database, template, name='same' if number % 2 else f'n{number}',
+                    keypair=None if number % 3 else f'k{number % 2}', floating_ip_enabled=number > 4)
+
+    seen: list[str] = []
+    marker = None
+    for _ in range(20):
+        page = db.Page(2, marker, sort_key, descending)
+        rows = db.list_clusters(any_database, P1, page, brief=False)
+        if not rows:
+            break
+        seen += [row.uuid for row in rows]
+        marker = rows[-1].uuid
+    whole = db.list_clusters(any_database, P1, db.Page(100, None, sort_key, descending), brief=False)
+    assert seen == [row.uuid for row in whole] and len(set(seen)) == 9
+    values = [getattr(row, sort_key) for row in whole]
+    known = [value for value in values if value is not None]
+    assert known == sorted(known, reverse=descending)
+    assert values[len(known):] == [None] * (9 - len(known))
+
+
+def test_marker_of_another_project_is_not_found(any_database: db.Database) -> None:
+    cluster = new_cluster(any_database, new_template(any_database))
+
+    with pytest.raises(errors.NotFound, match='marker'):
+        db.list_clusters(any_database, P2, db.Page(10, cluster.uuid), brief=True)
+
+
+@pytest.mark.parametrize('brief', [True, False])
+def test_listing_takes_the_same_statements_at_any_size(any_database: db.Database, brief: bool) -> None:
+    template = new_template(any_database)
+    counts = []
+    for _ in range(2):
+        new_cluster(any_database, template)
+        with counted_statements(any_database) as statements:
+            rows = db.list_clusters(any_database, P1, db.Page(1000), brief=brief)
+            assert [row.node_count for row in rows] == [2] * len(rows)
+        counts.append(len(statements))
+        for _ in range(600 if any_database.engine.dialect.name == 'sqlite' and not counts[1:] else 20):
+            new_cluster(any_database, template)
+    assert counts == [2, 2]
+
+
+# -- quota ---------------------------------------------------------------------------------------------------------
+
+def test_parallel_creates_do_not_exceed_the_quota(any_database: db.Database) -> None:
+    template = new_template(any_database)
+
+    def create(_: int) -> bool:
+        try:
+            new_cluster(any_database, template, quota=5)
+        except errors.OverQuota:
+            return False
+        return True
+
+    with futures.ThreadPoolExecutor(8) as pool:
+        made = sum(pool.map(create, range(30)))
+    assert made == 5
+    assert len(db.list_clusters(any_database, P1, db.Page(100), brief=True)) == 5
+
+
+def test_quota_of_one_project_is_not_another_ones(any_database: db.Database) -> None:
+    template = new_template(any_database, public=True)
+    new_cluster(any_database, template, quota=1)
+
+    with pytest.raises(errors.OverQuota, match='has 1 clusters and its quota is 1'):
+        new_cluster(any_database, template, quota=1)
+    new_cluster(any_database, template, project='p2', quota=1)
+
+
+def test_cluster_of_a_template_that_went_meanwhile_is_not_made(any_database: db.Database) -> None:
+    template = new_template(any_database)
+    db.delete_template(any_database, P1, template.uuid)
+
+    with pytest.raises(errors.NotFound, match='Cluster template'):
+        new_cluster(any_database, template)
+    assert db.list_clusters(any_database, ADMIN, db.Page(10), brief=True) == []
+
+
+def test_template_in_use_stays(any_database: db.Database) -> None:
+    template = new_template(any_database)
+    new_cluster(any_database, template)
+
+    with pytest.raises(errors.Invalid, match='is referenced'):
+        db.delete_template(any_database, P1, template.uuid)
+    assert db.get_template(any_database, P1, template.uuid)
+
+
+# -- leases --------------------------------------------------------------------------------------------------------
+
+def test_each_cluster_is_claimed_once(any_database: db.Database) -> None:
+    template = new_template(any_database)
+    uuids = {new_cluster(any_database, template).uuid for _ in range(30)}
+    start = threading.Barrier(6)
+
+    def work(number: int) -> list[str]:
+        start.wait()
+        return [row.uuid for turn in range(10) for row in claim(any_database, f'h{number}-{turn}', limit=4)]
+
+    with futures.ThreadPoolExecutor(6) as pool:
+        claimed = [uuid for found in pool.map(work, range(6)) for uuid in found]
+    assert sorted(claimed) == sorted(uuids)
+
+
+def test_lease_that_is_over_is_claimed_again_and_the_first_holder_can_write_nothing(any_database: db.Database) -> None:
+    new_cluster(any_database, new_template(any_database))
+    [first] = claim(any_database, 'first')
+    assert claim(any_database, 'second') == []
+    expire_leases(any_database)
+    [second] = claim(any_database, 'second')
+
+    with pytest.raises(errors.LeaseLost), db.held(any_database, first, 'first', lease_s=60, failures=7) as session:
+        session.execute(sa.update(NodeGroup).values(node_count=99))
+    with any_database.write() as session, pytest.raises(errors.LeaseLost):
+        db.move(session, first, 'done', holder='first')
+    db.release(any_database, first, 'first', check_in_s=None)
+
+    [row] = db.list_held(any_database, 'second')
+    assert (row.failures, row.node_count, row.status, row.uuid) == (0, 2, 'CREATE_IN_PROGRESS', second.uuid)
+    assert row.check_at is not None
+
+
+def test_lease_lasts_by_the_clock_of_the_database(any_database: db.Database) -> None:
+    cluster = new_cluster(any_database, new_template(any_database))
+    [row] = claim(any_database, 'me', lease_s=60)
+
+    with any_database.read() as session:
+        clock = session.scalar(sa.select(db.now()))
+        ahead = session.scalar(sa.select(db.now(90.5)))
+    assert row.uuid == cluster.uuid
+    assert datetime.timedelta(seconds=50) < row.leased_until - clock <= datetime.timedelta(seconds=60)
+    assert datetime.timedelta(seconds=89) < ahead - clock < datetime.timedelta(seconds=92)
+    assert abs(clock - models.utcnow()) < datetime.timedelta(seconds=5), 'it is in UTC'
+
+
+def test_held_renews_the_lease(any_database: db.Database) -> None:
+    new_cluster(any_database, new_template(any_database))
+    [row] = claim(any_database, 'me', lease_s=10)
+    with db.held(any_database, row, 'me', lease_s=600, stack_id='s'):
+        pass
+
+    [again] = db.list_held(any_database, 'me')
+    assert again.leased_until - row.leased_until > datetime.timedelta(seconds=500)
+    assert (row.stack_id, again.stack_id) == ('s', 's')
+
+
+def test_released_cluster_is_due_later_unless_a_change_came(any_database: db.Database) -> None:
+    cluster = new_cluster(any_database, new_template(any_database))
+    [row] = claim(any_database, 'me')
+    db.release(any_database, row, 'me', check_in_s=100)
+    assert claim(any_database, 'me2') == []
+    assert 90 < db.due_in_s(any_database) <= 100
+
+    with any_database.write() as session:
+        session.execute(sa.update(Cluster).values(check_at=db.now(-1)))
+    [row] = claim(any_database, 'me3')
+    db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))
+    db.release(any_database, row, 'me3', check_in_s=100)
+    [row] = claim(any_database, 'me4')
+    assert row.status == 'DELETE_IN_PROGRESS'
+
+
+def test_handed_back_clusters_are_due_at_once(any_database: db.Database) -> None:
+    new_cluster(any_database, new_template(any_database))
+    claim(any_database, 'me')
+
+    assert db.hand_back(any_database, 'me') == 1
+    assert len(claim(any_database, 'other')) == 1
+
+
+def test_claims_tell_those_with_a_stack_from_those_without(any_database: db.Database) -> None:
+    template = new_template(any_database)
+    new_cluster(any_database, template, name='fresh')
+    new_cluster(any_database, template, name='running', stack_id='s')
+
+    [fresh] = db.claim(any_database, 'a', limit=9, lease_s=60, followed=False)
+    [running] = db.claim(any_database, 'b', limit=9, lease_s=60, followed=True)
+    assert (fresh.name, running.name) == ('fresh', 'running')
+    assert [len(group.nodes) for group in running.nodegroups] == [1, 2]
+
+
+def test_asking_twice_to_delete_is_one_operation(any_database: db.Database) -> None:
+    cluster = new_cluster(any_database, new_template(any_database))
+    for _ in range(2):
+        db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))
+
+    history = db.list_operations(any_database, cluster.uuid)
+    assert [(o.kind, o.outcome, o.generation) for o in history] == [('create', 'superseded', 1), ('delete', None, 2)]
+    assert {g.status for g in db.get_cluster(any_database, P1, cluster.uuid).nodegroups} == {'DELETE_IN_PROGRESS'}
+
+
+def test_destroyed_cluster_takes_its_rows_along_but_not_its_history(any_database: db.Database) -> None:
+    cluster = new_cluster(any_database, new_template(any_database))
+    with any_database.write() as session:
+        db.destroy_cluster(session, cluster)
+
+    with any_database.read() as session:
+        left = [session.scalar(sa.select(sa.func.count()).select_from(model))
+                for model in (Cluster, NodeGroup, models.Node, Operation)]
+    assert left == [0, 0, 0, 1]
+
+
+def test_node_names_are_labels_of_the_dns_and_differ(any_database: db.Database) -> None:
+    template = new_template(any_database)
+    names = []
+    for name in ('Web.Shop_1', 'x' * 242, '---', 'web-shop-1'):
+        cluster = new_cluster(any_database, template, name=name)
+        names += [node.name for group in cluster.nodegroups for node in group.nodes]
+
+    assert len(set(names)) == len(names) == 12
+    for name in names:
+        assert len(name) <= 53 and name.islower() and name.strip('-') == name
+        assert set(name) <= set('abcdefghijklmnopqrstuvwxyz0123456789-')
+
+
+def test_service_reports_count(any_database: db.Database) -> None:
+    for _ in range(3):
+        db.report_service(any_database, 'host', 'magnum-conductor')
+
+    with any_database.read() as session:
+        [row] = session.scalars(sa.select(models.Service)).all()
+    assert (row.id, row.report_count) == (1, 3)
+
+
+def test_naive_times_are_not_stored() -> None:
+    with pytest.raises(ValueError, match='naive'):
+        models.UTCDateTime().process_bind_param(datetime.datetime(2026, 1, 1), None)

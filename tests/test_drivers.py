@@ -1,0 +1,718 @@
+"""Every driver folder, in every shape: it renders, what it renders is sound, and no value becomes syntax."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime
+import gzip
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import uuid
+from typing import Any
+
+import pytest
+import yaml
+from oslo_config import cfg
+
+from magnum_lite import certs, config, drivers, errors, models
+
+FOLDERS = sorted(p.name for p in drivers.BUILT_IN.iterdir() if (p / 'manifest.yaml').is_file())
+SCRIPTS = sorted(drivers.BUILT_IN.glob('*/files/*.sh'))
+
+#: What a user could write into a text field, to end up as YAML, Jinja, shell or a placeholder.
+HOSTILE = 'a"b\'c\\n\n{{ 7*7 }}{% x %}$(id)`id` &a *a !!x - : # @@SIGNAL_TOKEN@@ é\u0085\u2028 \U0001f600\x7f'
+
+LIFE = datetime.timedelta(days=1)
+
+
+@pytest.fixture
+def conf() -> cfg.ConfigOpts:
+    conf = cfg.ConfigOpts()
+    config.register(conf)
+    conf([], default_config_files=[])
+    return conf
+
+
+@pytest.fixture(params=FOLDERS)
+def driver(request: pytest.FixtureRequest, conf: cfg.ConfigOpts) -> drivers.Driver:
+    return drivers.load(conf)[request.param]
+
+
+@pytest.fixture(scope='session')
+def rsa() -> certs.Pair:
+    return certs.make_keypair(algorithm='rsa-2048')
+
+
+@pytest.fixture
+def secrets(driver: drivers.Driver, rsa: certs.Pair) -> dict[str, certs.Pair]:
+    """All that a driver wants to have, made as the conductor makes it."""
+    made: dict[str, certs.Pair] = {}
+    for name, key in driver.keys.items():
+        made[name] = certs.make_ca(key.common_name, life=LIFE) if key.kind == 'ca' else rsa
+    for name, spec in driver.certificates.items():
+        made[name] = certs.issue_client(
+            made[spec.signed_by], common_name=spec.common_name, organization=spec.organization, life=LIFE)
+    return made
+
+
+def read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
+
+
+def a_cluster(driver: drivers.Driver, *, masters: int = 1, workers: int = 2, labels: dict[str, str] | None = None,
+              template: dict[str, Any] | None = None, **columns: Any) -> models.Cluster:
+    """Rows as the API makes them, with all nodes."""
+    server_type, os_distro, coe = driver.provides[0]
+    row = models.ClusterTemplate(**{
+        'uuid': str(uuid.uuid4()), 'name': 't', 'coe': coe, 'server_type': server_type, 'cluster_distro': os_distro,
+        'image_id': 'an-image', 'flavor_id': 'small', 'master_flavor_id': 'small', 'external_network_id': 'public',
+        'dns_nameserver': '192.0.2.53, 192.0.2.54', **(template or {})})
+    cluster = models.Cluster(**{
+        'uuid': str(uuid.uuid4()), 'name': 'c', 'driver': driver.name, 'floating_ip_enabled': True,
+        'master_lb_enabled': masters > 1, 'labels': labels or {}, 'public_key': 'ssh-ed25519 AAAA me', 'template': row,
+        **columns})
+    for role, count in (('master', masters), ('worker', workers)):
+        group = models.NodeGroup(uuid=str(uuid.uuid4()), name=f'default-{role}', role=role, is_default=True,
+                                 node_count=count, image_id='an-image', flavor_id='small', labels={})
+        group.nodes = [models.Node(number=i, name=f'c-{role}-{i}') for i in range(count)]
+        cluster.nodegroups.append(group)
+    return cluster
+
+
+SHAPES = {
+    f'{masters} masters, lb {lb}, fip {fip}, {network}, volumes {volumes}': {
+        'masters': masters, 'workers': masters - 1, 'master_lb_enabled': lb, 'floating_ip_enabled': fip,
+        **({'fixed_network': 'net'} if network != 'own network' else {}),
+        **({'fixed_subnet': 'sub'} if network == 'given subnet' else {}),
+        **({'docker_volume_size': 3} if volumes else {})}
+    for masters, lb, fip, network, volumes in itertools.product(
+        (1, 3), (False, True), (False, True), ('own network', 'given network', 'given subnet'), (False, True))
+    if lb or masters == 1}
+
+
+def parse(rendered: drivers.Rendered) -> dict[str, Any]:
+    """All templates of a rendering by file name, the root as ''."""
+    return {name: read_yaml(text) for name, text in {'': rendered.template, **rendered.files}.items()}
+
+
+def walk(value: Any) -> Any:
+    """Every mapping and scalar in a tree."""
+    yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from walk(inner)
+
+
+def functions(tree: Any, name: str) -> list[Any]:
+    """The arguments of every call of an intrinsic function."""
+    return [v[name] for v in walk(tree) if isinstance(v, dict) and list(v) == [name]]
+
+
+def resources_of(parsed: dict[str, Any], name: str = '') -> int:
+    """How many resources Heat counts for a template, with those of its nested stacks."""
+    found = (parsed[name].get('resources') or {}).values()
+    return sum(1 + (resources_of(parsed, r['type']) if r['type'] in parsed else 0) for r in found)
+
+
+def unpacked(user_data: str) -> dict[str, str]:
+    """The files that cloud-init would write."""
+    assert user_data.startswith('#cloud-config\n')
+    files = read_yaml(user_data)['write_files']
+    return {item['path']: gzip.decompress(base64.b64decode(item['content'])).decode()
+            if item.get('encoding') == 'gz+b64' else item['content'] for item in files}
+
+
+def user_data(driver: drivers.Driver, rendered: drivers.Rendered) -> dict[str, str]:
+    return {name: rendered.parameters[name] for name in driver.manifest['stack']['user_data']}
+
+
+# Shapes.
+
+
+@pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
+def test_every_shape_is_a_sound_template(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair], shape: dict[str, Any]) -> None:
+    cluster = a_cluster(driver, **shape)
+
+    rendered = driver.render(conf, cluster, secrets)
+
+    parsed = parse(rendered)
+    for name, tree in parsed.items():
+        declared, resources = tree.get('parameters') or {}, tree.get('resources') or {}
+        for argument in functions(tree, 'get_param'):
+            assert (argument[0] if isinstance(argument, list) else argument) in declared, (name, argument)
+        for argument in functions(tree, 'get_resource') + [a[0] for a in functions(tree, 'get_attr')]:
+            assert argument in resources, (name, argument)
+        for resource in resources.values():
+            assert set(resource.get('depends_on', ())) <= set(resources)
+            if not resource['type'].startswith('OS::'):
+                child = parsed[resource['type']].get('parameters') or {}
+                required = {p for p, spec in child.items() if 'default' not in spec}
+                assert required <= set(resource['properties']) <= set(child), (name, resource['type'])
+                settings = resource['properties'].get('settings', {})
+                for member in {m['type'] for m in parsed[resource['type']]['resources'].values()} & set(parsed):
+                    read = {a[1] for a in functions(parsed[member], 'get_param') if a[0] == 'settings'}
+                    assert read <= set(settings), (name, member)
+    declared = parsed['']['parameters']
+    assert {p for p, spec in declared.items() if 'default' not in spec} <= set(rendered.parameters) <= set(declared)
+    assert all(v is not None for v in rendered.parameters.values())
+    counts = driver.manifest['resources']
+    expected = counts['base'] + sum(
+        counts[g.role] * g.node_count + (0 if g.node_count else counts[g.role]) for g in cluster.nodegroups)
+    assert resources_of(parsed) <= expected
+    assert driver.check_cluster(conf, cluster) == []
+
+
+@pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
+def test_no_secret_is_in_what_is_stored(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair], shape: dict[str, Any]) -> None:
+    rendered = driver.render(conf, a_cluster(driver, **shape), secrets)
+
+    stored = rendered.template + ''.join(rendered.files.values())
+    for pair in secrets.values():
+        assert pair.private_key.splitlines()[1] not in stored
+    assert 'PRIVATE KEY' not in stored
+    for name in user_data(driver, rendered):
+        assert parse(rendered)['']['parameters'][name]['hidden'] is True
+        assert rendered.parameters[name] not in repr(rendered)
+    # A hidden value stays hidden on its way down.
+    for tree in parse(rendered).values():
+        assert all(spec.get('hidden') for name, spec in (tree.get('parameters') or {}).items() if 'user_data' in name)
+
+
+def test_the_same_rows_give_the_same_text(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    cluster = a_cluster(driver)
+
+    assert driver.render(conf, cluster, secrets) == driver.render(conf, cluster, secrets)
+
+
+def test_members_are_found_where_the_stock_clients_look(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    cluster = a_cluster(driver, workers=2)
+    cluster.nodegroups[1].nodes[1].number = 7
+
+    parsed = parse(driver.render(conf, cluster, secrets))
+
+    group = parsed[parsed['']['resources']['kube_minions']['type']]
+    assert list(group['resources']) == ['0', '7']
+    assert list(group['outputs']['refs_map']['value']) == ['0', '7']
+    member = parsed[group['resources']['7']['type']]['resources']
+    assert member['kube-minion']['type'] == 'OS::Nova::Server'
+    assert member['node_config_deployment']['type'] == 'OS::Heat::WaitCondition'
+    assert member['handle']['type'] == 'OS::Heat::WaitConditionHandle'
+
+
+def test_new_user_data_never_makes_a_running_server_anew(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    parsed = parse(driver.render(conf, a_cluster(driver), secrets))
+
+    servers = [r['properties'] for tree in parsed.values() for r in (tree.get('resources') or {}).values()
+               if r['type'] == 'OS::Nova::Server']
+    assert servers
+    for server in servers:
+        assert (server['user_data_format'], server['user_data_update_policy']) == ('RAW', 'IGNORE')
+        assert 'key_name' not in server
+
+
+def test_image_and_flavor_stand_with_each_member(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    cluster = a_cluster(driver)
+    cluster.nodegroups[1].nodes[0].image_id = 'older'
+
+    parsed = parse(driver.render(conf, cluster, secrets))
+
+    members = parsed[parsed['']['resources']['kube_minions']['type']]['resources']
+    assert [m['properties']['image'] for m in members.values()] == ['older', 'an-image']
+
+
+def test_a_further_nodegroup_has_a_stack_of_its_own(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    cluster = a_cluster(driver)
+    group = models.NodeGroup(uuid=str(uuid.uuid4()), name='big', role='gpu', is_default=False, node_count=1,
+                             image_id='another', flavor_id='large', labels={}, node_labels={'tier': 'x'})
+    group.nodes = [models.Node(number=4, name='c-big-4')]
+    cluster.nodegroups.append(group)
+    outputs = {name: f'the-{name}' for name in parse(driver.render(conf, cluster, secrets))['']['outputs']}
+
+    rendered = driver.render_nodegroup(conf, cluster, group, secrets, outputs=outputs)
+
+    parsed = parse(rendered)
+    declared = parsed['']['parameters']
+    assert {p for p, spec in declared.items() if 'default' not in spec} <= set(rendered.parameters) <= set(declared)
+    members = parsed[parsed['']['resources']['kube_minions']['type']]['resources']
+    assert {n: (m['properties']['image'], m['properties']['flavor']) for n, m in members.items()} == {
+        '4': ('another', 'large')}
+    assert 'tier=x' in ''.join(user_data_of(rendered).values())
+
+
+def user_data_of(rendered: drivers.Rendered) -> dict[str, str]:
+    return {name: value for name, value in rendered.parameters.items() if name.endswith('user_data')}
+
+
+# Values stay values.
+
+
+def test_hostile_text_comes_back_as_data(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair], tmp_path: pathlib.Path) -> None:
+    cluster = a_cluster(
+        driver, public_key=HOSTILE, fixed_network=HOSTILE, fixed_subnet=HOSTILE,
+        template={'external_network_id': HOSTILE, 'http_proxy': HOSTILE, 'no_proxy': HOSTILE, 'name': HOSTILE})
+    cluster.nodegroups[1].image_id = cluster.nodegroups[1].flavor_id = HOSTILE
+
+    rendered = driver.render(conf, cluster, secrets)
+
+    parsed = parse(rendered)
+    member = parsed[parsed['']['resources']['kube_minions']['type']]['resources']['0']['properties']
+    assert (member['image'], member['flavor']) == (HOSTILE, HOSTILE)
+    assert {n for n, v in rendered.parameters.items() if v == HOSTILE} == {
+        'external_network', 'fixed_network', 'fixed_subnet'}
+    for text in user_data(driver, rendered).values():
+        assert text.isascii()
+        assert read_yaml(text)['ssh_authorized_keys'] == [HOSTILE.strip()]
+        [environment] = [t for path, t in unpacked(text).items() if path.endswith('/proxy.env')]
+        (tmp_path / 'env').write_text(environment)
+        reader = f'. {tmp_path}/env; printf %s "$HTTP_PROXY"'
+        seen = subprocess.run(['sh', '-c', reader], capture_output=True, check=True)
+        assert seen.stdout.decode() == HOSTILE
+
+
+@pytest.mark.parametrize('value', [HOSTILE, '\x00', '\ufffe', '', ' ', 'null', '0x1', '2001-01-01', '-', '{', [], {},
+                                   {'a': [None, True, 1.5]}])
+def test_what_is_printed_reads_back_as_itself(value: Any) -> None:
+    assert read_yaml(drivers.quote(value)) == value
+
+
+def test_user_data_is_cloud_config_within_the_limit(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    rendered = driver.render(conf, a_cluster(driver), secrets)
+
+    assert len(user_data(driver, rendered)) >= 2
+    for text in user_data(driver, rendered).values():
+        assert len(text) < drivers.MAX_USER_DATA // 2
+        document = read_yaml(text)
+        assert set(document) <= {'write_files', 'runcmd', 'ssh_authorized_keys'}
+        assert all(set(f) <= {'path', 'permissions', 'content', 'encoding'} for f in document['write_files'])
+        assert len({f['path'] for f in document['write_files']}) == len(document['write_files'])
+
+
+def test_every_placeholder_is_filled_in_by_heat(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    for shape in SHAPES.values():
+        rendered = driver.render(conf, a_cluster(driver, **shape), secrets)
+        filled = [set(f['params']) for tree in parse(rendered).values() for f in functions(tree, 'str_replace')]
+
+        for text in user_data(driver, rendered).values():
+            wanted = set(re.findall(r'@@[A-Z_]+@@', text))
+            assert wanted and all(wanted <= params for params in filled)
+            # Heat cannot reach into what is packed.
+            assert '@@' not in ''.join(t for p, t in unpacked(text).items() if t not in text and p.endswith('.sh'))
+
+
+def test_only_masters_get_the_keys_of_authorities(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    rendered = driver.render(conf, a_cluster(driver), secrets)
+
+    for name, text in user_data(driver, rendered).items():
+        files = ''.join(unpacked(text).values())
+        role = driver.manifest['stack']['user_data'][name]['role']
+        for purpose in driver.keys:
+            assert (secrets[purpose].private_key in files) == (role == 'master'), (name, purpose)
+
+
+# Labels.
+
+
+def test_every_label_reaches_a_parameter_or_the_shape(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    cluster = a_cluster(driver, masters=3, docker_volume_size=2)
+
+    def rendered(labels: dict[str, str]) -> drivers.Rendered:
+        cluster.labels = labels
+        return driver.render(conf, cluster, secrets)
+
+    plain = rendered({})
+    for name, label in driver.labels_known.items():
+        example = label['schema']['examples'][0]
+        text = ','.join(example) if isinstance(example, list) else str(example)
+        assert driver.check_labels({name: text}, conf) == [], name
+        assert rendered({name: text}) != plain, f'label {name} changes nothing'
+
+
+def test_no_label_takes_just_any_text(driver: drivers.Driver) -> None:
+    for name, label in driver.labels_known.items():
+        schema = label['schema'].get('items', label['schema'])
+        assert {'pattern', 'format', 'enum'} & set(schema) or schema['type'] != 'string', name
+
+
+def test_an_unknown_label_is_told_the_nearest_name(conf: cfg.ConfigOpts) -> None:
+    driver = drivers.load(conf)['k8s_ubuntu']
+
+    assert driver.check_labels({'flanel_backend': 'vxlan'}, conf) == [
+        "Driver k8s_ubuntu has no label 'flanel_backend'; did you mean flannel_backend?"]
+    [problem] = driver.check_labels({'zzz': '1'}, conf)
+    assert 'kube_tag' in problem
+
+
+@pytest.mark.parametrize(('label', 'value', 'sentence'), [
+    ('kube_tag', 'latest', "Label kube_tag cannot be 'latest': it must be like v1.34.3 (version of Kubernetes)"),
+    ('kube_tag', 'v1.20.2\n', "Label kube_tag cannot be 'v1.20.2\\n': it must not hold control characters "
+                              '(version of Kubernetes)'),
+    ('boot_volume_size', 'big', "Label boot_volume_size cannot be 'big': it must be a whole number from 0 to 65536 "
+                                "(GiB of the volume that a node boots from; 0 is the flavor's own disk)"),
+    ('octavia_lb_healthcheck', 'maybe', "Label octavia_lb_healthcheck cannot be 'maybe': it must be true or false "
+                                        '(whether the load balancer asks masters if they are alive)'),
+    ('flannel_backend', 'gre', "Label flannel_backend cannot be 'gre': it must be one of vxlan, host-gw, udp "
+                               '(how flannel carries packets between nodes; udp is for debugging)'),
+    ('flannel_network_cidr', '10.1.2.3/8', "Label flannel_network_cidr cannot be '10.1.2.3/8': it must be like "
+                                           '10.244.0.0/16 (address range of pods)'),
+    ('master_lb_allowed_cidrs', '10.0.0.0/8,x', "Label master_lb_allowed_cidrs cannot be '10.0.0.0/8,x': it must be a "
+                                                'list with commas like 192.0.2.0/24,198.51.100.0/24 (address ranges '
+                                                'that may reach the API; everywhere if not given)'),
+])
+def test_a_wrong_label_is_told_what_it_must_be(
+        conf: cfg.ConfigOpts, label: str, value: str, sentence: str) -> None:
+    assert drivers.load(conf)['k8s_ubuntu'].check_labels({label: value}, conf) == [sentence]
+
+
+def test_the_operators_default_stands_between_manifest_and_user(conf: cfg.ConfigOpts) -> None:
+    driver = drivers.load(conf)['k8s_ubuntu']
+    conf.set_override('label_defaults', {'flannel_backend': 'udp', 'fixed_network_cidr': '10.9.0.0/24', 'other': 'x'},
+                      group='drivers')
+
+    assert driver.labels(conf, {})['flannel_backend'] == 'udp'
+    assert driver.labels(conf, {})['fixed_subnet_cidr'] == '10.9.0.0/24'
+    assert driver.labels(conf, {'flannel_backend': 'host-gw'})['flannel_backend'] == 'host-gw'
+    assert driver.labels(conf, {'flannel_backend': ''})['flannel_backend'] == 'udp'
+    assert 'other' not in driver.labels(conf, {})
+
+
+def test_a_wrong_default_of_the_operator_names_its_option(conf: cfg.ConfigOpts) -> None:
+    conf.set_override('label_defaults', {'flannel_backend': 'gre'}, group='drivers')
+
+    with pytest.raises(errors.DriverError, match=r'label_defaults: label flannel_backend'):
+        drivers.load(conf)['k8s_ubuntu'].labels(conf, {})
+
+
+def test_labels_come_typed(conf: cfg.ConfigOpts) -> None:
+    labels = drivers.load(conf)['k8s_ubuntu'].labels(conf, {
+        'boot_volume_size': '20', 'octavia_lb_healthcheck': 'False',
+        'master_lb_allowed_cidrs': '10.0.0.0/8, 11.0.0.0/8'})
+
+    assert labels['boot_volume_size'] == 20
+    assert labels['octavia_lb_healthcheck'] is False
+    assert labels['api_master_lb_allowed_cidrs'] == ['10.0.0.0/8', '11.0.0.0/8']
+
+
+def test_a_label_and_its_older_name_together_are_refused(conf: cfg.ConfigOpts) -> None:
+    labels = {'fixed_subnet_cidr': '10.0.0.0/24', 'fixed_network_cidr': '10.1.0.0/24'}
+
+    assert drivers.load(conf)['k8s_ubuntu'].check_labels(labels, conf) == [
+        'Label fixed_network_cidr is another name of fixed_subnet_cidr; give one of them']
+
+
+# Templates and clusters that cannot be.
+
+
+def test_fields_of_a_template_are_checked(conf: cfg.ConfigOpts) -> None:
+    driver = drivers.load(conf)['k8s_ubuntu']
+
+    assert driver.template_defaults == {'network_driver': 'flannel'}
+    assert driver.check_template({'network_driver': None, 'volume_driver': 'cinder', 'tls_disabled': False}) == []
+    assert driver.check_template({'network_driver': 'calico', 'tls_disabled': True}) == [
+        "network_driver cannot be 'calico' with driver k8s_ubuntu: it must be one of flannel",
+        'tls_disabled cannot be True with driver k8s_ubuntu: it must be False (kubeadm serves its API by TLS only)']
+
+
+@pytest.mark.parametrize(('changes', 'words'), [
+    ({'template': {'external_network_id': None}}, ['external_network_id']),
+    ({'masters': 3, 'master_lb_enabled': False}, ['master_lb_enabled']),
+    ({'fixed_subnet': 'sub'}, ['fixed_network']),
+    ({'labels': {'kube_tarball_url': 'https://a/b'}}, ['kube_tarball_sha256']),
+    ({'labels': {'flannel_network_cidr': '10.254.0.0/16'}}, ['overlaps', '10.254.0.0/16']),
+    ({'labels': {'flannel_network_subnetlen': '17'}}, ['room for 2 nodes', '3 are asked for']),
+    ({'labels': {'fixed_subnet_cidr': '10.0.0.0/30'}}, ['room for 0 nodes', '3 are asked for']),
+    ({'workers': 150, 'labels': {'fixed_subnet_cidr': '10.0.0.0/16'}}, ['1088 resources', '1000']),
+    ({'public_key': 'k' * 40000}, ['user-data', str(drivers.MAX_USER_DATA)]),
+])
+def test_limits_are_said_before_they_bite(conf: cfg.ConfigOpts, changes: dict[str, Any], words: list[str]) -> None:
+    driver = drivers.load(conf)['k8s_ubuntu']
+
+    problems = driver.check_cluster(conf, a_cluster(driver, **changes))
+
+    assert problems
+    assert all(word in problems[0] for word in words), problems
+
+
+@pytest.mark.parametrize(('minutes', 'seconds'), [(None, 3300), (0, 3300), (60, 3300), (20, 900), (10, 450), (1, 45),
+                                                  (10000, 43200)])
+def test_nodes_report_before_their_stack_gives_up(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, minutes: int | None, seconds: int) -> None:
+    assert drivers.node_timeout_s(conf, a_cluster(driver, create_timeout=minutes)) == seconds
+
+
+# Outputs.
+
+
+def test_outputs_may_all_be_missing_or_null(driver: drivers.Driver, conf: cfg.ConfigOpts,
+                                            secrets: dict[str, certs.Pair]) -> None:
+    names = parse(driver.render(conf, a_cluster(driver), secrets))['']['outputs']
+
+    assert driver.read_outputs({}) == driver.read_outputs(dict.fromkeys(names)) == drivers.Observed()
+
+
+def test_outputs_that_the_manifest_reads_exist(driver: drivers.Driver, conf: cfg.ConfigOpts,
+                                               secrets: dict[str, certs.Pair]) -> None:
+    names = parse(driver.render(conf, a_cluster(driver), secrets))['']['outputs']
+
+    read = driver.manifest['outputs']
+    assert {read['api_address'], read['coe_version'], *read['nodes']} <= set(names)
+
+
+def test_outputs_are_read_in_the_order_of_numbers(conf: cfg.ConfigOpts) -> None:
+    driver = drivers.load(conf)['k8s_ubuntu']
+    nodes = [{'nodegroup': 'default-worker', 'number': n, 'server_id': f's{n}', 'address': a, 'private_address': None}
+             for n, a in ((10, '192.0.2.10'), (2, '192.0.2.2'), (3, None))]
+
+    observed = driver.read_outputs({'api_address': 'https://192.0.2.1:6443', 'coe_version': 'v1.20.2', 'masters': None,
+                                    'workers': nodes})
+
+    assert (observed.api_address, observed.coe_version) == ('https://192.0.2.1:6443', 'v1.20.2')
+    assert observed.addresses == {'default-worker': ['192.0.2.2', '192.0.2.10']}
+    assert observed.nodes['default-worker', 10] == drivers.ObservedNode('s10', '192.0.2.10', None)
+
+
+# Folders.
+
+
+def test_find_knows_what_each_folder_makes(conf: cfg.ConfigOpts) -> None:
+    found = drivers.find(conf, server_type='vm', os_distro='ubuntu', coe='kubernetes')
+
+    assert found.name == 'k8s_ubuntu'
+    assert drivers.find(conf, server_type='vm', os_distro='debian', coe='kubernetes', name='k8s_ubuntu') is found
+
+
+@pytest.mark.parametrize(('asked', 'sentences'), [
+    ({'coe': 'other'}, "No driver makes other clusters from an image with os_distro 'ubuntu' on server_type 'vm'. "
+                       'k8s_ubuntu makes kubernetes on ubuntu (vm), kubernetes on debian (vm).'),
+    ({'os_distro': 'beos', 'name': 'k8s_ubuntu'},
+     "Driver k8s_ubuntu does not make kubernetes clusters from an image with os_distro 'beos' on server_type 'vm'. "
+     'k8s_ubuntu makes kubernetes on ubuntu (vm), kubernetes on debian (vm).'),
+    ({'name': 'none'}, "Driver 'none' does not exist. There are: k8s_ubuntu."),
+])
+def test_a_driver_that_is_not_there(conf: cfg.ConfigOpts, asked: dict[str, str], sentences: str) -> None:
+    with pytest.raises(errors.Invalid) as raised:
+        drivers.find(conf, **{'server_type': 'vm', 'os_distro': 'ubuntu', 'coe': 'kubernetes', **asked})
+
+    assert str(raised.value).startswith(sentences[:60])
+    assert 'k8s_ubuntu' in str(raised.value)
+
+
+def test_a_disabled_driver_is_not_found(conf: cfg.ConfigOpts) -> None:
+    conf.set_override('disabled_drivers', FOLDERS, group='drivers')
+
+    with pytest.raises(errors.Invalid, match='is disabled here'):
+        drivers.find(conf, server_type='vm', os_distro='ubuntu', coe='kubernetes', name='k8s_ubuntu')
+    with pytest.raises(errors.Invalid, match='No driver is enabled'):
+        drivers.find(conf, server_type='vm', os_distro='ubuntu', coe='kubernetes')
+
+
+@pytest.fixture
+def home(tmp_path: pathlib.Path, conf: cfg.ConfigOpts) -> pathlib.Path:
+    """A folder of an operator with a copy of a built-in driver folder."""
+    shutil.copytree(drivers.BUILT_IN / 'k8s_ubuntu', tmp_path / 'drivers' / 'k8s_ubuntu')
+    conf.set_override('path', [str(tmp_path / 'drivers')], group='drivers')
+    return tmp_path / 'drivers'
+
+
+def edit(path: pathlib.Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    drivers._load.cache_clear()
+
+
+def test_a_folder_of_the_operator_wins_over_the_built_in_one(
+        conf: cfg.ConfigOpts, home: pathlib.Path, secrets: dict[str, certs.Pair]) -> None:
+    edit(home / 'k8s_ubuntu' / 'manifest.yaml', 'default: vxlan', 'default: host-gw')
+    shutil.copytree(home / 'k8s_ubuntu', home / 'ours')
+    edit(home / 'ours' / 'manifest.yaml', 'os_distro: ubuntu', 'os_distro: ours')
+    (home / 'ours' / 'driver.py').write_text(
+        'from magnum_lite import drivers\n\n\nclass Driver(drivers.Driver):\n'
+        "    template_defaults = {'network_driver': 'own'}\n")
+
+    ours = drivers.find(conf, server_type='vm', os_distro='ours', coe='kubernetes')
+
+    assert drivers.load(conf)['k8s_ubuntu'].folder == home / 'k8s_ubuntu'
+    assert drivers.load(conf)['k8s_ubuntu'].labels(conf, {})['flannel_backend'] == 'host-gw'
+    assert (ours.name, ours.template_defaults) == ('ours', {'network_driver': 'own'})
+    assert ours.render(conf, a_cluster(ours), secrets).template  # what is shared is found
+
+
+@pytest.mark.parametrize(('file', 'old', 'new', 'place'), [
+    ('manifest.yaml', 'text: Kub', 'txt: Kub', r'manifest\.yaml \$: .*txt'),
+    ('manifest.yaml', 'default: vxlan', 'default: gre', r'\$\.labels\.flannel_backend\.default: it must be one of'),
+    ('manifest.yaml', 'signed_by: ca', 'signed_by: cb', r'\$\.certificates\.join: no such authority'),
+    ('manifest.yaml', 'per_node: flannel_network_subnetlen', 'per_node: nope', 'there is no label nope'),
+    ('manifest.yaml', 'provides:', 'provides: [', r'manifest\.yaml: '),
+])
+def test_a_wrong_manifest_names_folder_and_place(
+        conf: cfg.ConfigOpts, home: pathlib.Path, file: str, old: str, new: str, place: str) -> None:
+    edit(home / 'k8s_ubuntu' / file, old, new)
+
+    with pytest.raises(errors.DriverError, match=f'driver folder {home}/k8s_ubuntu: .*{place}'):
+        drivers.load(conf)
+
+
+@pytest.mark.parametrize(('file', 'old', 'new', 'place'), [
+    ('cluster.yaml.j2', 'resources:\n', '{{ nothing }}\nresources:\n', r"cluster\.yaml\.j2, line \d+: .*'nothing' is"),
+    ('cluster.yaml.j2', 'resources:\n', '{% if %}', r'cluster\.yaml\.j2, line \d+: '),
+    ('cluster.yaml.j2', 'resources:\n', 'resources: [\n', r'cluster\.yaml\.j2, line \d+ of the result: '),
+    ('cluster.yaml.j2', "'network.yaml.j2'", "'net.yaml.j2'", r'cluster\.yaml\.j2: there is no net\.yaml\.j2'),
+    ('node.yaml.j2', 'file: node.sh', 'file: nod.sh', r'node\.yaml\.j2: FileNotFoundError nod\.sh'),
+    ('node.yaml.j2', 'files:\n', 'flies:\n', r"node\.yaml\.j2: KeyError 'files'"),
+    ('manifest.yaml', 'api_port: api_port', 'api_port: api_prot', "expression 'api_prot': 'api_prot' is undefined"),
+    ('manifest.yaml', 'api_port: api_port', 'api_port: cluster.__class__', 'expression .* unsafe'),
+])
+def test_a_wrong_template_names_folder_and_place(
+        conf: cfg.ConfigOpts, home: pathlib.Path, secrets: dict[str, certs.Pair], file: str, old: str, new: str,
+        place: str) -> None:
+    edit(home / 'k8s_ubuntu' / file, old, new)
+    driver = drivers.load(conf)['k8s_ubuntu']
+
+    with pytest.raises(errors.DriverError, match=f'driver folder {home}/k8s_ubuntu: .*{place}'):
+        driver.render(conf, a_cluster(driver), secrets)
+
+
+def test_a_wrong_class_names_folder_and_file(conf: cfg.ConfigOpts, home: pathlib.Path) -> None:
+    (home / 'k8s_ubuntu' / 'driver.py').write_text('import nothing_of_that_name\n')
+
+    with pytest.raises(errors.DriverError, match=r'k8s_ubuntu: driver\.py: ModuleNotFoundError'):
+        drivers.load(conf)
+
+
+def test_a_path_that_is_not_there_is_named(conf: cfg.ConfigOpts) -> None:
+    conf.set_override('path', ['/nowhere'], group='drivers')
+
+    with pytest.raises(errors.DriverError, match=r'\[drivers\] path /nowhere'):
+        drivers.load(conf)
+
+
+def test_missing_secrets_are_named(conf: cfg.ConfigOpts) -> None:
+    driver = drivers.load(conf)['k8s_ubuntu']
+
+    with pytest.raises(errors.DriverError, match='no secrets given for ca, etcd, front-proxy, join, service-account'):
+        driver.render(conf, a_cluster(driver), {})
+
+
+def test_code_of_a_folder_stays_the_exception(driver: drivers.Driver) -> None:
+    own = driver.folder / 'driver.py'
+
+    assert not own.exists() or len(own.read_text().splitlines()) <= 80
+
+
+# Scripts of the nodes.
+
+
+@pytest.mark.parametrize('script', SCRIPTS, ids=lambda p: p.name)
+def test_scripts_are_sound(script: pathlib.Path) -> None:
+    subprocess.run(['sh', '-n', str(script)], check=True)
+    if checker := shutil.which('shellcheck'):
+        subprocess.run([checker, '-s', 'sh', '-e', 'SC1091', str(script)], check=True)
+
+
+@dataclasses.dataclass
+class Node:
+    """The node script in a folder of its own, with a `curl` that notes what was posted."""
+
+    folder: pathlib.Path
+    engine: str = ''
+
+    def run(self, *arguments: str, **environment: str) -> tuple[int, list[dict[str, str]]]:
+        script = (drivers.BUILT_IN / '_shared' / 'files' / 'node.sh').read_text()
+        for place in ('/etc/magnum-lite', '/opt/magnum-lite', '/var/lib/magnum-lite', '/var/log'):
+            (self.folder / place[1:]).mkdir(parents=True, exist_ok=True)
+            script = script.replace(place, f'{self.folder}{place}')
+        script = script.replace('PATH=', f'PATH={self.folder}:')
+        (self.folder / 'node.sh').write_text(script)
+        (self.folder / 'opt/magnum-lite/engine.sh').write_text('set_up_node() {\n' + self.engine + '\n}\n')
+        (self.folder / 'etc/magnum-lite/node.env').write_text(
+            "NODE_NAME=n-0\nSIGNAL_URL=http://heat/signal\nSIGNAL_TOKEN='the token'\n")
+        (self.folder / 'sleep').write_text('#!/bin/sh\n')
+        (self.folder / 'curl').write_text(
+            '#!/bin/sh\ncat >>"$0.in"; while [ "$1" != --data-binary ]; do shift; done\n'
+            'printf "%s\\n" "$2" "$3" >>"$0.out"\n[ ! -e "$0.away" ] || { rm "$0.away"; exit 22; }\n')
+        for name in ('curl', 'sleep'):
+            (self.folder / name).chmod(0o755)
+        with (self.folder / 'var/log/magnum-lite-node.log').open('a') as log:
+            code = subprocess.run(['sh', str(self.folder / 'node.sh'), *arguments], stdout=log, stderr=log,
+                                  env=os.environ | environment, check=False).returncode
+        lines = (self.folder / 'curl.out').read_text().splitlines() if (self.folder / 'curl.out').exists() else []
+        assert set(lines[1::2]) <= {'http://heat/signal'}
+        return code, [json.loads(line) for line in lines[::2]]
+
+
+@pytest.fixture
+def node(tmp_path: pathlib.Path) -> Node:
+    return Node(tmp_path)
+
+
+def test_a_node_reports_success_with_its_token(node: Node) -> None:
+    node.engine = "step 'do it'; echo done"
+
+    assert node.run() == (0, [{'status': 'SUCCESS', 'reason': 'n-0 is ready'}])
+    assert (node.folder / 'curl.in').read_text() == 'header = "X-Auth-Token: the token"\n'
+
+
+def test_a_node_reports_the_step_that_failed_and_its_last_words(node: Node) -> None:
+    node.engine = ("step 'first thing'; echo 'not this'\nstep 'second thing'\n"
+                   "printf 'say \"it\" \\\\ \\001 http://me:secret@proxy:3128\\n'; sh -c 'exit 7'; echo not reached")
+
+    code, [report] = node.run()
+
+    assert code == 7
+    assert report == {'status': 'FAILURE', 'reason': "n-0: step 'second thing' failed (exit code 7): "
+                                                     'say "it" \\ ? http://***@proxy:3128'}
+
+
+def test_a_report_is_cut_and_tried_again(node: Node) -> None:
+    node.engine = "step 'talk'; head -c 5000 /dev/zero | tr '\\0' x; exit 1"
+    node.folder.mkdir(exist_ok=True)
+    (node.folder / 'curl.away').touch()
+
+    _, reports = node.run()
+
+    assert [r['status'] for r in reports] == ['FAILURE', 'FAILURE']
+    assert 700 <= len(reports[1]['reason']) <= 1024
+
+
+def test_a_step_that_takes_too_long_is_named(node: Node) -> None:
+    node.engine = "step 'wait for ever'; kill -TERM $$; echo not reached"
+
+    code, [report] = node.run()
+
+    assert code == 124
+    assert report['reason'].startswith("n-0: step 'wait for ever, which was still running when the time was up' failed")
+
+
+def test_a_set_up_that_died_silently_is_reported_afterwards(node: Node) -> None:
+    node.engine = "step 'die'; kill -KILL $$"
+
+    assert node.run() == (-9, [])
+    code, [report] = node.run('--if-silent', SERVICE_RESULT='signal', EXIT_STATUS='KILL')
+    assert code == 0
+    assert 'the set-up ended without a report (signal KILL)' in report['reason']
+    assert node.run('--if-silent')[1] == [report]
+
+
+def test_until_ok_tries_until_it_works(node: Node) -> None:
+    node.engine = ("step 'wait'\ntries() { echo . >>$STATE/tries; echo same words; [ $(wc -l <$STATE/tries) = 3 ]; }\n"
+                   'until_ok tries')
+
+    assert node.run()[0] == 0
+    assert (node.folder / 'var/log/magnum-lite-node.log').read_text().count('same words') == 2

@@ -1,0 +1,130 @@
+"""The rules of the house that a grep can hold."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from magnum_lite import config, drivers, errors
+from magnum_lite.api import policies, routes, versions
+from magnum_lite.api.resources import CLUSTER, CLUSTER_TEMPLATE
+from magnum_lite.conductor import diagnose
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / 'magnum_lite'
+SOURCES = sorted(path for path in PACKAGE.rglob('*.py') if 'templates' not in path.parts)
+
+
+def lines(pattern: str, *, but: tuple[str, ...] = ()) -> list[str]:
+    found = []
+    for path in SOURCES:
+        if path.relative_to(PACKAGE).as_posix() in but:
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if re.search(pattern, line, re.I):
+                found.append(f'{path.relative_to(ROOT)}:{number}: {line.strip()}')
+    return found
+
+
+def test_no_word_of_an_engine_or_an_os_outside_templates() -> None:
+    words = r'\b(kube\w*|kubernetes|k8s|swarm|mesos|marathon|flannel|calico|cilium|etcd|containerd|ubuntu|debian|' \
+            r'fedora|coreos|flatcar|suse)\b'
+
+    assert lines(words) == []
+
+
+def test_only_move_writes_a_status_of_a_cluster() -> None:
+    writers = [line for line in lines(r'update\(Cluster\)|update\(models\.Cluster\)') if 'status' in line]
+
+    assert writers == []
+    assert lines(r'cluster\.status\s*=[^=]') == []
+
+
+def test_nobody_names_the_global_configuration_but_config_and_the_command() -> None:
+    assert lines(r'cfg\.CONF\b|config\.CONF\b', but=('config.py', 'cli.py')) == []
+
+
+def test_no_eventlet() -> None:
+    assert lines(r'import eventlet|from eventlet|monkey_patch') == []
+
+
+def test_no_sleep_in_api_or_tests() -> None:
+    assert lines(r'time\.sleep') == []
+    sleeping = [path.name for path in (ROOT / 'tests').glob('test_*.py')
+                if path.name != 'test_rules.py' and 'time.sleep' in path.read_text()]
+    assert sleeping == []
+
+
+def test_everything_public_has_a_docstring() -> None:
+    missing = []
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        if ast.get_docstring(tree) is None:
+            missing.append(str(path.relative_to(ROOT)))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith('_') \
+                    and ast.get_docstring(node) is None and not _is_inner(tree, node) \
+                    and not _is_stub(node):
+                missing.append(f'{path.relative_to(ROOT)}:{node.lineno} {node.name}')
+    allowed = {'process_bind_param', 'process_result_value', 'load_dialect_impl'}  # SQLAlchemy's, not ours
+    assert [m for m in missing if m.split()[-1] not in allowed] == []
+
+
+def _is_stub(node: ast.AST) -> bool:
+    """A member of a Protocol: its class says what it is."""
+    return isinstance(node, ast.FunctionDef) and len(node.body) == 1 and isinstance(node.body[0], ast.Expr) \
+        and isinstance(node.body[0].value, ast.Constant) and node.body[0].value.value is ...
+
+
+def _is_inner(tree: ast.AST, wanted: ast.AST) -> bool:
+    return any(wanted is not node and wanted in ast.walk(node) for node in ast.walk(tree)
+               if isinstance(node, ast.FunctionDef))
+
+
+def test_package_is_read_in_an_afternoon() -> None:
+    total = sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob('*.py'))
+
+    assert total < 5000
+
+
+def test_floors_hold() -> None:
+    done = subprocess.run([pathlib.Path(sys.executable).parent / 'lint-imports', '--config', 'setup.cfg'], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_option_says_what_it_does() -> None:
+    for group, opts in config.GROUPS.items():
+        for opt in opts:
+            assert opt.help and opt.help.endswith('.') and len(opt.help) > 30, f'[{group}] {opt.name}'
+
+
+def test_every_route_has_a_rule_and_every_rule_a_route() -> None:
+    named = {route.rule for route in routes.ROUTES if route.rule}
+    known = {rule.name for rule in policies.OPERATIONS}
+
+    assert named <= known
+    assert known - named == {'clustertemplate:publish'}
+
+
+def test_every_since_is_a_version() -> None:
+    for resource in (CLUSTER, CLUSTER_TEMPLATE):
+        for field in resource.fields:
+            assert field.since in versions.VERSIONS
+            assert field.doc.endswith('.'), field.name
+    assert all(route.since in versions.VERSIONS for route in routes.ROUTES)
+
+
+@pytest.mark.parametrize('code', [code for code, _ in diagnose.SIGNS])
+def test_every_code_is_explained(code: str) -> None:
+    assert code in errors.CODES
+
+
+def test_templates_are_named_by_their_folders() -> None:
+    assert all(name == driver.name for name, driver in drivers._load(()).items())
