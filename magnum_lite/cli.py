@@ -2,6 +2,9 @@
 
 Each command is one function below; `main` reads the configuration and calls it. A mistake of the operator ends in one
 line that says what to do, never in a traceback.
+
+What only the processes need is imported where they start: clients of a cloud and web frameworks take seconds to load,
+and `magnum-lite db upgrade` should not.
 """
 
 from __future__ import annotations
@@ -13,17 +16,19 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import alembic.command
 import alembic.config
-from cheroot import wsgi
 from oslo_config import cfg
 from oslo_log import log
 
-from magnum_lite import clients, config, db, drivers, errors, keystore, rpc
-from magnum_lite.api import app
-from magnum_lite.conductor import service, steps
+from magnum_lite import config, db, drivers, errors, keystore
+
+if TYPE_CHECKING:
+    from cheroot import wsgi
+
+    from magnum_lite.conductor import service
 
 LOG = log.getLogger(__name__)
 
@@ -104,6 +109,7 @@ def conductor(conf: cfg.ConfigOpts) -> None:
 
 def serve(conf: cfg.ConfigOpts) -> None:
     """API and conductor in one process: for one machine, with SQLite and without a broker if none is configured."""
+    from magnum_lite import rpc
     rpc.default_to_this_process(conf)
     if keystore.create_key_file(conf.keystore.key_file):
         LOG.warning('Made a key file, %s. Keep a copy: without it the keys of clusters are lost.',
@@ -115,6 +121,9 @@ def serve(conf: cfg.ConfigOpts) -> None:
 
 
 def _api_server(conf: cfg.ConfigOpts) -> wsgi.Server:
+    from cheroot import wsgi
+
+    from magnum_lite.api import app
     if conf.api.auth_strategy == 'noauth' and not app.is_loopback(conf.api.host):
         raise Mistake(f'[api] auth_strategy = noauth believes every caller, so [api] host must be a loopback '
                       f'address and not {conf.api.host}')
@@ -130,6 +139,8 @@ def _api_server(conf: cfg.ConfigOpts) -> wsgi.Server:
 
 
 def _conductor(conf: cfg.ConfigOpts) -> service.Conductor:
+    from magnum_lite import clients
+    from magnum_lite.conductor import service, steps
     return service.Conductor(steps.World(
         conf=conf, db=db.Database(conf), cloud=clients.Cloud(conf), keystore=keystore.KeyStore(conf),
         drivers=drivers.load(conf)))

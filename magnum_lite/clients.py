@@ -80,6 +80,8 @@ def _translated(what: str) -> Iterator[None]:
         raise _from_status(what, e.code if isinstance(e.code, int) else 500, _line(text), None) from e
     except sdk_exc.DuplicateResource as e:
         raise Clash(f'{what}: more than one fits, use the id') from e
+    except sdk_exc.NotFoundException as e:  # has no status when a search by name found nothing
+        raise Gone(f'{what}: {_line(e.details or e.message)}') from e
     except sdk_exc.HttpException as e:
         raise _from_status(what, e.status_code or 500, _line(e.details or e.message), _retry_after(e.response)) from e
     except ksa_exc.HttpError as e:

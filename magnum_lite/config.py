@@ -110,6 +110,13 @@ quota_opts = [
                help='Clusters that a project may have if it has no quota of its own.'),
 ]
 
+cloud_opts = [
+    cfg.StrOpt('region_name', help='Region whose services are used. Needed where the catalog has more than one.'),
+    cfg.StrOpt('interface', default='public', choices=['public', 'internal', 'admin'],
+               help='Interface of the cloud services that is called. Change it where the public ones cannot be reached '
+                    'from here.'),
+]
+
 GROUPS: dict[str, list[cfg.Opt]] = {
     'DEFAULT': default_opts,
     'api': api_opts,
@@ -131,11 +138,7 @@ def register(conf: cfg.ConfigOpts) -> None:
         conf.register_opts(opts, group=None if group == 'DEFAULT' else group)
     loading.register_auth_conf_options(conf, AUTH_GROUP)
     loading.register_session_conf_options(conf, AUTH_GROUP)
-    conf.register_opts([
-        cfg.StrOpt('region_name', help='Region whose services are used, where the catalog has more than one.'),
-        cfg.StrOpt('interface', default='public', choices=['public', 'internal', 'admin'],
-                   help='Interface of the cloud services that is called.'),
-    ], group=AUTH_GROUP)
+    conf.register_opts(cloud_opts, group=AUTH_GROUP)
 
 
 def load(argv: Sequence[str], *, default_files: Sequence[str] | None = None) -> cfg.ConfigOpts:
@@ -155,5 +158,6 @@ def load(argv: Sequence[str], *, default_files: Sequence[str] | None = None) -> 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     """For oslo-config-generator and oslo-config-validator: (group, options)."""
-    auth = loading.get_auth_common_conf_options() + loading.get_session_conf_options()
+    auth = [*loading.get_auth_common_conf_options(), *loading.get_auth_plugin_conf_options('password'),
+            *loading.get_session_conf_options(), *cloud_opts]
     return [*GROUPS.items(), (AUTH_GROUP, auth)]

@@ -241,32 +241,43 @@ def delete_template(db: Database, scope: Scope, template_uuid: str) -> None:
 
 # -- clusters, as the API sees them --------------------------------------------------------------------------------
 
-#: Columns of the short listing, and what it needs to count nodes.
+def _nodes(role: sa.ColumnElement[bool], name: str) -> sa.ColumnElement[int]:
+    """How many nodes the nodegroups of a role have together, as a column beside each cluster."""
+    total = sa.select(sa.func.coalesce(sa.func.sum(NodeGroup.node_count), 0)).where(
+        NodeGroup.cluster_id == Cluster.uuid, role).correlate(Cluster).scalar_subquery()
+    return sa.cast(total, sa.Integer).label(name)
+
+
+#: Columns of the short listing.
 BRIEF = (Cluster.uuid, Cluster.name, Cluster.cluster_template_id, Cluster.keypair, Cluster.docker_volume_size,
          Cluster.labels, Cluster.flavor_id, Cluster.master_flavor_id, Cluster.create_timeout, Cluster.stack_id,
-         Cluster.status, Cluster.health_status)
-COUNTS = (NodeGroup.cluster_id, NodeGroup.role, NodeGroup.node_count)
+         Cluster.status, Cluster.health_status, _nodes(NodeGroup.role == 'master', 'master_count'),
+         _nodes(NodeGroup.role != 'master', 'node_count'))
 
 
 @transaction
-def list_clusters(db: Database, scope: Scope, page: Page, *, brief: bool) -> Sequence[Cluster]:
-    """One page of clusters with their nodegroups, and with their template's labels unless `brief`.
+def list_clusters_brief(db: Database, scope: Scope, page: Page) -> Sequence[sa.Row[Any]]:
+    """One page of clusters in short: rows of the columns `BRIEF`. One statement, and one more for a marker.
+
+    Plain rows and no objects, which take three times as long to make: some clients list a thousand every minute.
+    """
+    with db.read() as session:
+        return session.execute(_paged(session, Cluster, scope, page).with_only_columns(*BRIEF)).all()
+
+
+@transaction
+def list_clusters(db: Database, scope: Scope, page: Page) -> Sequence[Cluster]:
+    """One page of clusters with their nodegroups and templates.
 
     Two statements at any page size, and one more for a marker. (`selectinload` would send one for each 500 rows.)
     """
     with db.read() as session:
-        query = _paged(session, Cluster, scope, page)
-        if brief:
-            query = query.options(orm.load_only(*BRIEF, raiseload=True))
-        else:
-            query = query.options(orm.joinedload(Cluster.template, innerjoin=True))
-        clusters = session.scalars(query).all()
+        clusters = session.scalars(_paged(session, Cluster, scope, page).options(
+            orm.joinedload(Cluster.template, innerjoin=True))).all()
         groups: dict[str, list[NodeGroup]] = {cluster.uuid: [] for cluster in clusters}
         if groups:
-            members = sa.select(NodeGroup).where(NodeGroup.cluster_id.in_(list(groups))).order_by(NodeGroup.id)
-            if brief:
-                members = members.options(orm.load_only(*COUNTS, raiseload=True))
-            for group in session.scalars(members):
+            for group in session.scalars(
+                    sa.select(NodeGroup).where(NodeGroup.cluster_id.in_(list(groups))).order_by(NodeGroup.id)):
                 groups[group.cluster_id].append(group)
         for cluster in clusters:
             orm.attributes.set_committed_value(cluster, 'nodegroups', groups[cluster.uuid])

@@ -71,5 +71,5 @@ class Nudger:
 def server(conf: cfg.ConfigOpts, endpoint: Any) -> oslo_messaging.MessageHandlingServer:
     """A server that calls the methods of `endpoint`, not yet started."""
     return oslo_messaging.get_rpc_server(
-        transport(conf), oslo_messaging.Target(topic=TOPIC, server=conf.host), [endpoint], executor='threading',
+        transport(conf), oslo_messaging.Target(topic=TOPIC, server=conf.host), [endpoint],
         access_policy=oslo_messaging.ExplicitRPCAccessPolicy)

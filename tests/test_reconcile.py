@@ -60,7 +60,7 @@ class Story:
             self.heat_works()
 
     def clusters(self) -> list[models.Cluster]:
-        return list(db.list_clusters(self.world.db, ADMIN, db.Page(1000), brief=False))
+        return list(db.list_clusters(self.world.db, ADMIN, db.Page(1000)))
 
     def count(self, model: type[models.Base]) -> int:
         with self.world.db.read() as session:

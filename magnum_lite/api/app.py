@@ -67,7 +67,7 @@ def make_services(conf: cfg.ConfigOpts) -> Services:
 def make_app(services: Services) -> WSGI:
     """The whole stack."""
     conf = services.conf
-    app: WSGI = Application(Root(services))
+    app: WSGI = Application(Root(services), request_cls=webob.Request)  # Pecan's own hides what cannot be decoded
     if conf.api.auth_strategy == 'noauth':
         app = _believe_loopback(app)
     else:

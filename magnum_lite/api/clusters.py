@@ -21,18 +21,16 @@ INHERITED = ('docker_volume_size', 'flavor_id', 'master_flavor_id', 'fixed_netwo
 
 def index(req: Request) -> dict[str, Any]:
     """List clusters, short."""
-    return _index(req, brief=True)
+    scope, page = req.listing(models.Cluster)
+    rows = db.list_clusters_brief(req.services.db, scope, page)
+    return req.collection(CLUSTER, PLURAL, rows, page, brief=True)
 
 
 def detail(req: Request) -> dict[str, Any]:
     """List clusters with all attributes."""
-    return _index(req, brief=False)
-
-
-def _index(req: Request, *, brief: bool) -> dict[str, Any]:
     scope, page = req.listing(models.Cluster)
-    rows = db.list_clusters(req.services.db, scope, page, brief=brief)
-    return req.collection(CLUSTER, PLURAL, rows, page, brief=brief, detail=not brief)
+    rows = db.list_clusters(req.services.db, scope, page)
+    return req.collection(CLUSTER, PLURAL, rows, page, brief=False, detail=True)
 
 
 def get(req: Request) -> dict[str, Any]:

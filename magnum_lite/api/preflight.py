@@ -109,8 +109,8 @@ def _plan(lookups: clients.Lookups, wanted: Mapping[str, tuple[str, str | None, 
             calls[what] = lambda call=call, ref=ref: call(ref)
         else:
             missing.setdefault(service, []).append(what.replace('_', ' '))
-    return calls, [f'The catalog has no {service} service: {", ".join(whats)} not checked.'
-                   for service, whats in missing.items()]
+    return calls, [f'The catalog has no {service} service: {", ".join(things)} not checked.'
+                   for service, things in missing.items()]
 
 
 def _flavor(lookups: clients.Lookups, ref: str, needs_disk: bool) -> clients.Flavor:

@@ -21,9 +21,8 @@ from concurrent import futures
 from dataclasses import dataclass, field
 from typing import Any
 
-import openstack
 import yaml
-from functional.service import Service, is_old, poll, unique_name
+from functional.service import Service, connect, is_old, poll, unique_name
 from openstack import config as cloud_config
 from openstack import exceptions as sdk_exc
 
@@ -45,8 +44,8 @@ class Sandbox:
         self.clouds_file = folder / 'clouds.yaml'
         self._clouds = yaml.safe_load(pathlib.Path(cloud_config.OpenStackConfig().config_filename).read_text())
         self._write()
-        self.admin = openstack.connect(self.service_cloud)
-        self.user = openstack.connect(cloud_name)
+        self.admin = connect(self.service_cloud)
+        self.user = connect(cloud_name)
         self._user_roles = [a.role['id'] for a in self.admin.identity.role_assignments(
             scope_project_id=self.user.current_project_id, user_id=self.user.current_user_id)]
 
@@ -99,21 +98,27 @@ class Sandbox:
             project.remove()
 
     @contextlib.contextmanager
-    def region(self, url: str) -> Iterator[str]:
-        """A region of the catalogue in which the container service stands at `url`: for clients with no other way."""
-        services = [s for s in self.admin.identity.services() if s.type == 'container-infra']
-        name = unique_name()
-        region = self.admin.identity.create_region(id=name)
-        service = services[0] if services else self.admin.identity.create_service(type='container-infra', name=name)
-        endpoint = self.admin.identity.create_endpoint(
+    def client_entry(self, project: Project, url: str) -> Iterator[str]:
+        """An entry of clouds.yaml for a project and a region in which the container service stands at `url`.
+
+        Clients that know no other address than the catalogue's find it by that.
+        """
+        identity = self.admin.identity
+        services = [s for s in identity.services() if s.type == 'container-infra']
+        name = f'{project.name}-client'
+        region = identity.create_region(id=name)
+        service = services[0] if services else identity.create_service(type='container-infra', name=name)
+        endpoint = identity.create_endpoint(
             service_id=service.id, interface='public', url=url, region_id=region.id)
+        self._clouds['clouds'][name] = {**self._entry(project.name), 'region_name': name}
+        self._write()
         try:
             yield name
         finally:
-            self.admin.identity.delete_endpoint(endpoint)
+            identity.delete_endpoint(endpoint)
             if not services:
-                self.admin.identity.delete_service(service)
-            self.admin.identity.delete_region(region)
+                identity.delete_service(service)
+            identity.delete_region(region)
 
 
 class Project:
@@ -121,9 +126,7 @@ class Project:
 
     def __init__(self, sandbox: Sandbox, name: str, project_id: str) -> None:
         self.sandbox, self.name, self.id = sandbox, name, project_id
-        self.cloud = openstack.connect(
-            load_yaml_config=True, config=cloud_config.OpenStackConfig(
-                config_files=[str(sandbox.clouds_file)]).get_one(name))
+        self.cloud = connect(name, sandbox.clouds_file)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -217,30 +220,44 @@ class Cluster:
         return str(poll(lambda: self.get()['cluster_id'], STACK_S, f'cluster {self.uuid} has a stack'))
 
     def wait(self, status: str, timeout_s: float = STACK_S) -> dict[str, Any]:
-        """Wait until it has a status; see `Service.wait`."""
+        """Wait until it has a status; see `Service.wait`. What went wrong with its nodes is raised here, too."""
+        if self.nodes and status.startswith('CREATE'):
+            self.nodes.result(timeout_s)
         return self.service.wait(self.uuid, status, timeout_s, headers=self.project.headers)
 
     def play_nodes(self, *options: str) -> None:
-        """Have its nodes report, as soon as they are there, until the stack is finished."""
+        """Have its nodes report once their servers run. `options` are those of the tool."""
         pool = futures.ThreadPoolExecutor(1, thread_name_prefix='nodes')
         self.nodes = pool.submit(self._play, *options)
         pool.shutdown(wait=False)
 
+    def servers(self) -> list[Any]:
+        """Its servers."""
+        return [s for s in self.project.cloud.compute.servers() if f'-{self.uuid[:8]}-' in s.name]
+
     def _play(self, *options: str) -> str:
+        shown = self.get()
+        count = shown['master_count'] + shown['node_count']
+        poll(lambda: [s.status for s in self.servers()].count('ACTIVE') == count, STACK_S,
+             f'{count} servers of cluster {self.uuid} are active', every_s=2)
         done = subprocess.run(
-            [str(SIGNAL), self.stack_id(), '--wait', str(STACK_S), '--cloud', self.project.name, *options],
+            [str(SIGNAL), self.stack_id(), '--cloud', self.project.name, *options],
             env={**os.environ, 'OS_CLIENT_CONFIG_FILE': str(self.project.sandbox.clouds_file)},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        print(done.stdout)
+        assert done.stdout.count(' TOKEN_SIGNAL ') == count, done.stdout
         return done.stdout
 
-    def delete(self) -> None:
+    def delete(self, headers: dict[str, str] | None = None) -> None:
         """Ask for it to be deleted."""
-        status, body = self.service.request('DELETE', f'/v1/clusters/{self.uuid}', headers=self.project.headers)
+        status, body = self.service.request(
+            'DELETE', f'/v1/clusters/{self.uuid}', headers=headers or self.project.headers)
         assert status == 204, body
 
-    def assert_nothing_is_left(self) -> None:
-        """Nothing of it is in the project, and nothing but its history in the database."""
-        poll(lambda: not self.project.leftovers(), TIDY_S, lambda: f'all is gone: {self.project.leftovers()}')
+    def assert_nothing_is_left(self, *others: str) -> None:
+        """Nothing but `others`' kinds of things is in the project, and nothing but its history in the database."""
+        poll(lambda: set(self.project.leftovers()) == set(others), TIDY_S,
+             lambda: f'all is gone: {self.project.leftovers()}')
         for table, column in (('clusters', 'uuid'), ('nodegroups', 'cluster_id'), ('cluster_keys', 'cluster_id')):
             assert not self.service.rows(f'SELECT id FROM {table} WHERE {column} = :uuid', uuid=self.uuid), table
         assert not self.service.rows('SELECT id FROM nodes WHERE nodegroup_id NOT IN (SELECT uuid FROM nodegroups)')

@@ -24,11 +24,12 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from typing import Any
 
-import openstack
+import openstack.connection
 import requests
 import sqlalchemy as sa
 from openstack import config as cloud_config
@@ -83,6 +84,15 @@ def free_port() -> int:
         return int(made.getsockname()[1])
 
 
+def connect(cloud_name: str, clouds_file: pathlib.Path | None = None) -> openstack.connection.Connection:
+    """A connection to a cloud that clouds.yaml has."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of the SDK's own settings
+        files = [str(clouds_file)] if clouds_file else None
+        region = cloud_config.OpenStackConfig(config_files=files).get_one(cloud_name)
+        return openstack.connection.Connection(config=region)
+
+
 # -- what a service stands on --------------------------------------------------------------------------------------
 
 @contextlib.contextmanager
@@ -130,7 +140,7 @@ def own_vhost() -> Iterator[str]:
 
 def _identity(cloud_name: str) -> dict[str, Any]:
     """keystoneauth's options of an entry of clouds.yaml, as they stand in a section of oslo.config."""
-    region = cloud_config.OpenStackConfig().get_one(cloud_name)
+    region = connect(cloud_name).config
     options: dict[str, Any] = {'auth_type': 'password', **region.get_auth_args()}
     verify, _ = region.get_requests_verify_args()
     if isinstance(verify, str):
@@ -220,7 +230,7 @@ class Service:
         self._undo = undo
         port = free_port()
         self.url = f'http://127.0.0.1:{port}'
-        self._connection = openstack.connect(cloud_name)
+        self._connection = connect(cloud_name)
         undo.callback(self._connection.close)
         self.engine = sa.create_engine(database_url, poolclass=sa.NullPool)
         identity = _identity(self.service_cloud)

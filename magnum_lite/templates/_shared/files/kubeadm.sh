@@ -36,6 +36,7 @@ set_up_node() {
 }
 
 set_up_master() {
+    systemctl enable --now magnum-lite-guard.service magnum-lite-renew.timer
     if api_answers || [ -z "$NODE_BEGINS" ]; then
         step 'wait for the cluster'
         until_ok joinable
@@ -96,7 +97,7 @@ install_programs() {
 unpack_containerd() {
     fetch "$CONTAINERD_TARBALL_URL" "$CONTAINERD_TARBALL_SHA256" "$STATE/containerd.tgz"
     where=/
-    ! tar -tzf "$STATE/containerd.tgz" | grep -q '^\(\./\)\{0,1\}bin/containerd$' || where=/usr/local
+    ! tar -tzf "$STATE/containerd.tgz" | grep '^\(\./\)\{0,1\}bin/containerd$' >/dev/null || where=/usr/local
     tar -xzf "$STATE/containerd.tgz" -C "$where"
     rm "$STATE/containerd.tgz"
     systemctl cat containerd >/dev/null 2>&1 || cat >/etc/systemd/system/containerd.service <<END

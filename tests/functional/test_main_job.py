@@ -1,0 +1,510 @@
+"""The main job on a real cloud: API and conductors as separate processes over RabbitMQ and a database of their own.
+
+OS_CLOUD names the cloud; `service.py` and `cloud.py` say what else is needed. The clusters of the first tests are asked
+for at once, each in a project of its own, because each mostly waits for Heat. Times that were seen are printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any
+
+import pytest
+import requests
+import sqlalchemy as sa
+from functional import service as services
+from functional.cloud import SIGNAL, STACK_S, Cluster, Forwarder, Project, Sandbox
+from functional.service import Service, poll, start_service
+from keystoneauth1 import session as ksa_session
+from keystoneauth1.identity import v3
+
+pytestmark = [
+    pytest.mark.functional,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),  # the SDK's, of its own code
+    pytest.mark.skipif(not os.environ.get('OS_CLOUD'), reason='OS_CLOUD names no cloud'),
+    pytest.mark.skipif(not SIGNAL.exists(), reason=f'nobody to play the nodes: there is no {SIGNAL.name} where '
+                                                   'MAGNUM_LITE_CLOUD_TOOLS says'),
+]
+
+#: A POST must not wait for a broker that is away. The promise is "at once"; the bound allows for a busy machine.
+AT_ONCE_S = 5
+#: Seconds between looks that no message asked for: long, so that only a message explains a cluster begun at once.
+LONG_TICK_S = 60
+TEMPLATE = {'name': 'fn-template', 'coe': 'kubernetes', 'image_id': 'ubuntu', 'flavor_id': 'm1.small',
+            'master_flavor_id': 'm1.small', 'external_network_id': 'public', 'keypair_id': 'testkey'}
+NODE_REASON = 'step install ended with 100: no space left on device'
+CIDR = '10.77.0.0/24'
+KEYS = 4
+SEED = 20
+STORIES = ('whole', 'no host', 'node fails', 'credential', 'existing network')
+
+
+Say = Callable[[str], None]
+
+
+@pytest.fixture(scope='module')
+def say(request: pytest.FixtureRequest) -> Say:
+    """Write a line to the terminal, whether the test fails or not."""
+    plugins = request.config.pluginmanager
+
+    def write(line: str) -> None:
+        with plugins.get_plugin('capturemanager').global_and_fixture_disabled():
+            plugins.get_plugin('terminalreporter').write_line(f'\n  {line}')
+    return write
+
+
+@pytest.fixture(scope='module')
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """The cloud, cleaned of what killed runs left behind. While the tests run, its projects are in clouds.yaml."""
+    made = Sandbox(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('cloud'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('OS_CLIENT_CONFIG_FILE', str(made.clouds_file))
+        made.remove_leftovers()
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope='module')
+def running() -> list[Service]:
+    """The services that run now."""
+    return []
+
+
+@pytest.fixture(scope='module')
+def service(sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One API, one conductor."""
+    made = start_service(sandbox.cloud_name, tmp_path_factory.mktemp('service'),
+                         extra={'conductor': {'tick': LONG_TICK_S}})
+    running.append(made)
+    yield made
+    running.remove(made)
+    made.stop()
+
+
+@pytest.fixture
+def lone(sandbox: Sandbox, running: list[Service], tmp_path: pathlib.Path) -> Iterator[Callable[..., Service]]:
+    """Start services without conductors: tests that end processes have one of their own."""
+    with contextlib.ExitStack() as undo:
+        def start(**options: Any) -> Service:
+            made = start_service(sandbox.cloud_name, tmp_path / str(len(running)), conductors=0, **options)
+            running.append(made)
+            undo.callback(made.stop)
+            undo.callback(running.remove, made)
+            return made
+        yield start
+
+
+@pytest.fixture(autouse=True)
+def logs(running: list[Service]) -> Iterator[None]:
+    """Print what the services logged during a test: pytest shows it when the test fails."""
+    yield
+    for made in running:
+        made.print_logs()
+
+
+@pytest.fixture
+def project(sandbox: Sandbox) -> Iterator[Project]:
+    with sandbox.project() as made:
+        yield made
+
+
+def post(service: Service, project: Project, path: str, headers: dict[str, str] | None = None, **body: Any,
+         ) -> tuple[int, Any]:
+    return service.request('POST', f'/v1/{path}', body, headers=headers or project.headers)
+
+
+def ask(service: Service, project: Project, *, template: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None, **body: Any) -> Cluster:
+    """Ask for a cluster, and for the template it needs."""
+    status, found = post(service, project, 'clustertemplates', headers, **TEMPLATE, **(template or {}))
+    assert status == 201, found
+    asked_s = time.monotonic()
+    status, made = post(service, project, 'clusters', headers, cluster_template_id=found['uuid'], **body)
+    assert status == 202, made
+    return Cluster(service, project, made['uuid'], asked_s)
+
+
+# -- clusters that are asked for at once -----------------------------------------------------------------------------
+
+def credential_headers(project: Project) -> dict[str, str]:
+    """A token of an application credential of the user."""
+    cloud = project.cloud
+    made = cloud.identity.create_application_credential(user=cloud.current_user_id, name=project.name)
+    session = ksa_session.Session(auth=v3.ApplicationCredential(
+        auth_url=cloud.config.get_auth_args()['auth_url'], application_credential_id=made.id,
+        application_credential_secret=made.secret))
+    return {'X-Auth-Token': str(session.get_token())}
+
+
+def make_network(project: Project) -> str:
+    """A network named as one of another project's is, with a way out. Returns its id."""
+    network = project.cloud.network
+    made = network.create_network(name='private')
+    subnet = network.create_subnet(network_id=made.id, ip_version=4, cidr=CIDR)
+    outside = network.find_network(TEMPLATE['external_network_id'], ignore_missing=False)
+    router = network.create_router(external_gateway_info={'network_id': outside.id})
+    network.add_interface_to_router(router, subnet_id=subnet.id)
+    return str(made.id)
+
+
+@pytest.fixture(scope='module')
+def projects(sandbox: Sandbox) -> Iterator[dict[str, Project]]:
+    """A project for each story."""
+    with contextlib.ExitStack() as undo:
+        yield {story: undo.enter_context(sandbox.project()) for story in STORIES}
+
+
+@pytest.fixture(scope='module')
+def headers_of_credential(projects: dict[str, Project]) -> dict[str, str]:
+    """A token of an application credential of the user."""
+    return credential_headers(projects['credential'])
+
+
+@pytest.fixture(scope='module')
+def asked(projects: dict[str, Project], service: Service, headers_of_credential: dict[str, str]) -> dict[str, Cluster]:
+    """Every cluster that the next tests look at, by the name of its story."""
+    make_network(projects['existing network'])
+    wanted: dict[str, dict[str, Any]] = {
+        'whole': {'name': 'fn-whole', 'node_count': 2},
+        'no host': {'name': 'fn-nohost', 'node_count': 0, 'master_flavor_id': 'm1.nofit'},
+        'node fails': {'name': 'fn-nodefails', 'node_count': 0},
+        'credential': {'name': 'fn-credential', 'node_count': 0, 'headers': headers_of_credential},
+        'existing network': {'name': 'fn-existing', 'template': {'fixed_network': 'private'}}}
+    with futures.ThreadPoolExecutor() as pool:
+        made = pool.map(lambda story: ask(service, projects[story], **wanted[story]), STORIES)
+        found = dict(zip(STORIES, made, strict=True))
+    found['node fails'].play_nodes('--fail', '--reason', NODE_REASON)
+    for story in ('whole', 'credential', 'existing network'):
+        found[story].play_nodes()
+    return found
+
+
+@pytest.mark.usefixtures('asked')  # not needed, but they can be made meanwhile
+def test_bad_requests_get_their_status_and_store_nothing(service: Service, project: Project) -> None:
+    status, template = post(service, project, 'clustertemplates', **TEMPLATE)
+    assert status == 201, template
+    image = project.cloud.image.create_image(name='fn-no-distro', disk_format='raw', container_format='bare')
+    good = {'cluster_template_id': template['uuid'], 'name': 'fn-bad'}
+    old = {'OpenStack-API-Version': 'container-infra 1.1'}
+    wrong = [
+        (400, 'clustertemplates', TEMPLATE | {'image_id': 'fn-none'}, {}, 'image fn-none'),
+        (400, 'clustertemplates', TEMPLATE | {'image_id': image.id}, {}, 'os_distro'),
+        (400, 'clustertemplates', TEMPLATE | {'flavor_id': 'fn-none'}, {}, 'flavor fn-none'),
+        (400, 'clustertemplates', TEMPLATE | {'external_network_id': 'fn-none'}, {}, 'network fn-none'),
+        (400, 'clustertemplates', TEMPLATE | {'fixed_network': 'fn-none'}, {}, 'network fn-none'),
+        (400, 'clustertemplates', TEMPLATE | {'fixed_subnet': 'fn-none'}, {}, 'subnet fn-none'),
+        (400, 'clustertemplates', TEMPLATE | {'external_network_id': 'private'}, {}, 'private'),
+        (400, 'clustertemplates', TEMPLATE | {'coe': 'swarm'}, {}, ''),
+        (403, 'clustertemplates', TEMPLATE | {'public': True}, {}, ''),
+        (400, 'clusters', good | {'flavor_id': 'fn-none'}, {}, 'flavor fn-none'),
+        (400, 'clusters', good | {'master_flavor_id': 'fn-none'}, {}, 'flavor fn-none'),
+        (400, 'clusters', good | {'fixed_network': 'fn-none'}, {}, 'network fn-none'),
+        (404, 'clusters', good | {'keypair': 'fn-none'}, {}, 'keypair fn-none'),
+        (404, 'clusters', good | {'cluster_template_id': 'fn-none'}, {}, 'fn-none'),
+        (400, 'clusters', good | {'cluster_template_id': 'fn-none'}, old, 'fn-none'),
+        (400, 'clusters', good | {'master_count': 2}, {}, 'odd'),
+        (400, 'clusters', good | {'node_count': 'many'}, {}, 'node_count'),
+        (400, 'clusters', good | {'nodes': 3}, {}, 'nodes'),
+        (406, 'clusters', good, {'OpenStack-API-Version': 'container-infra 1.999'}, ''),
+        (401, 'clusters', good, {'X-Auth-Token': 'nobody'}, ''),
+    ]
+
+    try:
+        answers = [post(service, project, path, {**project.headers, **headers}, **body)
+                   for _, path, body, headers, _ in wrong]
+        malformed = requests.post(f'{service.url}/v1/clusters', data='{"name": ', timeout=60, headers={
+            **project.headers, 'Content-Type': 'application/json'})
+    finally:
+        project.cloud.image.delete_image(image)
+
+    for (expected, path, body, headers, word), (status, answer) in zip(wrong, answers, strict=True):
+        assert status == expected, (path, body, headers, answer)
+        if word:
+            assert word in answer['errors'][0]['detail'], (path, body, answer)
+            assert answer['faultstring'] == answer['errors'][0]['detail']
+    assert malformed.status_code == 400
+    for table in ('cluster_templates', 'clusters', 'operations'):
+        rows = service.rows(f'SELECT uuid FROM {table} WHERE project_id = :project', project=project.id)
+        assert [r['uuid'] for r in rows] == ([template['uuid']] if table == 'cluster_templates' else [])
+
+
+def test_the_main_job(asked: dict[str, Cluster], service: Service, sandbox: Sandbox, say: Say) -> None:
+    cluster = asked['whole']
+    project = cluster.project
+
+    shown = cluster.wait('CREATE_COMPLETE')
+
+    [operation] = cluster.operations
+    say(f'POST to CREATE_COMPLETE, 1 master and 2 workers, 4 other clusters beside it: '
+        f'{(operation["ended_at"] - operation["created_at"]).total_seconds():.0f} s')
+    say(f'POST to the stack sent to Heat: {(operation["begun_at"] - operation["created_at"]).total_seconds():.1f} s')
+    assert (operation['kind'], operation['outcome'], operation['code']) == ('create', 'complete', None)
+    assert (operation['begun_at'] - operation['created_at']).total_seconds() < LONG_TICK_S / 2, 'by a tick, no nudge'
+    assert_that_the_cloud_has_it(project, shown)
+    assert_that_listings_agree(service, project, shown)
+    assert len(service.rows('SELECT id FROM cluster_keys WHERE cluster_id = :uuid', uuid=cluster.uuid)) == KEYS
+    users = project.stack_users()
+    assert len(users) == 4, 'one user for each node, in a project of Heat'
+    assert project.leftovers()['roles of the service']
+    if has_client():
+        with sandbox.client_entry(project, f'{service.url}/v1') as entry:
+            assert_that_the_client_agrees(entry, shown)
+    else:
+        say('no python-magnumclient on the path: not tried')
+        cluster.delete()
+
+
+def assert_that_the_cloud_has_it(project: Project, shown: dict[str, Any]) -> None:
+    """Servers run, floating IPs exist and are what the API says, and the stack tells its members as autoscalers ask."""
+    cloud = project.cloud
+    servers = {s.name: s for s in cloud.compute.servers()}
+    addresses = {f.floating_ip_address for f in cloud.network.ips(project_id=project.id)}
+    [stack] = project.stacks()
+    minions = cloud.orchestration.get(f'/stacks/{stack.name}/{stack.id}/resources/kube_minions').json()['resource']
+    nested = cloud.orchestration.get(f'/stacks/{minions["physical_resource_id"]}').json()['stack']
+    refs_map = next(o['output_value'] for o in nested['outputs'] if o['output_key'] == 'refs_map')
+
+    beginning = f'fn-whole-{shown["uuid"][:8]}'
+    assert set(servers) == {f'{beginning}-master-0', f'{beginning}-worker-0', f'{beginning}-worker-1'}
+    assert {s.status for s in servers.values()} == {'ACTIVE'}
+    assert len(shown['master_addresses']) == 1 and len(shown['node_addresses']) == 2
+    assert {*shown['master_addresses'], *shown['node_addresses']} == addresses
+    assert shown['api_address'] == f'https://{shown["master_addresses"][0]}:6443'
+    assert (stack.id, stack.status) == (shown['cluster_id'], 'CREATE_COMPLETE')
+    assert refs_map == {str(n): servers[f'{beginning}-worker-{n}'].id for n in (0, 1)}
+    for name, address in [(f'{beginning}-master-0', shown['master_addresses'][0]),
+                          *((f'{beginning}-worker-{n}', shown['node_addresses'][n]) for n in (0, 1))]:
+        assert address in [a['addr'] for net in servers[name].addresses.values() for a in net]
+
+
+def assert_that_listings_agree(service: Service, project: Project, shown: dict[str, Any]) -> None:
+    def get(path: str, headers: dict[str, str] | None = None) -> Any:
+        status, body = service.request('GET', path, headers={**project.headers, **(headers or {})})
+        assert status == 200, body
+        return body
+
+    [brief] = get('/v1/clusters')['clusters']
+    [detail] = get('/v1/clusters/detail')['clusters']
+
+    assert brief == {k: shown[k] for k in brief} and 'api_address' not in brief
+    assert detail == {k: shown[k] for k in detail} and set(shown) == set(detail)
+    assert get('/v1/clusters/fn-whole') == shown
+    assert get(f'/v1/clusters/{shown["uuid"]}', {'OpenStack-API-Version': 'container-infra 1.12'}
+               )['stack_id'] == shown['cluster_id']
+    assert get('/v1/clustertemplates/fn-template')['uuid'] == shown['cluster_template_id']
+    assert shown['status_reason'] is None and shown['node_count'] == 2 and shown['coe_version']
+
+
+def has_client() -> bool:
+    """Whether the stock client is on the path, with what it needs for this service."""
+    client = shutil.which('openstack')
+    return bool(client) and subprocess.run(
+        [str(client), 'help', 'coe', 'cluster', 'list'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        check=False).returncode == 0
+
+
+def assert_that_the_client_agrees(cloud_name: str, shown: dict[str, Any]) -> None:
+    """The stock client lists, shows and deletes."""
+    environ = {**os.environ, 'OS_CLOUD': cloud_name}
+
+    def coe(*words: str) -> Any:
+        done = subprocess.run(['openstack', 'coe', *words], env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if '-f' in words else None
+
+    [listed] = coe('cluster', 'list', '-f', 'json')
+    one = coe('cluster', 'show', 'fn-whole', '-f', 'json')
+    template = coe('cluster', 'template', 'show', 'fn-template', '-f', 'json')
+    coe('cluster', 'delete', 'fn-whole')
+
+    assert {k: listed[k] for k in ('uuid', 'name', 'node_count', 'master_count', 'status')} == {
+        k: shown[k] for k in ('uuid', 'name', 'node_count', 'master_count', 'status')}
+    for name in ('uuid', 'status', 'api_address', 'master_addresses', 'node_addresses', 'labels', 'flavor_id'):
+        assert one[name] == shown[name]
+    assert (template['uuid'], template['image_id'], template['coe']) == (
+        shown['cluster_template_id'], 'ubuntu', 'kubernetes')
+
+
+def test_a_flavor_that_fits_no_host_fails_with_a_reason_and_leaves_nothing(
+        asked: dict[str, Cluster], say: Say) -> None:
+    cluster = asked['no host']
+
+    shown = cluster.wait('CREATE_FAILED')
+
+    say(f'a flavor that fits no host: {shown["status_reason"][:150]}')
+    assert 'no valid host' in shown['status_reason'].lower()
+    assert shown['status_reason'].startswith('No compute host has room for a server of this flavor')
+    assert set(shown['faults']) == {'default-master', 'default-worker'}
+    assert 'no valid host' in shown['faults']['default-master'].lower()
+    assert [(o['outcome'], o['code']) for o in cluster.operations] == [('failed', 'NO_VALID_HOST')]
+    assert cluster.project.stack_users()
+    cluster.delete()
+
+
+def test_a_node_that_reports_failure_fails_the_cluster_with_its_words(
+        asked: dict[str, Cluster], say: Say) -> None:
+    cluster = asked['node fails']
+
+    shown = cluster.wait('CREATE_FAILED')
+
+    say(f'a node that fails: {shown["status_reason"][:150]}')
+    assert NODE_REASON in shown['status_reason']
+    assert NODE_REASON in shown['faults']['default-master']
+    assert [(o['outcome'], o['code']) for o in cluster.operations] == [('failed', 'NODE_FAILED')]
+    cluster.delete()
+
+
+def test_an_application_credential_makes_and_deletes_a_cluster(
+        asked: dict[str, Cluster], headers_of_credential: dict[str, str]) -> None:
+    cluster = asked['credential']
+
+    cluster.wait('CREATE_COMPLETE')
+
+    cluster.delete(headers_of_credential)
+    assert cluster.get()['status'] == 'DELETE_IN_PROGRESS'
+
+
+def test_an_existing_network_is_used(asked: dict[str, Cluster]) -> None:
+    cluster = asked['existing network']
+    cloud = cluster.project.cloud
+
+    shown = cluster.wait('CREATE_COMPLETE')
+
+    [network] = cloud.network.networks(project_id=cluster.project.id)
+    ports = [p for p in cloud.network.ports(network_id=network.id) if p.device_owner.startswith('compute')]
+    assert (network.name, shown['fixed_network'], shown['fixed_subnet']) == ('private', 'private', None)
+    assert len(ports) == 2
+    assert all(ipaddress.ip_address(p.fixed_ips[0]['ip_address']) in ipaddress.ip_network(CIDR) for p in ports)
+    assert len(list(cloud.network.routers(project_id=cluster.project.id))) == 1
+    cluster.delete()
+
+
+# -- processes that die, brokers that are away -----------------------------------------------------------------------
+
+def test_a_conductor_killed_at_any_moment_of_the_create_leaves_one_stack(
+        lone: Callable[..., Service], project: Project, say: Say) -> None:
+    chance = random.Random(SEED)
+    service = lone(extra={'conductor': {'tick': 1, 'lease': 10, 'watch_interval': 1}})
+    moments: dict[str, Callable[[Cluster], Any]] = {
+        'the 202': lambda cluster: time.sleep(chance.uniform(0, 0.5)) or True,
+        'the text': lambda cluster: cluster.row['stack_text'],
+        'the stack': lambda cluster: cluster.stacks(),
+        'its note': lambda cluster: cluster.row['stack_id'] and (time.sleep(chance.uniform(0.5, 4)) or True)}
+    clusters = []
+
+    for moment, reached in moments.items():
+        service.start_conductor()
+        cluster = ask(service, project, name=f'fn-killed-{len(clusters)}', node_count=0)
+        clusters.append(cluster)
+        poll(lambda cluster=cluster, reached=reached: reached(cluster), STACK_S, f'{moment} is there', every_s=0.02)
+        service.kill_conductor()
+        row = cluster.row
+        say(f'killed after {moment}: stack text {"stored" if row["stack_text"] else "not stored"}, stack id '
+            f'{"known" if row["stack_id"] else "not known"}, stacks in Heat {len(cluster.stacks())}')
+        cluster.play_nodes()
+    service.start_conductor()
+
+    for cluster in clusters:
+        cluster.wait('CREATE_COMPLETE')
+        [stack] = cluster.stacks()
+        assert stack.id == cluster.row['stack_id']
+        assert [(o['kind'], o['outcome']) for o in cluster.operations] == [('create', 'complete')]
+        assert len(service.rows('SELECT id FROM cluster_keys WHERE cluster_id = :uuid', uuid=cluster.uuid)) == KEYS
+        say(f'{cluster.get()["name"]}: CREATE_COMPLETE')
+    for cluster in clusters:
+        cluster.delete()
+    for cluster in clusters:
+        cluster.wait('GONE')
+    clusters[-1].assert_nothing_is_left()
+
+
+def test_a_broker_that_is_away_or_hangs_delays_no_request_and_loses_no_cluster(
+        lone: Callable[..., Service], project: Project, say: Say) -> None:
+    broker = sa.make_url(services.RABBITMQ)
+    forwarder = Forwarder(broker.host or '', broker.port or 5672)
+    with services.own_vhost() as url:
+        through = sa.make_url(url).set(host='127.0.0.1', port=forwarder.port)
+        service = lone(transport_url=through.render_as_string(hide_password=False),
+                       extra={'conductor': {'tick': 3}})
+        took_s: dict[str, float] = {}
+
+        def timed(name: str) -> Cluster:
+            made = ask(service, project, name=f'fn-{name}', node_count=0)
+            took_s[name] = time.monotonic() - made.asked_s
+            made.play_nodes()
+            return made
+
+        forwarder.down()
+        away = timed('away')
+        forwarder.hang()
+        hanging = timed('hanging')
+        service.start_conductor()  # while the broker hangs: ticks find the clusters
+        away.wait('CREATE_COMPLETE')
+        hanging.wait('CREATE_COMPLETE')
+        without_s = time.monotonic() - hanging.asked_s
+        forwarder.down()
+        away.delete()
+        forwarder.up()
+        back = timed('back')
+        back.wait('CREATE_COMPLETE')
+        back.delete()
+        hanging.delete()
+
+        say('POST of a cluster, by broker: ' + ', '.join(f'{name} {s:.1f} s' for name, s in took_s.items()))
+        say(f'without a broker both CREATE_COMPLETE {without_s:.0f} s after the second POST')
+        assert max(took_s.values()) < AT_ONCE_S
+        for cluster in (away, back, hanging):
+            cluster.wait('GONE')
+        back.assert_nothing_is_left()
+        forwarder.down()
+
+
+def test_a_conductor_told_to_stop_in_mid_work_hands_back(
+        lone: Callable[..., Service], project: Project, say: Say) -> None:
+    service = lone(extra={'conductor': {'tick': 1, 'lease': 600}})
+    service.start_conductor()
+
+    cluster = ask(service, project, name='fn-told', node_count=0)
+    poll(lambda: cluster.row['stack_text'], 60, 'the conductor calls Heat', every_s=0.01)
+    holder = cluster.row['leased_by']
+    took_s = service.stop_conductor()
+    row = cluster.row
+
+    say(f'SIGTERM while {holder} made the stack: gone after {took_s:.1f} s, stack id '
+        f'{"known" if row["stack_id"] else "not known"}')
+    assert (row['leased_by'], row['leased_until']) == (None, None)
+    assert row['check_at'] is not None
+    begun = time.monotonic()
+    service.start_conductor()
+    cluster.stack_id()
+    cluster.delete()
+    cluster.wait('GONE')
+    say(f'the next conductor had seen to it and to its DELETE after {time.monotonic() - begun:.0f} s; '
+        'the lease was for 600 s')
+    cluster.assert_nothing_is_left()
+
+
+# -- what was deleted meanwhile --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('story', STORIES)
+def test_delete_leaves_nothing(asked: dict[str, Cluster], story: str) -> None:
+    cluster = asked[story]
+    if not any(o['kind'] == 'delete' for o in cluster.operations):
+        cluster.delete()
+
+    cluster.wait('GONE')
+
+    cluster.assert_nothing_is_left(*(('networks', 'routers', 'ports') if story == 'existing network' else ()))
+    last = cluster.operations[-1]
+    assert (last['kind'], last['outcome'], last['code']) == ('delete', 'complete', None), 'the history stays'

@@ -1,0 +1,580 @@
+"""The API from outside: the requests of `api/*.yaml`, sent by gabbi, and in Python what YAML is weak at.
+
+All of them go through `Watched`, which holds each answer to what must be true of every answer, so that no single test
+has to say it: a request that is refused, and every GET, leaves the database as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pathlib
+import re
+import sqlite3
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import fakes
+import pytest
+import sqlalchemy as sa
+import webob
+from conftest import TEMPLATE, Api, Nudges, counted_statements, scratch_database
+from gabbi import case, driver, fixture
+from gabbi.driver import test_pytest  # noqa: F401 - runs the requests of the YAML files
+from gabbi.handlers import base
+from oslo_config import cfg
+from oslo_config import fixture as config_fixture
+
+from magnum_lite import clients, config, db, drivers, models, states
+from magnum_lite.api import app as api_app
+from magnum_lite.api import policies, resources, versions
+from magnum_lite.api.request import Services
+
+YAML = str(pathlib.Path(__file__).with_name('api'))
+VERSIONED = ('OpenStack-API-Version', 'OpenStack-API-Minimum-Version', 'OpenStack-API-Maximum-Version', 'Vary')
+#: What the API may ask of the cloud. Everything else is the conductor's.
+LOOKUPS = {'image', 'flavor', 'network', 'subnet', 'keypair'}
+
+
+# -- what holds for every answer -----------------------------------------------------------------------------------
+
+class Watched:
+    """The application, and what must be true of each of its answers whatever was asked."""
+
+    def __init__(self, application: api_app.WSGI, services: Services) -> None:
+        self._application = application
+        self._services = services
+        self._watch = sqlite3.connect(services.db.url.removeprefix('sqlite:///'))
+        self._seen: Any = None
+        self.close = self._watch.close
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        request = webob.Request(environ)
+        nudges: Any = self._services.nudger
+        cloud: Any = self._services.cloud
+        rows, nudged, called = self._rows(), len(nudges), len(cloud.calls)
+        response = request.get_response(self._application)
+
+        self._check_shape(environ, response)
+        if response.status_code >= 400 or request.method == 'GET':
+            assert self._rows() == rows, 'it was stored'
+            assert len(nudges) == nudged
+        if request.method != 'POST':
+            assert len(cloud.calls) == called, 'the cloud was called'
+        assert set(cloud.calls[called:]) <= LOOKUPS
+        return response(environ, start_response)
+
+    def _rows(self) -> dict[str, list[Any]]:
+        """All that is stored, but for the rows that are locked while a quota is looked at (`db._ensure_quota_row`).
+
+        It is read again only when somebody has written: SQLite tells by a number.
+        """
+        if (seen := self._watch.execute('PRAGMA data_version').fetchone()) != self._seen:
+            self._seen = seen
+            self._stored = {name: self._watch.execute(f'SELECT * FROM {name}').fetchall()
+                            for name in models.Base.metadata.tables if name != 'quotas'}
+        return self._stored
+
+    @staticmethod
+    def _check_shape(environ: dict[str, Any], response: webob.Response) -> None:
+        assert response.headers['x-openstack-request-id'].startswith('req-')
+        if response.status_code == 204:
+            assert not response.body
+            assert 'Content-Type' not in response.headers and 'Content-Length' not in response.headers
+            return
+        assert response.headers['Content-Type'] == 'application/json'
+        if environ['REQUEST_METHOD'] == 'HEAD':
+            return
+        body = response.json
+        if response.status_code < 400:
+            assert isinstance(body, dict) and 'errors' not in body
+            return
+        error, = body['errors']
+        if error['code'] == 'magnum.microversion-unsupported':
+            assert response.status_code == 406
+            return
+        assert body == {'errors': [error], 'faultstring': error['detail']}
+        assert error == {'request_id': '', 'status': response.status_code, 'links': [], 'code': error['code'],
+                         'title': error['title'], 'detail': error['detail']}
+        assert error['code'] == ('' if not error['detail'] else 'client' if response.status_code < 500 else 'server')
+        assert error['detail'].startswith(error['title']) and '. ' not in error['title']
+        assert bool(error['title']) == bool(error['detail'])
+
+
+Watch = Callable[[api_app.WSGI], Api]
+
+
+@pytest.fixture
+def watch(services: Services) -> Iterator[Watch]:
+    """Makes watched requests to an application."""
+    with contextlib.ExitStack() as stack:
+        yield lambda application: Api(stack.enter_context(contextlib.closing(Watched(application, services))))
+
+
+@pytest.fixture
+def api(services: Services, watch: Watch) -> Api:
+    """As in conftest, and watched."""
+    return watch(api_app.make_app(services))
+
+
+# -- gabbi ---------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Stage:
+    """One application on one database and one fake cloud, for one YAML file."""
+
+    conf: config_fixture.Config
+    database: db.Database
+    cloud: fakes.FakeCloud
+    application: Watched
+
+
+@contextlib.contextmanager
+def stage() -> Iterator[Stage]:
+    """What conftest's fixtures make for one test, for one YAML file."""
+    config.register(config.CONF)
+    with tempfile.TemporaryDirectory() as folder, config_fixture.Config(config.CONF) as settings, \
+            scratch_database('sqlite', pathlib.Path(folder)) as url:
+        settings.conf([], project='magnum-lite', default_config_files=[])
+        settings.config(state_path=folder)
+        settings.config(group='api', auth_strategy='noauth')
+        database, cloud = db.Database(settings.conf, connection=url), fakes.FakeCloud()
+        models.Base.metadata.create_all(database.engine)
+        services: Any = Services(
+            conf=settings.conf, db=database, cloud=cloud, drivers=drivers.load(settings.conf), nudger=Nudges(),
+            enforcer=policies.enforcer(settings.conf))
+        with contextlib.closing(Watched(api_app.make_app(services), services)) as application:
+            yield Stage(settings, database, cloud, application)
+        database.engine.dispose()
+
+
+class App(fixture.GabbiFixture):
+    """The application of a YAML file. Further fixtures of the file act on `App.now`."""
+
+    now: Stage
+
+    def start_fixture(self) -> None:
+        self._stack = contextlib.ExitStack()
+        App.now = self._stack.enter_context(stage())
+
+    def stop_fixture(self) -> None:
+        self._stack.close()
+
+
+class Stories(fixture.GabbiFixture):
+    """A template of project p1, and clusters with it at points of their lives to which only a conductor brings them."""
+
+    def start_fixture(self) -> None:
+        store_template(App.now.database)
+        for number, status, columns in (
+                (1, states.CREATE_COMPLETE, {
+                    'stack_id': 'stack-1', 'api_address': 'https://192.0.2.1:6443', 'coe_version': 'v1.35.9'}),
+                (2, states.CREATE_FAILED, {'status_reason': 'No room. Try later.'}),
+                (3, states.UPDATE_FAILED, {}),
+                (4, states.DELETE_FAILED, {}),
+                (5, 'ROLLBACK_FAILED', {}),
+                (6, states.DELETE_IN_PROGRESS, {})):
+            store_cluster(App.now.database, number, status=status, **columns)
+        with App.now.database.write() as session:
+            for group in session.scalars(sa.select(models.NodeGroup)):
+                if group.role == 'master' and group.cluster_id in (uuid_of(2), uuid_of(5)):
+                    group.status, group.status_reason = states.CREATE_FAILED, 'Node 0 did not answer.'
+                if group.role == 'worker' and group.cluster_id == uuid_of(3):
+                    group.status, group.status_reason = states.UPDATE_FAILED, None
+                if group.cluster_id == uuid_of(1):
+                    group.node_addresses = ['192.0.2.10'] if group.role == 'master' else ['192.0.2.20', '192.0.2.21']
+
+
+class SevenClusters(fixture.GabbiFixture):
+    """Seven clusters of p1, the fifth one of p2, on pages of four at most."""
+
+    def start_fixture(self) -> None:
+        App.now.conf.config(group='api', max_limit=4)
+        store_template(App.now.database)
+        for number, name in enumerate('dbacxga', 1):
+            store_cluster(App.now.database, number, name=name, project_id='p2' if number == 5 else 'p1',
+                          stack_id=None if number % 2 else f'stack-{number}')
+
+
+class QuotaOfOne(fixture.GabbiFixture):
+    """Projects may have one cluster; p2 has a quota of its own, of two, and p3 one of none."""
+
+    def start_fixture(self) -> None:
+        App.now.conf.config(group='quotas', max_clusters_per_project=1)
+        with App.now.database.write() as session:
+            session.add(models.Quota(project_id='p2', resource=db.CLUSTER_RESOURCE, hard_limit=2))
+            session.add(models.Quota(project_id='p3', resource=db.CLUSTER_RESOURCE, hard_limit=0))
+
+
+class OddCloud(fixture.GabbiFixture):
+    """A cloud in which things named `twice` are there twice."""
+
+    def start_fixture(self) -> None:
+        App.now.cloud.ambiguous.add('twice')
+
+
+class WholeBody(base.ResponseHandler):
+    """`response_body`: the whole answer, in which a string in slashes is a regular expression."""
+
+    test_key_suffix = 'body'
+    test_key_value: dict[str, Any] = {}
+
+    def __call__(self, test: case.HTTPTestCase) -> None:
+        if expected := test.test_data[self._key]:
+            differ = list(_differ(test.replace_template(expected), test.response_data, '$'))
+            assert not differ, '\n'.join([*differ, json.dumps(test.response_data, indent=1)])
+
+
+def _differ(expected: Any, found: Any, where: str) -> Iterator[str]:
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for name in sorted(expected.keys() ^ found.keys()):
+            yield f'{where}.{name} is {"there" if name in found else "missing"}'
+        for name in expected.keys() & found.keys():
+            yield from _differ(expected[name], found[name], f'{where}.{name}')
+    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        for number, (one, other) in enumerate(zip(expected, found, strict=True)):
+            yield from _differ(one, other, f'{where}[{number}]')
+    elif isinstance(expected, str) and len(expected) > 1 and expected[0] == expected[-1] == '/':
+        if not isinstance(found, str) or not re.fullmatch(expected[1:-1], found):
+            yield f'{where}: {found!r} does not match {expected}'
+    elif type(expected) is not type(found) or expected != found:
+        yield f'{where}: {found!r} is not {expected!r}'
+
+
+class Part(WholeBody):
+    """`response_part`: the same for some of the keys of the answer."""
+
+    test_key_suffix = 'part'
+
+    def __call__(self, test: case.HTTPTestCase) -> None:
+        expected = test.replace_template(test.test_data[self._key])
+        found = {name: test.response_data.get(name, '(missing)') for name in expected}
+        differ = list(_differ(expected, found, '$'))
+        assert not differ, '\n'.join(differ)
+
+
+class Error(base.ResponseHandler):
+    """`response_error`: a part of the text that the caller reads."""
+
+    test_key_suffix = 'error'
+    test_key_value: list[str] = []
+
+    def action(self, test: case.HTTPTestCase, item: str, value: Any = None) -> None:
+        detail = test.response_data['errors'][0]['detail']
+        assert item in detail, detail
+
+
+def _the_application() -> api_app.WSGI:
+    """What gabbi binds while it reads the files, long before there is an application."""
+    return lambda environ, start_response: App.now.application(environ, start_response)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.function is test_pytest:
+        driver.py_test_generator(
+            YAML, intercept=_the_application, fixture_module=sys.modules[__name__],
+            test_loader_name='api', metafunc=metafunc, response_handlers=[WholeBody, Part, Error])
+
+
+# -- rows that a request could not make ----------------------------------------------------------------------------
+
+def uuid_of(number: int) -> str:
+    """The uuid of the cluster of that number, `template_uuid` that of its template."""
+    return f'c0000000-0000-4000-8000-{number:012}'
+
+
+TEMPLATE_UUID = '70000000-0000-4000-8000-000000000001'
+
+
+def store_template(database: db.Database, **columns: Any) -> None:
+    db.create_template(database, models.ClusterTemplate(**{
+        'uuid': TEMPLATE_UUID, 'project_id': 'p1', 'user_id': 'u1', 'name': 'k8s', 'coe': 'kubernetes',
+        'server_type': 'vm', 'cluster_distro': 'ubuntu', 'image_id': 'ubuntu', 'flavor_id': 'm1.small',
+        'master_flavor_id': 'm1.small', 'external_network_id': 'public', 'network_driver': 'flannel',
+        'labels': {'kube_tag': 'v1.35.9'}} | columns))
+
+
+def store_cluster(database: db.Database, number: int, **columns: Any) -> str:
+    """A cluster with one master and two workers."""
+    cluster = models.Cluster(**{
+        'uuid': uuid_of(number), 'project_id': 'p1', 'user_id': 'u1', 'name': f'c{number}', 'flavor_id': 'm1.small',
+        'cluster_template_id': TEMPLATE_UUID, 'driver': 'k8s_ubuntu', 'master_flavor_id': 'm1.small',
+        'floating_ip_enabled': True, 'master_lb_enabled': False, 'labels': {'kube_tag': 'v1.35.9'},
+        'create_timeout': 60, 'status': states.CREATE_COMPLETE, 'nodegroups': []} | columns)
+    for role, count in (('master', 1), ('worker', 2)):
+        cluster.nodegroups.append(models.NodeGroup(
+            uuid=str(uuid.uuid4()), project_id=cluster.project_id, name=f'default-{role}', role=role, is_default=True,
+            node_count=count, next_number=count, labels={}, status=cluster.status))
+    with database.write() as session:
+        session.add(cluster)
+    return str(cluster.uuid)
+
+
+# -- what Watched sees ---------------------------------------------------------------------------------------------
+
+def _answering(status: int, body: Any) -> webob.Response:
+    """An application that answers this."""
+    return webob.Response(status=status, json_body=body, charset=None, headerlist=[
+        ('Content-Type', 'application/json'), ('x-openstack-request-id', 'req-1')])
+
+
+def _envelope(**changes: Any) -> dict[str, Any]:
+    error = {'request_id': '', 'code': 'client', 'status': 400, 'title': 'It is wrong',
+             'detail': 'It is wrong. Mend it.', 'links': []} | changes
+    return {'errors': [error], 'faultstring': error['detail']}
+
+
+def test_watched_takes_a_right_answer(watch: Watch) -> None:
+    response = watch(_answering(400, _envelope()))('GET', '/')
+
+    assert response.json == _envelope()
+
+
+@pytest.mark.parametrize(('status', 'body'), [
+    (400, _envelope(title='It is wrong. Mend it')), (400, _envelope(title='')), (400, _envelope(status=500)),
+    (400, _envelope(code='')), (400, _envelope(more=1)), (400, _envelope() | {'faultstring': ''}),
+    (400, {'errors': []}), (400, {'error': 'x'}), (200, _envelope()), (204, {})],
+    ids=['long title', 'no title', 'status', 'code', 'more', 'faultstring', 'empty', 'other', '200', '204'])
+def test_watched_sees_a_wrong_answer(watch: Watch, status: int, body: Any) -> None:
+    with pytest.raises((AssertionError, ValueError, KeyError)):
+        watch(_answering(status, body))('GET', '/')
+
+
+def test_watched_sees_what_a_refusal_stores(services: Services, watch: Watch) -> None:
+    def careless(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        store_template(services.db)
+        return _answering(400, _envelope())(environ, start_response)
+
+    with pytest.raises(AssertionError, match='it was stored'):
+        watch(careless)('POST', '/v1/clustertemplates')
+
+
+def test_watched_sees_a_listing_that_calls_the_cloud(services: Services, watch: Watch) -> None:
+    def slow(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        services.cloud.lookups(None).image('ubuntu')
+        return _answering(200, {'clusters': []})(environ, start_response)
+
+    with pytest.raises(AssertionError, match='the cloud was called'):
+        watch(slow)('GET', '/v1/clusters')
+
+
+# -- hostile callers -----------------------------------------------------------------------------------------------
+
+def nested(depth: int) -> bytes:
+    """A JSON value of that depth: objects in each other, and a number in the innermost."""
+    return b'{"cluster_template_id": "k8s", "health_status_reason": ' + b'{"a":' * (depth - 2) + b'1' + b'}' * (depth - 1)
+
+
+def posted(**values: Any) -> bytes:
+    return json.dumps({'cluster_template_id': 'k8s'} | values).encode()
+
+
+HOSTILE_BODIES = {
+    'nested 26 deep': (nested(26), 'nested more than 25 deep'),
+    'nested 100,000 deep': (nested(100_000), 'not JSON'),
+    'never closed': (b'[' * 100_000, 'not JSON'),
+    'NaN': (b'{"cluster_template_id": "k8s", "node_count": NaN}', 'NaN is not a JSON value'),
+    'Infinity': (b'{"cluster_template_id": "k8s", "node_count": Infinity}', 'Infinity is not a JSON value'),
+    '-Infinity': (b'{"cluster_template_id": "k8s", "labels": {"a": -Infinity}}', '-Infinity is not a JSON value'),
+    'beyond a float': (b'{"cluster_template_id": "k8s", "node_count": 1e400}', "'node_count'"),
+    'a label beyond a float': (b'{"cluster_template_id": "k8s", "labels": {"etcd_volume_size": 1e400}}', "'inf'"),
+    'a huge integer': (posted(node_count=10 ** 4000), "'node_count'"),
+    'an integer too long to read': (b'{"node_count": ' + b'9' * 5000 + b'}', 'not JSON'),
+    'a huge integer as text': (posted(node_count='9' * 5000), "'node_count'"),
+    'more than 31 bits': (posted(node_count=2 ** 31), "'node_count'"),
+    'a timeout of more than 31 bits': (posted(create_timeout=2 ** 31), "'create_timeout'"),
+    '31 bits of nodes': (posted(node_count=2 ** 31 - 1), 'has room for'),
+    '31 bits of masters': (posted(master_count=2 ** 31 - 1, master_lb_enabled=True), 'has room for'),
+    'a huge float of nodes': (posted(node_count=1e300), "'node_count'"),
+    'half a pair in a name': (posted(name='a\ud800'), 'cannot be stored'),
+    'half a pair in a template': (posted(cluster_template_id='\udfff'), 'cannot be stored'),
+    'half a pair in a label': (posted(labels={'kube_tag': '\ud800'}), 'cannot be stored'),
+    'half a pair in the name of a label': (posted(labels={'\ud800': 'x'}), 'cannot be stored'),
+    'half a pair in an attribute': (posted(**{'\ud800': 1}), 'Unknown attribute'),
+    'NUL in a text': (posted(discovery_url='a\0b'), 'cannot be stored'),
+    'NUL in a template': (posted(cluster_template_id='k8s\0'), 'cannot be stored'),
+    'NUL in the name of a label': (posted(labels={'a\0': 'x'}), 'cannot be stored'),
+    'NUL in what is ignored': (posted(status_reason='\0'), 'cannot be stored'),
+    '10,000 labels': (posted(labels={f'l{n}': 'x' for n in range(10_000)}), "'labels'"),
+    'a long label': (posted(labels={'kube_tag': 'v' * 5000}), 'labels/kube_tag'),
+    'a long name of a label': (posted(labels={'k' * 256: 'x'}), "'labels'"),
+    '60,000 attributes': (posted(**{f'a{n}': 1 for n in range(60_000)}), 'Unknown attribute'),
+    'not UTF-8': (b'{"cluster_template_id": "k8s", "name": "\xff"}', 'not JSON'),
+    'a pair in UTF-8': (b'{"cluster_template_id": "k8s", "name": "\xed\xa0\x80"}', 'cannot be stored'),
+    'a byte of nothing': (b'\0', 'not JSON'),
+    'a name of 243 letters': (posted(name='a' * 243), "'name'"),
+}
+
+
+
+class Unread:
+    """A body that nobody may touch."""
+
+    def read(self, *_: Any) -> bytes:
+        raise AssertionError('the body was read')
+
+    readline = readlines = __iter__ = read
+
+
+def send(api: Api, body: Any, **headers: str) -> webob.Response:
+    """POST a cluster from a file or the like; `headers` as in a WSGI environment."""
+    environ = {'REMOTE_ADDR': '127.0.0.1', 'HTTP_X_PROJECT_ID': 'p1', 'HTTP_X_USER_ID': 'u1',
+               'HTTP_X_ROLES': 'member', 'CONTENT_TYPE': 'application/json', 'wsgi.input': body} | headers
+    return webob.Request.blank('/v1/clusters', method='POST', environ=environ).get_response(api.application)
+
+
+class TestHostile:
+    """None of these leaves a trace, so that one application, with a template and a cluster, does for all."""
+
+    @pytest.fixture(scope='class')
+    @classmethod
+    def api(cls) -> Iterator[Api]:
+        with stage() as staged:
+            store_template(staged.database)
+            store_cluster(staged.database, 1)
+            yield Api(staged.application)
+
+    @pytest.mark.parametrize('case', HOSTILE_BODIES)
+    def test_body_is_refused(self, api: Api, case: str) -> None:
+        raw, reason = HOSTILE_BODIES[case]
+
+        response = api('POST', '/v1/clusters', raw=raw)
+
+        assert response.status_code == 400
+        assert reason in response.json['errors'][0]['detail']
+        assert len(response.body) < 20_000, 'a small request has a small answer'
+
+    @pytest.mark.parametrize('kind', [
+        'application/json', '', 'application/x-www-form-urlencoded', 'multipart/form-data; boundary=x'])
+    def test_too_large_body_is_refused_unread(self, api: Api, kind: str) -> None:
+        response = send(api, Unread(), CONTENT_LENGTH=str(1024 * 1024 + 1), CONTENT_TYPE=kind)
+
+        assert response.status_code == 413
+        assert response.json['errors'][0]['title'] == 'The body has 1048577 bytes and may have 1048576'
+
+    def test_body_of_no_known_length_is_read_up_to_the_limit(self, api: Api) -> None:
+        body = io.BytesIO(b' ' * 3 * 1024 * 1024)
+        environ: dict[str, Any] = {'wsgi.input_terminated': True}
+
+        response = send(api, body, **environ)
+
+        assert response.status_code == 413
+        assert body.tell() <= 1024 * 1024 + 64 * 1024
+
+    def test_body_of_somebody_who_may_not_is_not_read(self, api: Api) -> None:
+        assert send(api, Unread(), CONTENT_LENGTH='100', HTTP_X_ROLES='reader').status_code == 403
+
+    def test_body_that_ends_too_early(self, api: Api) -> None:
+        response = send(api, io.BytesIO(b'{"cluster_template_id"'), CONTENT_LENGTH='100')
+
+        assert response.status_code == 400
+        assert response.json['errors'][0]['title'] == 'The body is shorter than its Content-Length'
+
+    @pytest.mark.parametrize('path', [
+        '%ff', '%ed%a0%80', '%00', 'c1%00', 'a%2Fb', '%2F', '..', '%2e%2e%2fclusters', 'a' * 20_000, '%F0%9F%92%A5',
+        '%0A', '%25', '%27%20OR%201=1', '{ident}', 'c_', 'c%25', 'c1%20', ';', 'c1;x=1'],
+        ids=lambda path: path[:20])
+    @pytest.mark.parametrize('noun', ['clusters', 'clustertemplates'])
+    def test_address_is_not_found(self, api: Api, noun: str, path: str) -> None:
+        for method in ('GET', 'DELETE'):
+            assert api(method, f'/v1/{noun}/{path}').status_code == 404, method
+
+    @pytest.mark.parametrize('path', ['/%ff', '/v1/%ff/x', '/v1%00', '/%00', '/v1/clusters%ff', '/v1/clusters/%ff/x'])
+    def test_address_of_nothing_is_not_found(self, api: Api, path: str) -> None:
+        for method in ('GET', 'POST', 'DELETE', 'PATCH', 'OPTIONS', 'BREW'):
+            assert api(method, path).status_code == 404, method
+
+    @pytest.mark.parametrize('query', [
+        'limit=%ff', '%ff=1', 'limit=1&limit=1', 'sort_key=id&sort_key=id', 'all_tenants=false&all_tenants=true',
+        'limit=%00', 'marker=%00', 'sort_key=%00', 'sort_dir=%00', 'all_tenants=%00', 'limit=1%00', 'marker=',
+        'sort_key=', 'limit=' + '9' * 10_000 + 'x', 'limit=1e3', 'limit=0x10', 'limit=%20', 'marker=' + 'a' * 10_000,
+        '&&x', '=1', 'sort_key=__class__', 'sort_key=id;drop', 'sort_key=id,name', 'sort_key=public_key',
+        'sort_key=nodegroups', 'limit[]=1', 'limit', 'all_tenants=2'], ids=lambda query: query[:24])
+    def test_query_is_refused(self, api: Api, query: str) -> None:
+        for path in ('/v1/clusters', '/v1/clusters/detail', '/v1/clustertemplates', '/v1/clustertemplates/detail'):
+            assert api('GET', f'{path}?{query}', roles='admin').status_code == 400, path
+
+    @pytest.mark.parametrize('version', [
+        'container-infra 1.' + '9' * 10_000, 'container-infra 1.\xb2', 'container-infra 1.9 1.9',
+        'container-infra 1.9.1', 'container-infra -1.9', 'container-infra 1.9, compute 2.1', '', ' ', 'latest',
+        'container-infra 1.9\x00'], ids=lambda version: repr(version[:32]))
+    def test_version_is_not_acceptable(self, api: Api, version: str) -> None:
+        response = api('GET', '/v1/clusters', version=None, headers={'OpenStack-API-Version': version})
+
+        assert response.status_code == 406
+        assert not any(name in response.headers for name in VERSIONED)
+
+    @pytest.mark.parametrize('headers', [
+        {'Accept': ';' * 1000}, {'Accept': 'application/json;q=nan'}, {'Accept': 'a/b, ' * 200 + '*/*'},
+        {'Accept': '\xff'}, {'Content-Length': '-5'}, {'Content-Length': 'many'}, {'Content-Type': '\xff'}])
+    def test_odd_header_does_no_harm(self, api: Api, headers: dict[str, str]) -> None:
+        assert api('GET', '/v1/clusters', headers=headers).status_code == 200
+
+    def test_limit_of_ten_thousand_digits_is_cut(self, api: Api) -> None:
+        assert len(api('GET', '/v1/clusters?limit=' + '9' * 10_000).json['clusters']) == 1
+
+
+def test_body_may_be_nested_25_deep(api: Api, template: dict[str, Any]) -> None:
+    assert api('POST', '/v1/clusters', raw=nested(25)).status_code == 202
+
+
+def test_body_of_exactly_the_limit_is_read(api: Api) -> None:
+    raw = json.dumps(TEMPLATE).encode().ljust(1024 * 1024)
+
+    assert api('POST', '/v1/clustertemplates', raw=raw).status_code == 201
+
+
+def test_charset_that_nobody_knows_is_not_looked_at(api: Api) -> None:
+    response = api('POST', '/v1/clustertemplates', TEMPLATE, headers={'Content-Type': 'application/json; charset=x'})
+
+    assert response.status_code == 201
+
+
+def test_name_may_have_242_letters(api: Api, template: dict[str, Any]) -> None:
+    name = 'a' * 242
+
+    assert api('POST', '/v1/clusters', {'cluster_template_id': 'k8s', 'name': name}).status_code == 202
+
+    assert api('GET', f'/v1/clusters/{name}').json['name'] == name
+
+
+@pytest.mark.parametrize('field', ['name', 'tags', 'http_proxy', 'keypair_id'])
+def test_texts_of_a_template_have_255_characters(api: Api, field: str) -> None:
+    assert api('POST', '/v1/clustertemplates', TEMPLATE | {field: 'ä' * 255}).json[field] == 'ä' * 255
+    assert api('POST', '/v1/clustertemplates', TEMPLATE | {field: 'ä' * 256}).status_code == 400
+
+
+ODD_VALUES: list[Any] = [
+    None, '', ' ', 'x' * 300, '\0', '\ud800', '\n', '💥', -1, 0, 3, 2 ** 31 - 1, 10 ** 30, 1.0, 0.5, 1e308, True, [],
+    ['x'], {}, {'x': 'y'}, {'': {}}, {'x': None}, "'; --", '{{ 7 * 7 }}', '1', 'true', 'nan', '\u2028']
+
+
+@pytest.mark.parametrize(('path', 'resource', 'given'), [
+    ('/v1/clustertemplates', resources.CLUSTER_TEMPLATE, TEMPLATE | {'name': 'other'}),
+    ('/v1/clusters', resources.CLUSTER, {'cluster_template_id': TEMPLATE_UUID})], ids=['templates', 'clusters'])
+def test_no_value_of_any_attribute_is_our_mistake(
+        api: Api, services: Services, path: str, resource: Any, given: dict[str, Any]) -> None:
+    """Each is either stored, and then shown, or refused; `Watched` sees that what is refused is not stored."""
+    store_template(services.db)
+    stored = 0
+
+    for name in [*(field.name for field in resource.fields), 'links', 'faults', 'nothing']:
+        for value in ODD_VALUES:
+            response = api('POST', path, given | {name: value})
+            assert response.status_code in (201, 202, 400, 403, 404, 409), (name, value, response.text)
+            if response.status_code in (201, 202):
+                stored += 1
+                shown = api('GET', f'{path}/{response.json["uuid"]}').json
+                for key in {'node_count', 'master_count', 'docker_volume_size', 'apiserver_port'} & shown.keys():
+                    assert type(shown[key]) in (int, type(None)), (name, value)
+                with services.db.write() as session:
+                    session.execute(sa.delete(models.Cluster))
+                    session.execute(sa.delete(models.ClusterTemplate).where(
+                        models.ClusterTemplate.uuid != TEMPLATE_UUID))
+
+    assert stored > 50

@@ -1,0 +1,84 @@
+"""Nudges: over the in-process transport, over RabbitMQ where it answers, and over a broker that is not there."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import oslo_messaging
+import pytest
+from conftest import RABBITMQ, rabbitmq_answers
+from oslo_config import cfg
+
+from magnum_lite import rpc
+from magnum_lite.conductor import endpoint
+
+BROKERS = ['fake://', *([RABBITMQ] if rabbitmq_answers() else [])]
+
+
+def use(conf: cfg.ConfigOpts, url: str) -> None:
+    oslo_messaging.TransportURL.parse(conf)
+    conf.set_override('transport_url', url)
+
+
+@pytest.fixture
+def topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue of the test's own: the broker may be serving others."""
+    monkeypatch.setattr(rpc, 'TOPIC', f'{rpc.TOPIC}-test-{time.monotonic_ns()}')
+
+
+@pytest.mark.parametrize('url', BROKERS)
+def test_nudge_wakes_a_conductor(conf: cfg.ConfigOpts, topic: None, url: str) -> None:
+    use(conf, url)
+    wake = threading.Event()
+    server = rpc.server(conf, endpoint.Endpoint(wake))
+    server.start()
+    try:
+        rpc.Nudger(conf).nudge('5d7e1b5c-0000-4000-8000-000000000001')
+        assert wake.wait(20)
+    finally:
+        server.stop()
+        server.wait()
+
+
+@pytest.fixture
+def silent_broker() -> Iterator[str]:
+    """Takes connections and never answers: what a paused RabbitMQ looks like."""
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        listener.listen(16)
+        yield f'rabbit://guest:guest@127.0.0.1:{listener.getsockname()[1]}/'
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning', 'ignore::ResourceWarning')
+def test_broker_that_hangs_holds_nobody_up(conf: cfg.ConfigOpts, silent_broker: str) -> None:
+    use(conf, silent_broker)
+    nudger = rpc.Nudger(conf)
+
+    began = time.monotonic()
+    for _ in range(rpc.BACKLOG + 10):
+        nudger.nudge('5d7e1b5c-0000-4000-8000-000000000001')
+    assert time.monotonic() - began < 1, 'a request would have waited'
+
+
+def test_broker_that_refuses_is_logged_and_not_raised(
+        conf: cfg.ConfigOpts, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))  # bound and not listening: a connection is refused
+        use(conf, f'rabbit://guest:guest@127.0.0.1:{taken.getsockname()[1]}/')
+        said = threading.Event()
+        caplog.handler.addFilter(lambda record: ('was not sent' in record.getMessage() and said.set()) or True)
+        rpc.Nudger(conf).nudge('5d7e1b5c-0000-4000-8000-000000000001')
+        assert said.wait(60), caplog.text
+    assert 'A conductor finds it at its next tick' in caplog.text
+
+
+def test_serve_needs_no_broker_unless_one_is_named(conf: cfg.ConfigOpts) -> None:
+    rpc.default_to_this_process(conf)
+    assert conf.transport_url == 'fake://'
+
+    conf.set_override('transport_url', 'rabbit://example')
+    rpc.default_to_this_process(conf)
+    assert conf.transport_url == 'rabbit://example'
