@@ -147,15 +147,26 @@ def _conductor(conf: cfg.ConfigOpts) -> service.Conductor:
 
 
 def _until_told(conf: cfg.ConfigOpts, server: wsgi.Server | None, worker: service.Conductor | None) -> None:
-    """Run until SIGTERM, SIGINT or the conductor's end, then stop within the grace that is configured."""
+    """Run until SIGTERM, SIGINT or a failure of either, then stop within the grace that is configured."""
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
+    failed: list[str] = []
+
+    def run(name: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            LOG.exception('The %s has ended, and this process with it', name)
+            failed.append(name)
+        finally:
+            told.set()
+
     threads = []
     if worker is not None:
-        threads.append(threading.Thread(target=worker.run, name='conductor', daemon=True))
+        threads.append(threading.Thread(target=run, args=('conductor', worker.run), daemon=True))
     if server is not None:
-        threads.append(threading.Thread(target=server.serve, name='api', daemon=True))
+        threads.append(threading.Thread(target=run, args=('API', server.serve), daemon=True))
         LOG.info('The API listens on http://%s:%s/v1', conf.api.host, conf.api.port)
     for thread in threads:
         thread.start()
@@ -169,7 +180,7 @@ def _until_told(conf: cfg.ConfigOpts, server: wsgi.Server | None, worker: servic
     sys.stdout.flush()
     sys.stderr.flush()
     # A call to the cloud that hangs has a thread that would hold up the interpreter. Its cluster was handed back.
-    os._exit(0)
+    os._exit(1 if failed else 0)
 
 
 # -- command line --------------------------------------------------------------------------------------------------

@@ -481,6 +481,13 @@ def hand_back(db: Database, holder: str) -> int:
 
 
 @transaction
+def has_cluster(db: Database, cluster_uuid: str) -> bool:
+    """Whether there still is such a cluster, whoever holds it."""
+    with db.read() as session:
+        return session.scalar(sa.select(Cluster.id).where(Cluster.uuid == cluster_uuid)) is not None
+
+
+@transaction
 def has_other_clusters(db: Database, project_id: str, cluster_uuid: str) -> bool:
     """Whether the project has a cluster besides this one, in any state."""
     with db.read() as session:

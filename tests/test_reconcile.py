@@ -419,6 +419,22 @@ def test_conductor_that_lost_its_lease_changes_nothing(story: Story, cluster: st
     assert len(story.cloud.all_stacks()) == 1
 
 
+def test_conductor_that_slept_through_a_delete_removes_the_stack_it_made(
+        story: Story, api: Api, cluster: str) -> None:
+    """It was stopped in the middle of its call; meanwhile others deleted the cluster and found no stack."""
+    def sleep(call: str, when: str) -> None:
+        if (call, when) == ('create', 'before'):
+            story.cloud.hook = None
+            api('DELETE', f'/v1/clusters/{cluster}')
+            story.run(3)
+            assert story.clusters() == []
+            story.cloud.projects_with_role.add('p1')  # another cluster of the project keeps it
+    story.cloud.hook = sleep
+    story.run(4)
+
+    assert (story.clusters(), [stack.status for stack in story.cloud.all_stacks()]) == ([], [])
+
+
 def vars_of(row: models.Cluster) -> dict[str, Any]:
     return {c.key: getattr(row, c.key) for c in models.Cluster.__table__.columns if c.key != 'stack_text'}
 

@@ -176,8 +176,7 @@ def ensure_stack(task: Task) -> None:
     except errors.DriverError as e:
         LOG.error('Cluster %s: %s', cluster.uuid, e)
         raise errors.Failed('INTERNAL', f'The template of this cluster could not be made: {e}') from e
-    task.note(stack_text={'template': rendered.template, 'files': rendered.files})
-    with task.save() as session:
+    with task.save(stack_text={'template': rendered.template, 'files': rendered.files}) as session:
         db.begin_operation(session, cluster)
     try:
         stack_id = task.stacks.create(
@@ -190,7 +189,14 @@ def ensure_stack(task: Task) -> None:
         stack_id = found.id
     except clients.Refused as e:
         raise errors.Failed(diagnose.code_of(str(e)), f'Heat refused the stack. {e}') from e
-    _adopt(task, stack_id)
+    try:
+        _adopt(task, stack_id)
+    except errors.LeaseLost:
+        # We were stopped for longer than a lease. If the cluster was deleted meanwhile, nobody knows of this stack.
+        if not db.has_cluster(task.world.db, cluster.uuid):
+            with contextlib.suppress(clients.Gone):
+                task.stacks.delete(stack_id)
+        raise
 
 
 def _adopt(task: Task, stack_id: str) -> None:

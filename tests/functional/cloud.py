@@ -15,10 +15,9 @@ import pathlib
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from concurrent import futures
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -192,7 +191,6 @@ class Cluster:
     service: Service
     project: Project
     uuid: str
-    asked_s: float = field(default_factory=time.monotonic)
     nodes: futures.Future[str] | None = None
 
     def get(self) -> dict[str, Any]:
