@@ -207,8 +207,11 @@ class Lookups:
     def has(self, service: str) -> bool:
         """Whether the caller's catalog has this service type."""
         with _translated(f'Looking for the {service} service'):
-            return self._cloud.session.get_endpoint(
-                service_type=service, interface=self._interface, region_name=self._region) is not None
+            try:
+                return self._cloud.session.get_endpoint(
+                    service_type=service, interface=self._interface, region_name=self._region) is not None
+            except ksa_exc.EndpointNotFound:  # what the plugin of a checked token raises; others return None
+                return False
 
     def image(self, ref: str) -> Image:
         """An image by id or name."""

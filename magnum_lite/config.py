@@ -72,6 +72,9 @@ cluster_heat_opts = [
                help='Minutes a stack may take when the cluster does not say.'),
     cfg.IntOpt('delete_timeout', default=60, min=1,
                help='Minutes after which a stack that is still being deleted counts as failed.'),
+    cfg.IntOpt('max_resources_per_stack', default=1000, min=-1,
+               help='Resources that Heat allows in a stack, nested ones included; -1: any number. Set it to what '
+                    'heat.conf says. A larger cluster is refused when it is asked for.'),
 ]
 
 identity_opts = [

@@ -44,8 +44,6 @@ ENTRY_POINTS = 'magnum_lite.drivers'
 MAX_USER_DATA = 65535 // 4 * 3
 #: What Heat puts in for placeholders (a Fernet token, a URL, addresses) is not known before; it fits into this.
 PLACEHOLDER_ROOM = 1536
-#: heat.conf max_resources_per_stack, nested stacks included.
-MAX_STACK_RESOURCES = 1000
 #: A wait condition gives up this long before its stack, so that its reason is what the user reads; at least three
 #: quarters of a short timeout remain. Heat takes 1 to 43,200 s.
 TIMEOUT_MARGIN_S = 300
@@ -304,9 +302,10 @@ class Driver:
         problems += self._check_ranges(context, sum(counts.values()))
         size = self.manifest['resources']
         resources = size['base'] + sum(size.get(role, 0) * count for role, count in counts.items())
-        if resources > MAX_STACK_RESOURCES:
+        most = conf.cluster_heat.max_resources_per_stack
+        if 0 <= most < resources:
             problems.append(f'{sum(counts.values())} nodes need {resources} resources in one stack, and Heat allows '
-                            f'{MAX_STACK_RESOURCES}; use fewer nodes here and further nodegroups for the rest')
+                            f'{most}; use fewer nodes here and further nodegroups for the rest')
         sizes = {name: KEY_SIZES[spec.algorithm] for name, spec in self.keys.items()}
         sizes |= dict.fromkeys(self.certificates, KEY_SIZES['ecdsa-p256'])
         secrets = {name: types.SimpleNamespace(certificate='x' * public, private_key='x' * private)

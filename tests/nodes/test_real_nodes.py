@@ -22,7 +22,7 @@ from oslo_config import cfg
 
 from magnum_lite import certs, config, db, keystore
 
-NODES_HOME = pathlib.Path(os.environ.get('NODES_HOME', '/opt/testnodes'))
+NODES_HOME = pathlib.Path(os.environ.get('NODES_HOME', ''))
 LAYER = NODES_HOME / 'overlay' / 'kubernetes'
 PREFIX = os.environ.get('NODES_PREFIX', 'real')
 MASTERS, WORKERS = 1, 2
@@ -34,6 +34,8 @@ def _lack() -> str | None:
     """What is missing for this test, in words; None if nothing is."""
     if not os.environ.get('OS_CLOUD'):
         return 'no cloud is named by OS_CLOUD'
+    if not os.environ.get('NODES_HOME'):
+        return 'NODES_HOME does not say where the nodes are'
     if not (LAYER / 'usr/bin/kubectl').exists():
         return f'the Kubernetes layer of the nodes is not built ({LAYER})'
     try:
