@@ -2,6 +2,9 @@
 
 All of them go through `Watched`, which holds each answer to what must be true of every answer, so that no single test
 has to say it: a request that is refused, and every GET, leaves the database as it was.
+
+One request of a YAML file, with those before it: `pytest tests/test_api.py -k the_words_of_its_name`. (Gabbi cannot be
+given a test's full name: it needs to see the first one of the file.)
 """
 
 from __future__ import annotations
@@ -278,8 +281,17 @@ def _the_application() -> api_app.WSGI:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.function is test_pytest:
         driver.py_test_generator(
-            YAML, intercept=_the_application, fixture_module=sys.modules[__name__],
-            test_loader_name='api', metafunc=metafunc, response_handlers=[WholeBody, Part, Error])
+            YAML, intercept=_the_application, fixture_module=sys.modules[__name__], test_loader_name='api',
+            metafunc=metafunc, response_handlers=[WholeBody, Part, Error])
+        _keep_gabbi_to_itself()
+
+
+def _keep_gabbi_to_itself() -> None:
+    """Its plugin takes every test with a colon in its name, of any file, for its own, and stumbles over it."""
+    plugin = sys.modules['gabbi.pytester']
+    named = plugin.get_cleanname
+    plugin.get_cleanname = lambda item: (  # type: ignore[attr-defined]
+        named(item) if getattr(item, 'function', None) is test_pytest else '')
 
 
 # -- rows that a request could not make ----------------------------------------------------------------------------
@@ -485,6 +497,11 @@ class TestHostile:
     def test_address_is_not_found(self, api: Api, noun: str, path: str) -> None:
         for method in ('GET', 'DELETE'):
             assert api(method, f'/v1/{noun}/{path}').status_code == 404, method
+
+    @pytest.mark.parametrize('path', ['/v1/clusters/%00', '/v1/clustertemplates/k8s%00'])
+    def test_nul_in_an_address_does_not_reach_the_database(self, api: Api, path: str) -> None:
+        """PostgreSQL's client raises ValueError for it; SQLite takes it, and would answer with the name."""
+        assert api('GET', path).json['faultstring'] == ''
 
     @pytest.mark.parametrize('path', ['/%ff', '/v1/%ff/x', '/v1%00', '/%00', '/v1/clusters%ff', '/v1/clusters/%ff/x'])
     def test_address_of_nothing_is_not_found(self, api: Api, path: str) -> None:
@@ -763,11 +780,6 @@ def test_without_an_image_service_there_are_no_templates(api: Api, cloud: fakes.
 PUBLIC = ['/', '/v1', '/v1/']
 
 
-def no_colon(text: str) -> str:
-    """The name of a test. Gabbi's plugin takes every one with a colon for its own."""
-    return text.replace(':', '.') or 'empty'
-
-
 @pytest.fixture
 def with_keystone(services: Services) -> Iterator[Api]:
     """The application as operators run it. Nothing listens where its Keystone should be."""
@@ -803,8 +815,7 @@ def test_everything_else_needs_one(with_keystone: Api, method: str, path: str) -
         'code': 401, 'title': 'Unauthorized', 'message': 'The request you have made requires authentication.'}}
 
 
-@pytest.mark.parametrize('address', ['192.0.2.1', '', '10.0.0.1', '2001:db8::1', '127.0.0.1.example', '0.0.0.0', 'x'],
-                         ids=no_colon)
+@pytest.mark.parametrize('address', ['192.0.2.1', '', '10.0.0.1', '2001:db8::1', '127.0.0.1.example', '0.0.0.0', 'x'])
 def test_noauth_serves_nobody_from_elsewhere(services: Services, address: str) -> None:
     application = api_app.make_app(services)
 
@@ -817,7 +828,7 @@ def test_noauth_serves_nobody_from_elsewhere(services: Services, address: str) -
         assert response.json['errors'][0]['title'] == 'auth_strategy noauth serves loopback addresses only'
 
 
-@pytest.mark.parametrize('address', ['127.0.0.1', '127.1.2.3', '::1', 'localhost'], ids=no_colon)
+@pytest.mark.parametrize('address', ['127.0.0.1', '127.1.2.3', '::1', 'localhost'])
 def test_noauth_serves_this_machine(services: Services, address: str) -> None:
     request = webob.Request.blank('/', environ={'REMOTE_ADDR': address})
 

@@ -68,16 +68,16 @@ def make_app(services: Services) -> WSGI:
     """The whole stack."""
     conf = services.conf
     app: WSGI = Application(Root(services), request_cls=webob.Request)  # Pecan's own hides what cannot be decoded
-    if conf.api.auth_strategy == 'noauth':
-        app = _believe_loopback(app)
-    else:
+    if conf.api.auth_strategy != 'noauth':
         app = _public_beside(app, auth_token.AuthProtocol(
             app, {'oslo_config_config': conf}))
     cors = oslo_middleware.CORS(app, conf)
     if cors.allowed_origins:  # else it would answer every OPTIONS with 200
         app = cors
     app = oslo_middleware.HTTPProxyToWSGI(app, conf)
-    return oslo_middleware.RequestId(app, conf)  # type: ignore[no-any-return]
+    app = oslo_middleware.RequestId(app, conf)
+    # Outside of what reads proxy headers: those say what a caller likes.
+    return _believe_loopback(app) if conf.api.auth_strategy == 'noauth' else app
 
 
 def _public_beside(app: WSGI, checked: WSGI) -> WSGI:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from functional.service import Service, connect, is_old, poll, unique_name
+from functional.service import Service, connect, is_old, poll, remove_leftovers, unique_name
 from openstack import config as cloud_config
 from openstack import exceptions as sdk_exc
 
@@ -63,7 +63,8 @@ class Sandbox:
         self.user.close()
 
     def remove_leftovers(self) -> None:
-        """Remove projects that runs left behind which ended more than an hour ago, and what they hold."""
+        """Remove what runs left behind that were killed more than an hour ago: projects, with all that they hold."""
+        remove_leftovers()
         for project in self.admin.identity.projects():
             if is_old(project.name):
                 self._enter(project.id)

@@ -89,7 +89,7 @@ def connect(cloud_name: str, clouds_file: pathlib.Path | None = None) -> opensta
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of the SDK's own settings
         files = [str(clouds_file)] if clouds_file else None
-        region = cloud_config.OpenStackConfig(config_files=files).get_one(cloud_name)
+        region = cloud_config.OpenStackConfig(config_files=files, load_envvars=not files).get_one(cloud_name)
         return openstack.connection.Connection(config=region)
 
 
@@ -104,8 +104,6 @@ def own_database(folder: pathlib.Path) -> Iterator[str]:
     server = sa.create_engine(MARIADB, isolation_level='AUTOCOMMIT', poolclass=sa.NullPool)
     name = unique_name().replace('-', '_')
     with server.connect() as connection:
-        for old in filter(is_old, sa.inspect(connection).get_schema_names()):
-            connection.execute(sa.text(f'DROP DATABASE {old}'))
         connection.execute(sa.text(f'CREATE DATABASE {name}'))
     try:
         yield sa.make_url(MARIADB).set(database=name).render_as_string(hide_password=False)
@@ -114,28 +112,40 @@ def own_database(folder: pathlib.Path) -> Iterator[str]:
             connection.execute(sa.text(f'DROP DATABASE IF EXISTS {name}'))
 
 
+def _rabbitmqctl(*words: str) -> str | None:
+    """What RabbitMQ's own command says, None if it cannot or may not."""
+    found = shutil.which('rabbitmqctl')
+    if not found:
+        return None
+    done = subprocess.run([found, '-q', *words], capture_output=True, text=True, check=False)
+    return done.stdout if done.returncode == 0 else None
+
+
 @contextlib.contextmanager
 def own_vhost() -> Iterator[str]:
     """The URL of a virtual host of the broker; of the default one where we may not make any."""
     if not answers(RABBITMQ):
         raise RuntimeError('No RabbitMQ answers. Start one, or name it with TEST_RABBITMQ.')
-    control = shutil.which('rabbitmqctl')
     name = unique_name()
-
-    def run(*words: str) -> bool:
-        return bool(control) and subprocess.run(
-            [str(control), '-q', *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            check=False).returncode == 0
-
-    user = sa.make_url(RABBITMQ).username or 'guest'
-    if not run('add_vhost', name):
+    if _rabbitmqctl('add_vhost', name) is None:
         yield RABBITMQ
         return
     try:
-        run('set_permissions', '-p', name, user, '.*', '.*', '.*')
+        _rabbitmqctl('set_permissions', '-p', name, sa.make_url(RABBITMQ).username or 'guest', '.*', '.*', '.*')
         yield RABBITMQ.rstrip('/') + f'/{name}'
     finally:
-        run('delete_vhost', name)
+        _rabbitmqctl('delete_vhost', name)
+
+
+def remove_leftovers() -> None:
+    """Remove databases and virtual hosts of runs that were killed more than an hour ago."""
+    for name in filter(is_old, (_rabbitmqctl('list_vhosts', 'name') or '').split()):
+        _rabbitmqctl('delete_vhost', name)
+    if answers(MARIADB):
+        server = sa.create_engine(MARIADB, isolation_level='AUTOCOMMIT', poolclass=sa.NullPool)
+        with server.connect() as connection:
+            for name in filter(is_old, sa.inspect(connection).get_schema_names()):
+                connection.execute(sa.text(f'DROP DATABASE {name}'))
 
 
 def _identity(cloud_name: str) -> dict[str, Any]:
@@ -299,6 +309,10 @@ class Service:
         process = self.conductors.pop(0)
         process.kill()
         self._past.append(process)
+
+    def freeze_conductor(self) -> None:
+        """Have the oldest conductor stand still, so that it never hears the answer to a call under way."""
+        self.conductors[0].popen.send_signal(signal.SIGSTOP)
 
     def stop_conductor(self) -> float:
         """End the oldest conductor with SIGTERM; returns the seconds it took, which are at most STOP_S."""
