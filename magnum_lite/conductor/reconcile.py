@@ -31,17 +31,17 @@ def visit(task: steps.Task) -> None:
             VISITS[cluster.status](task)
         except errors.Failed as e:
             _fail(task, e)
-        except (errors.LeaseLost, errors.Retry):
+        except errors.Retry as e:
+            if cluster.failures:
+                task.note(failures=0)
+            db.release(task.world.db, cluster, task.holder, check_in_s=e.args[0])
+        except errors.LeaseLost:
             raise
         except Exception as e:
             back_off(task, e)
-    except errors.LeaseLost:
+    except errors.LeaseLost:  # perhaps from what was to be written about the others
         LOG.info('Cluster %s: somebody else has it now, or it was asked for something else', cluster.uuid)
         db.release(task.world.db, cluster, task.holder, check_in_s=0)
-    except errors.Retry as e:
-        if cluster.failures:
-            task.note(failures=0)
-        db.release(task.world.db, cluster, task.holder, check_in_s=e.args[0])
 
 
 def back_off(task: steps.Task, error: Exception) -> None:
@@ -56,8 +56,10 @@ def back_off(task: steps.Task, error: Exception) -> None:
         LOG.error('Cluster %s: an unexpected error. It is tried again (failure %s).', cluster.uuid,
                   cluster.failures + 1, exc_info=error)
     if task.is_overdue():
-        code = 'CLOUD_UNAVAILABLE' if isinstance(error, clients.CloudError) else 'INTERNAL'
-        _fail(task, errors.Failed(code, f'{errors.CODES[code]}: {error}'))
+        if isinstance(error, clients.CloudError):
+            _fail(task, errors.Failed('CLOUD_UNAVAILABLE', f'{errors.CODES["CLOUD_UNAVAILABLE"]}: {error}'))
+        else:  # whose text is for the log: it may hold anything
+            _fail(task, errors.Failed('INTERNAL', errors.CODES['INTERNAL']))
         return
     delay_s = getattr(error, 'retry_after_s', None)
     if delay_s is None:
