@@ -251,7 +251,7 @@ class Cloud:
         self._conf = conf
         self._group = conf[AUTH_GROUP]
         # No call may take half a lease, and one call of ours may need a token first.
-        self._timeout_s = self._group.timeout or conf.conductor.lease * 0.4
+        self._timeout_s = min(self._group.timeout or 3600, conf.conductor.lease * 0.4)
         self._discovery: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._stacks: dict[str, Stacks] = {}

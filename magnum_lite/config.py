@@ -55,7 +55,8 @@ conductor_opts = [
                  help='Seconds between looks for due clusters when no message comes. A lost message costs one tick.'),
     cfg.IntOpt('lease', default=60, min=10,
                help='Seconds for which a conductor holds a cluster it works on. When a conductor dies, another takes '
-                    'its clusters over after this time. No call to the cloud may take half of it.'),
+                    'its clusters over after this time. No call to the cloud may take half of it, so the time-out of '
+                    'calls follows from it: two fifths, unless [keystone_auth] timeout says less.'),
     cfg.FloatOpt('watch_interval', default=4, min=0.05,
                  help='Seconds between looks at a stack in its first minutes; old stacks are looked at more seldom.'),
     cfg.FloatOpt('retry_interval', default=2, min=0.01,
