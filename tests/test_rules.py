@@ -126,5 +126,18 @@ def test_every_code_is_explained(code: str) -> None:
     assert code in errors.CODES
 
 
+@pytest.mark.parametrize(('tool', 'source', 'sample'), [
+    ('oslo-config-generator', 'config-generator.conf', 'magnum-lite.conf.sample'),
+    ('oslopolicy-sample-generator', 'policy-generator.conf', 'policy.yaml.sample')])
+def test_samples_are_fresh(tool: str, source: str, sample: str, tmp_path: pathlib.Path) -> None:
+    """If this fails: tox -e genconfig,genpolicy."""
+    made = tmp_path / sample
+    done = subprocess.run([pathlib.Path(sys.executable).parent / tool, '--config-file', f'etc/{source}',
+                           '--output-file', made], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert made.read_text() == (ROOT / 'etc' / sample).read_text()
+
+
 def test_templates_are_named_by_their_folders() -> None:
     assert all(name == driver.name for name, driver in drivers._load(()).items())
