@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import alembic.command
 import alembic.config
 from oslo_config import cfg
+from oslo_db import exception as db_exc
 from oslo_log import log
 
 from magnum_lite import config, db, drivers, errors, keystore
@@ -216,6 +217,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         conf = config.load(sys.argv[1:] if argv is None else argv)
         return conf.command.function(conf) or 0
+    except BrokenPipeError:  # the reader of a listing has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except db_exc.DBError as e:
+        print(f'magnum-lite: The database cannot be used: {str(e.inner_exception or e).splitlines()[0]}. '
+              'See [database] connection', file=sys.stderr)
+        return 1
     except (Mistake, errors.DriverError, keystore.KeyStoreError, cfg.Error, OSError) as e:
         print(f'magnum-lite: {e}', file=sys.stderr)
         return 1

@@ -154,7 +154,8 @@ def load(argv: Sequence[str], *, default_files: Sequence[str] | None = None) -> 
     register(CONF)
     log.register_options(CONF)
     log.set_defaults(default_log_levels=[
-        *log.get_default_log_levels(), 'keystoneauth.identity=WARN', 'alembic=WARN', 'openstack=WARN'])
+        *log.get_default_log_levels(), 'keystoneauth.identity=WARN', 'alembic=WARN', 'openstack=WARN',
+        'oslo_service.backend=WARN'])
     CONF(list(argv), project=PROJECT, version=importlib.metadata.version(PROJECT), default_config_files=default_files)
     log.setup(CONF, PROJECT)
     return CONF

@@ -67,7 +67,11 @@ class Database:
     """The engine of one process and its two kinds of transactions."""
 
     def __init__(self, conf: cfg.ConfigOpts, *, connection: str | None = None) -> None:
-        """Connect lazily to `connection`, default `[database] connection`, default SQLite under `state_path`."""
+        """Connect to `connection`, default `[database] connection`, default SQLite under `state_path`.
+
+        A server that is away is tried again as `[database] max_retries` and `retry_interval` say. Raises oslo.db's
+        `DBError` if it stays away.
+        """
         conf.register_opts(db_options.database_opts, 'database')
         self.url = connection or conf.database.connection or f'sqlite:///{conf.state_path}/magnum-lite.sqlite'
         facade = enginefacade.transaction_context()

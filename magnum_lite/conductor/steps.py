@@ -161,7 +161,8 @@ def secrets(task: Task) -> dict[str, certs.Pair]:
 def ensure_stack(task: Task) -> None:
     """Create the stack, or find the one that an earlier try has made.
 
-    The text is stored before it is sent: whoever adopts the stack after a crash knows what is in it.
+    The text is stored before it is sent: whoever adopts the stack after a crash knows what is in it. If Heat says that
+    the stack exists (`clients.Clash`), the next visit finds it.
     """
     cluster = task.cluster
     if cluster.stack_id is not None:
@@ -182,11 +183,6 @@ def ensure_stack(task: Task) -> None:
         stack_id = task.stacks.create(
             task.stack_name, template=rendered.template, files=rendered.files, parameters=rendered.parameters,
             timeout_min=task.create_timeout_min)
-    except clients.Clash:
-        found = task.stacks.find(task.stack_name)
-        if found is None:
-            raise clients.Away('Heat says that the stack exists, and does not show it') from None
-        stack_id = found.id
     except clients.Refused as e:
         raise errors.Failed(diagnose.code_of(str(e)), f'Heat refused the stack. {e}') from e
     try:
