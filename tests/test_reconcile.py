@@ -230,6 +230,33 @@ def test_delete_after_a_conductor_died_in_its_create_finds_the_stack(
     assert (story.clusters(), story.cloud.all_stacks()) == ([], [])
 
 
+@pytest.mark.parametrize('moment', ['before', 'after'])
+def test_conductor_that_dies_while_it_looks_for_what_a_dead_one_made(story: Story, cluster: str, moment: str) -> None:
+    dying(story.cloud, 'create', 'after')
+    story.make_due()
+    story.round()
+    deaths = dying(story.cloud, 'find', moment)
+    story.run()
+
+    [row] = story.clusters()
+    [stack] = story.cloud.all_stacks()
+    assert deaths, 'the call was never made, so this shows nothing'
+    assert (row.status, row.stack_id) == ('CREATE_COMPLETE', stack.id)
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+def test_conductor_that_dies_in_a_diagnosis(story: Story, cluster: str, moment: str) -> None:
+    story.make_due()
+    story.round()
+    story.cloud.all_stacks()[0].status = 'CREATE_FAILED'
+    deaths = dying(story.cloud, 'failures', moment)
+    story.run()
+
+    assert deaths, 'the call was never made, so this shows nothing'
+    assert story.clusters()[0].status == 'CREATE_FAILED'
+    assert [o.outcome for o in db.list_operations(story.world.db, cluster)] == ['failed']
+
+
 class DiesInTheDatabase:
     """Has the process die at the n-th write to the database, before or after it is committed."""
 
