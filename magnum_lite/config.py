@@ -25,8 +25,6 @@ default_opts = [
     cfg.StrOpt('state_path', default='/var/lib/magnum-lite',
                help='Folder for what must outlive a restart: the SQLite database and the key file, where their '
                     'own options do not name another place.'),
-    cfg.IntOpt('service_down_time', default=180, min=10,
-               help='Seconds after its last report at which a conductor is shown as down.'),
 ]
 
 api_opts = [

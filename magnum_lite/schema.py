@@ -51,7 +51,6 @@ STRINGS: dict[str, Any] = {'type': 'array', 'items': {'type': 'string'}}
 LABELS: dict[str, Any] = {
     'type': 'object', 'maxProperties': 200, 'propertyNames': {'minLength': 1, 'maxLength': 255},
     'additionalProperties': {'type': ['string', 'number', 'boolean'], 'maxLength': 4096}}
-LINKS: dict[str, Any] = {'type': 'array', 'items': {'type': 'object'}}
 
 
 @dataclass(frozen=True)

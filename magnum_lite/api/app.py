@@ -69,8 +69,7 @@ def make_app(services: Services) -> WSGI:
     conf = services.conf
     app: WSGI = Application(Root(services), request_cls=webob.Request)  # Pecan's own hides what cannot be decoded
     if conf.api.auth_strategy != 'noauth':
-        app = _public_beside(app, auth_token.AuthProtocol(
-            app, {'oslo_config_config': conf}))
+        app = _public_beside(app, auth_token.AuthProtocol(app, {'oslo_config_config': conf}))
     cors = oslo_middleware.CORS(app, conf)
     if cors.allowed_origins:  # else it would answer every OPTIONS with 200
         app = cors
@@ -99,7 +98,7 @@ def _believe_loopback(app: WSGI) -> WSGI:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is of this machine only. A name is not: it may mean anything tomorrow."""
+    """Whether an address is of this machine only. No name is but localhost: others may mean anything."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:

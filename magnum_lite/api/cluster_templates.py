@@ -79,7 +79,7 @@ def create(req: Request) -> Answer:
 def _check(values: dict[str, Any]) -> None:
     """What the types of the fields cannot say. Raises Invalid."""
     problems = []
-    for address in (values['dns_nameserver'] or '').split(',') if values['dns_nameserver'] else ():
+    for address in values['dns_nameserver'].split(',') if values['dns_nameserver'] else ():
         try:
             ipaddress.IPv4Address(address.strip())
         except ValueError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from magnum_lite import models, states
+from magnum_lite.api import versions
 from magnum_lite.schema import (
     BOOLEAN,
     IGNORED,
@@ -101,8 +102,8 @@ CLUSTER = Resource('cluster', [
     Field('master_flavor_id', text(), 'Flavor of the masters; default the template\'s.', OPTIONAL, brief=True),
     Field('create_timeout', integer(0), 'Minutes that the creation may take; 0 or null: as the operator says.',
           OPTIONAL, brief=True),
-    Field('stack_id', text(), 'Heat stack; null until there is one.', brief=True, until=12),
-    Field('cluster_id', text(), 'Heat stack, under its newer name.', brief=True, since=13,
+    Field('stack_id', text(), 'Heat stack; null until there is one.', brief=True, until=versions.CLUSTER_ID - 1),
+    Field('cluster_id', text(), 'Heat stack, under its newer name.', brief=True, since=versions.CLUSTER_ID,
           read=lambda cluster: cluster.stack_id),
     Field('status', one_of(*states.STATUSES, *states.FOREIGN_STATUSES), 'Where it stands.', IGNORED, brief=True),
     Field('health_status', HEALTH, 'Health of the engine; null if nobody looked.', IGNORED, brief=True),
