@@ -96,6 +96,37 @@ def keystore_key(conf: cfg.ConfigOpts) -> None:
     print(keystore.new_key())
 
 
+# -- doctor --------------------------------------------------------------------------------------------------------
+
+def doctor(conf: cfg.ConfigOpts) -> int:
+    """List what is in the cloud or in the key store without a row, and rows without their stack. Run it on the host
+    of a conductor, with its configuration. The exit status is 0 if nothing was found or all was mended. Another
+    installation on the same cloud: its stacks have the same tag, and look like orphans. They are named as stacks that
+    may be of another installation, and --yes leaves them alone; do not delete them when you are asked.
+    """
+    from magnum_lite import clients
+    from magnum_lite import doctor as doctors
+
+    def ask(finding: doctors.Finding) -> bool:
+        with contextlib.suppress(EOFError):
+            return input(f'  {finding.remedy}? [y/N] ').strip().lower() in ('y', 'yes')
+        return False
+
+    def agree(finding: doctors.Finding) -> bool:
+        if not finding.is_ours:
+            print('  Left alone. Run this without --yes to be asked.')
+        return finding.is_ours
+
+    answer = None
+    if conf.command.fix and conf.command.yes:
+        answer = agree
+    elif conf.command.fix and sys.stdin.isatty():
+        answer = ask
+    elif conf.command.fix:
+        print('There is no terminal to ask at, so nothing is changed. Use --yes to agree to everything.')
+    return doctors.run(doctors.Audit(conf, db.Database(conf), clients.Cloud(conf)), answer=answer)
+
+
 # -- processes -----------------------------------------------------------------------------------------------------
 
 def api(conf: cfg.ConfigOpts) -> None:
@@ -140,11 +171,11 @@ def _api_server(conf: cfg.ConfigOpts) -> wsgi.Server:
 
 
 def _conductor(conf: cfg.ConfigOpts) -> service.Conductor:
-    from magnum_lite import clients
+    from magnum_lite import clients, notify
     from magnum_lite.conductor import service, steps
     return service.Conductor(steps.World(
         conf=conf, db=db.Database(conf), cloud=clients.Cloud(conf), keystore=keystore.KeyStore(conf),
-        drivers=drivers.load(conf)))
+        drivers=drivers.load(conf), notifier=notify.Notifier(conf)))
 
 
 def _until_told(conf: cfg.ConfigOpts, server: wsgi.Server | None, worker: service.Conductor | None) -> None:
@@ -187,12 +218,13 @@ def _until_told(conf: cfg.ConfigOpts, server: wsgi.Server | None, worker: servic
 # -- command line --------------------------------------------------------------------------------------------------
 
 def _add_commands(subparsers: Any) -> None:
-    def add(parent: Any, name: str, function: Command, *, revision: bool = False) -> None:
+    def add(parent: Any, name: str, function: Command, *, revision: bool = False) -> Any:
         text = (function.__doc__ or '').strip()
         parser = parent.add_parser(name, help=text.split('. ')[0].rstrip('.'), description=text)
         parser.set_defaults(function=function)
         if revision:
             parser.add_argument('--revision', help='version of the schema; default: the newest')
+        return parser
 
     def group(name: str, text: str) -> Any:
         return subparsers.add_parser(name, help=text, description=text).add_subparsers(required=True, metavar='COMMAND')
@@ -205,6 +237,10 @@ def _add_commands(subparsers: Any) -> None:
     add(folders, 'list', drivers_list)
     add(folders, 'check', drivers_check)
     add(subparsers, 'keystore-key', keystore_key)
+    check = add(subparsers, 'doctor', doctor)
+    check.add_argument('--fix', action='store_true', help='mend what can be mended, asking before each; without a '
+                       'terminal and without --yes nothing is changed')
+    check.add_argument('--yes', action='store_true', help='with --fix: yes to everything that is surely ours')
     add(subparsers, 'api', api)
     add(subparsers, 'conductor', conductor)
     add(subparsers, 'serve', serve)

@@ -15,6 +15,8 @@ from keystoneauth1 import loading
 from oslo_config import cfg
 from oslo_log import log
 
+from magnum_lite import outage
+
 CONF = cfg.CONF
 PROJECT = 'magnum-lite'
 
@@ -69,11 +71,42 @@ conductor_opts = [
 cluster_heat_opts = [
     cfg.IntOpt('create_timeout', default=60, min=1,
                help='Minutes a stack may take when the cluster does not say.'),
+    cfg.IntOpt('update_timeout', default=60, min=1,
+               help='Minutes that one change of a stack may take. Raise it where large nodegroups are resized.'),
     cfg.IntOpt('delete_timeout', default=60, min=1,
-               help='Minutes after which a stack that is still being deleted counts as failed.'),
+               help='Minutes after which a cluster that is still being deleted counts as failed. It may be deleted '
+                    'again.'),
     cfg.IntOpt('max_resources_per_stack', default=1000, min=-1,
                help='Resources that Heat allows in a stack, nested ones included; -1: any number. Set it to what '
                     'heat.conf says. A larger cluster is refused when it is asked for.'),
+]
+
+heat_notifications_opts = [
+    cfg.BoolOpt('enabled', default=True,
+                help='Whether conductors listen to the notifications that Heat sends (orchestration.stack.*), so that '
+                     'a stack that is done is seen at once and not at the next look. Without them everything works, '
+                     'up to [conductor] watch_interval later.'),
+    cfg.StrOpt('transport_url', secret=True,
+               help='Broker to which Heat sends them, when it is not the one of [DEFAULT] transport_url or another '
+                    'virtual host.'),
+    cfg.StrOpt('exchange', default='heat', help='Exchange that Heat sends to: control_exchange of heat.conf.'),
+    cfg.StrOpt('topic', default='notifications',
+               help='Topic that Heat sends to: topics of [oslo_messaging_notifications] in heat.conf.'),
+    cfg.StrOpt('pool', default='magnum-lite',
+               help='Name of the queue that all conductors share, so that other listeners get their own copy. It stays '
+                    'in the broker when no conductor runs: delete it when the service is removed.'),
+]
+
+health_opts = [
+    cfg.IntOpt('interval', default=60, min=0,
+               help='Seconds between two looks at the engine of a cluster, which is what health_status says; 0: never, '
+                    'and only clients set it.'),
+    cfg.FloatOpt('timeout', default=5, min=0.1,
+                 help='Seconds that one look may take, all its requests together. An engine that does not answer in '
+                      'this time is UNHEALTHY.'),
+    cfg.IntOpt('workers', default=8, min=1, max=128,
+               help='Engines that one conductor looks at at once. With N clusters and an interval of I seconds, N * '
+                    'timeout / I workers over all conductors suffice even if no engine answers.'),
 ]
 
 identity_opts = [
@@ -124,6 +157,8 @@ GROUPS: dict[str, list[cfg.Opt]] = {
     'api': api_opts,
     'conductor': conductor_opts,
     'cluster_heat': cluster_heat_opts,
+    'heat_notifications': heat_notifications_opts,
+    'health': health_opts,
     'identity': identity_opts,
     'keystore': keystore_opts,
     'cluster': cluster_opts,
@@ -156,11 +191,19 @@ def load(argv: Sequence[str], *, default_files: Sequence[str] | None = None) -> 
         'oslo_service.backend=WARN'])
     CONF(list(argv), project=PROJECT, version=importlib.metadata.version(PROJECT), default_config_files=default_files)
     log.setup(CONF, PROJECT)
+    outage.quieten()
     return CONF
+
+
+def use_exchange() -> None:
+    """Have our messages go to Magnum's exchange, which others listen to, unless control_exchange names one."""
+    import oslo_messaging  # takes a third of a second, for which most commands need not wait
+    oslo_messaging.set_transport_defaults('magnum')
 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     """For oslo-config-generator and oslo-config-validator: (group, options)."""
+    use_exchange()
     auth = [*loading.get_auth_common_conf_options(), *loading.get_auth_plugin_conf_options('password'),
             *loading.get_session_conf_options(), *cloud_opts]
     return [*GROUPS.items(), (AUTH_GROUP, auth)]

@@ -12,8 +12,11 @@ writes goes through `held()`, which fails when the lease is no longer its own.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
+import random
 import re
+import statistics
 import uuid as uuidlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -117,6 +120,8 @@ def _tame_sqlite(engine: sa.Engine) -> None:
 P = ParamSpec('P')
 T = TypeVar('T')
 M = TypeVar('M', Cluster, ClusterTemplate)
+#: What belongs to a project and is listed in pages.
+Listed = Cluster | ClusterTemplate | NodeGroup | Operation
 
 
 def transaction(
@@ -150,12 +155,13 @@ class Page:
 def sort_keys(model: type[models.Base]) -> list[str]:
     """The columns that a listing may be sorted by: those that every database can order and a user may see."""
     private = {'public_key', 'stack_text', 'leased_by', 'leased_until', 'check_at', 'failures', 'generation',
-               'sent_generation'}
+               'sent_generation', 'cancelled_generation', 'delete_forced', 'revision', 'health_at', 'watched_until',
+               'next_number', 'epoch', 'batch_size'}
     return [c.key for c in sa.inspect(model).columns
             if not isinstance(c.type, sa.JSON) and c.key not in private]
 
 
-def _visible(model: type[Cluster] | type[ClusterTemplate], scope: Scope) -> sa.ColumnElement[bool]:
+def _visible(model: type[Listed], scope: Scope) -> sa.ColumnElement[bool]:
     if scope.all_projects:
         return sa.true()
     own = model.project_id == scope.project_id
@@ -164,13 +170,15 @@ def _visible(model: type[Cluster] | type[ClusterTemplate], scope: Scope) -> sa.C
     return own
 
 
-def _paged(session: orm.Session, model: type[Cluster] | type[ClusterTemplate], scope: Scope,
-           page: Page) -> sa.Select[Any]:
-    """SELECT the rows of one page. Raises NotFound for a marker that the caller cannot see.
+def _paged(session: orm.Session, model: type[Listed], scope: Scope, page: Page,
+           *which: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """SELECT the rows of one page, of those for which `which` holds.
+
+    Raises NotFound for a marker that the caller cannot see.
 
     Rows without a value come last in either direction: databases disagree, and a marker must mean the same on all.
     """
-    visible = _visible(model, scope)
+    visible = sa.and_(_visible(model, scope), *which)
     column = getattr(model, page.sort_key)
     order = column.desc() if page.descending else column.asc()
     query = sa.select(model).where(visible).order_by(column.is_(None), order, model.id).limit(page.limit)
@@ -314,6 +322,8 @@ def create_cluster(db: Database, cluster: Cluster, operation: Operation, *, defa
                 raise errors.OverQuota(f'The project has {used} clusters and its quota is {limit}. Delete a cluster '
                                        'or ask an operator for a larger quota.')
             cluster.check_at = now()
+            operation.cluster_id, operation.project_id, operation.generation = cluster.uuid, cluster.project_id, 1
+            operation.driver, operation.node_count = cluster.driver, cluster.master_count + cluster.node_count
             session.add(cluster)
             session.add(operation)
     except db_exc.DBReferenceError as e:
@@ -330,52 +340,228 @@ def _ensure_quota_row(db: Database, project_id: str) -> None:
         session.add(Quota(project_id=project_id, resource=CLUSTER_RESOURCE, hard_limit=None))
 
 
-@transaction
-def request_delete(db: Database, scope: Scope, ident: str, operation: Operation) -> Cluster:
-    """Ask for a cluster to be deleted, whatever it is doing. Asking again is no second operation.
+@contextlib.contextmanager
+def _locked(db: Database, scope: Scope, ident: str) -> Iterator[tuple[orm.Session, Cluster]]:
+    """A transaction with a cluster and all that hangs off it, its row locked until the end. Raises NotFound, Conflict.
 
-    `operation` is completed here with what only the row knows. Raises NotFound, Conflict for a doubtful name.
+    The lock is the first statement. MariaDB shows a transaction what was there at its first plain SELECT, so one
+    before the lock would hide what the last holder of the lock has written on nodegroups and nodes.
     """
-    with db.write() as session:
+    with db.read() as session:
         found = _one(session, Cluster, 'Cluster', scope, ident)
-        cluster = session.get_one(Cluster, found.id, with_for_update=True, populate_existing=True)
-        if cluster.status == states.DELETE_IN_PROGRESS:
-            session.execute(sa.update(Cluster).where(Cluster.id == cluster.id).values(check_at=now()).execution_options(
-                synchronize_session=False))
-            return cluster
-        operation.cluster_id = cluster.uuid
-        operation.project_id = cluster.project_id
-        operation.generation = cluster.generation + 1
-        session.execute(sa.update(Operation).where(
-            Operation.cluster_id == cluster.uuid, Operation.outcome.is_(None)).values(
-                outcome='superseded', ended_at=models.utcnow(), text='A request to delete the cluster came in.'))
-        session.add(operation)
-        move(session, cluster, 'delete', generation=cluster.generation + 1, check_at=now(), failures=0,
-             status_reason=None)
-        session.execute(sa.update(NodeGroup).where(NodeGroup.cluster_id == cluster.uuid).values(
-            status=states.DELETE_IN_PROGRESS, status_reason=None))
+    with db.write() as session:
+        cluster = session.get(Cluster, found.id, with_for_update=True, options=[
+            orm.selectinload(Cluster.template), orm.selectinload(Cluster.nodegroups).selectinload(NodeGroup.nodes)])
+        if cluster is None:
+            raise errors.NotFound(f'Cluster {ident} could not be found.')
+        yield session, cluster
+
+
+def _ask(session: orm.Session, cluster: Cluster, event: str, operation: Operation, **columns: Any) -> None:
+    """Write down what a caller asks for: a new generation that is due now, and its operation."""
+    operation.cluster_id, operation.project_id = cluster.uuid, cluster.project_id
+    operation.generation = cluster.generation + 1
+    operation.driver = cluster.driver
+    operation.node_count = sum(group.node_count for group in cluster.nodegroups)
+    session.add(operation)
+    move(session, cluster, event, generation=cluster.generation + 1, check_at=now(), failures=0,
+         status_reason=None, error_code=None, **columns)
+    orm.attributes.set_committed_value(cluster, 'status', states.TRANSITIONS[event][cluster.status])
+    orm.attributes.set_committed_value(cluster, 'generation', operation.generation)
+
+
+@transaction
+def request_update(db: Database, scope: Scope, ident: str, operation: Operation,
+                   change: Callable[[Cluster], None]) -> Cluster:
+    """Ask for a change of a cluster. It is queued if another one runs: what is wanted is what the rows say last.
+
+    `change` gets the locked cluster with template, nodegroups and nodes, writes on them what is wanted, sets the
+    status of each nodegroup that has work to *_IN_PROGRESS, and may raise an HttpError, which undoes all. Nodegroups
+    that have failed before are tried again. `operation` is completed here. Raises NotFound, also for a template that
+    has gone meanwhile; Conflict where the cluster's status allows no change.
+    """
+    with _locked(db, scope, ident) as (session, cluster):
+        if cluster.status not in states.TRANSITIONS['update']:
+            raise errors.Conflict(f'Cluster {cluster.uuid} is {cluster.status}, which allows no change. '
+                                  f'{states.ADVICE.get(cluster.status, "")}'.strip())
+        change(cluster)
+        for group in cluster.nodegroups:
+            if states.is_failed(group.status):
+                group.status = states.again(group.status)
+            if states.is_busy(group.status):
+                group.status_reason, group.error_code = None, None
+        template = cluster.cluster_template_id
+        try:
+            session.flush()
+        except db_exc.DBReferenceError as e:
+            raise errors.NotFound(f'Cluster template {template} could not be found.') from e
+        _ask(session, cluster, 'update', operation)
         return cluster
 
 
-def node_name(cluster: Cluster, group: NodeGroup, number: int) -> str:
-    """The name of a member's server: a DNS label of at most 53 characters (Heat's limit), unlike any other's.
+@transaction
+def edit_cluster(db: Database, scope: Scope, ident: str, change: Callable[[Cluster], None]) -> Cluster:
+    """Change columns that are no work for anybody: no operation, no generation, in any status.
 
-    The engine's node has the same name, because volumes and load balancers are found by it.
+    `change` is as for `request_update`. Raises NotFound.
     """
-    def slug(value: str, length: int) -> str:
-        return re.sub(r'[^a-z0-9]+', '-', value.lower())[:length].strip('-')
-
-    kind = slug(group.name.removeprefix('default-'), 15)
-    return f'{slug(cluster.name, 20) or "c"}-{cluster.uuid[:8]}-{kind or "n"}-{number}'
+    with _locked(db, scope, ident) as (_, cluster):
+        change(cluster)
+        return cluster
 
 
-def add_nodes(cluster: Cluster, group: NodeGroup, count: int) -> None:
-    """Append `count` new members to a nodegroup, numbered from its counter. Nothing is stored here."""
-    for _ in range(count):
-        number = group.next_number
-        group.next_number = number + 1
-        group.nodes.append(Node(number=number, name=node_name(cluster, group, number), image_id=group.image_id,
-                                status=states.CREATE_IN_PROGRESS))
+#: Seconds for which a client's word on the health of an engine stands before it is looked at again.
+CLIENT_HEALTH_S = 300
+
+
+@transaction
+def set_health(db: Database, scope: Scope, ident: str, *, status: str | None, reason: dict[str, str]) -> None:
+    """Write down how a client says that the engine is, in any status. It is no change: `updated_at` stays."""
+    with db.write() as session:
+        cluster = _one(session, Cluster, 'Cluster', scope, ident)
+        # A look of a conductor that is under way loses its turn by this.
+        session.execute(sa.update(Cluster).where(Cluster.id == cluster.id).values(
+            health_status=status, health_status_reason=reason,
+            health_at=sa.case((Cluster.health_at.is_not(None), now(CLIENT_HEALTH_S)), else_=None),
+        ).execution_options(synchronize_session=False))
+
+
+@transaction
+def request_delete(db: Database, scope: Scope, ident: str, operation: Operation, *,
+                   force: bool = False) -> tuple[Cluster, Operation | None]:
+    """Ask for a cluster to be deleted, whatever it is doing. Asking again is no second operation.
+
+    `force`: what cannot be deleted in the cloud is left there. `operation` is completed here with what only the row
+    knows. Returns the cluster and the operation that deletes it: that one, or the one that runs. Raises NotFound,
+    Conflict for a doubtful name.
+    """
+    with _locked(db, scope, ident) as (session, cluster):
+        forced = cluster.delete_forced or force
+        if cluster.status == states.DELETE_IN_PROGRESS:
+            session.execute(sa.update(Cluster).where(Cluster.id == cluster.id).values(
+                check_at=now(), delete_forced=forced).execution_options(synchronize_session=False))
+            return cluster, session.scalars(sa.select(Operation).where(
+                Operation.cluster_id == cluster.uuid, Operation.outcome.is_(None)).order_by(
+                    Operation.id.desc()).limit(1)).first()
+        session.execute(sa.update(Operation).where(
+            Operation.cluster_id == cluster.uuid, Operation.outcome.is_(None)).values(
+                outcome='superseded', ended_at=models.utcnow(), text='A request to delete the cluster came in.'))
+        _ask(session, cluster, 'delete', operation, delete_forced=forced, health_at=None)
+        session.execute(sa.update(NodeGroup).where(NodeGroup.cluster_id == cluster.uuid).values(
+            status=states.DELETE_IN_PROGRESS, status_reason=None, error_code=None))
+        return cluster, operation
+
+
+# -- operations ----------------------------------------------------------------------------------------------------
+
+@transaction
+def get_operation(db: Database, scope: Scope, uuid: str) -> Operation:
+    """An operation by uuid, also of a cluster that is gone. Raises NotFound."""
+    with db.read() as session:
+        return _operation(session, scope, uuid)
+
+
+def _operation(session: orm.Session, scope: Scope, uuid: str) -> Operation:
+    found = session.scalars(sa.select(Operation).where(
+        Operation.uuid == str(uuidlib.UUID(uuid)), _visible(Operation, scope),
+    )).first() if uuidutils.is_uuid_like(uuid) else None
+    if found is None:
+        raise errors.NotFound(f'Operation {uuid} could not be found.')
+    return found
+
+
+@transaction
+def list_operations(db: Database, cluster_uuid: str) -> Sequence[Operation]:
+    """The whole history of a cluster, oldest first."""
+    with db.read() as session:
+        return session.scalars(sa.select(Operation).where(
+            Operation.cluster_id == cluster_uuid).order_by(Operation.id)).all()
+
+
+@transaction
+def page_operations(db: Database, scope: Scope, ident: str, page: Page) -> Sequence[Operation]:
+    """One page of the history of a cluster. Two statements, and one more for a marker. Raises NotFound."""
+    with db.read() as session:
+        cluster = _one(session, Cluster, 'Cluster', scope, ident)
+        return session.scalars(_paged(session, Operation, scope, page, Operation.cluster_id == cluster.uuid)).all()
+
+
+@transaction
+def request_cancel(db: Database, scope: Scope, uuid: str) -> Operation:
+    """Ask for a running operation to be stopped. Raises NotFound; Conflict if it cannot be, with the reason."""
+    with db.read() as session:
+        operation = _operation(session, scope, uuid)
+    if operation.outcome is not None:
+        raise errors.Conflict(f'Operation {uuid} has ended already, as {operation.outcome}.')
+    if operation.kind == 'delete':
+        raise errors.Conflict(f'Operation {uuid} deletes its cluster, which cannot be stopped half-way.')
+    with _locked(db, scope, operation.cluster_id) as (session, cluster):
+        operation = _operation(session, scope, uuid)
+        if operation.outcome is not None:
+            raise errors.Conflict(f'Operation {uuid} has ended meanwhile, as {operation.outcome}.')
+        others = session.scalars(sa.select(Operation.uuid).where(
+            Operation.cluster_id == cluster.uuid, Operation.outcome.is_(None), Operation.uuid != uuid).limit(5)).all()
+        if others:
+            raise errors.Conflict(f'Operation {uuid} is not the only one: {", ".join(others)} of the same cluster is '
+                                  'not done either, and they are carried out together. Ask for another change instead.')
+        session.execute(sa.update(Cluster).where(Cluster.id == cluster.id).values(
+            cancelled_generation=cluster.generation, check_at=now()).execution_options(synchronize_session=False))
+        return operation
+
+
+#: Seconds for which resources are counted after somebody has looked at an operation.
+WATCH_S = 60
+
+
+@transaction
+def watch(db: Database, cluster_uuid: str) -> None:
+    """Note that somebody looks at the progress of a cluster: conductors then count its resources for a minute."""
+    with db.write() as session:
+        session.execute(sa.update(Cluster).where(
+            Cluster.uuid == cluster_uuid, sa.or_(Cluster.check_at.is_not(None), Cluster.leased_by.is_not(None)),
+            sa.or_(Cluster.watched_until.is_(None), Cluster.watched_until < now(WATCH_S / 2))).values(
+                watched_until=now(WATCH_S), check_at=now()).execution_options(synchronize_session=False))
+
+
+#: How many of the newest operations of a driver an estimate looks at, and how many of those it goes by.
+PAST_OPERATIONS, NEAREST_OPERATIONS = 200, 15
+
+
+@transaction
+def estimate_s(db: Database, operation: Operation) -> float | None:
+    """Seconds that such an operation took in the past, from asked to done: the median of those nearest in size.
+
+    None if there was none of that kind with that driver.
+    """
+    with db.read() as session:
+        past = session.execute(sa.select(Operation.node_count, Operation.created_at, Operation.ended_at).where(
+            Operation.driver == operation.driver, Operation.kind == operation.kind, Operation.outcome == 'complete',
+        ).order_by(Operation.id.desc()).limit(PAST_OPERATIONS)).all()
+    nearest = sorted(past, key=lambda o: abs((o.node_count or 0) - (operation.node_count or 0)))[:NEAREST_OPERATIONS]
+    return statistics.median((o.ended_at - o.created_at).total_seconds() for o in nearest) if nearest else None
+
+
+# -- nodegroups and nodes, as the API sees them --------------------------------------------------------------------
+
+@transaction
+def list_nodegroups(db: Database, scope: Scope, ident: str, page: Page, role: str | None) -> Sequence[NodeGroup]:
+    """One page of the nodegroups of a cluster, or of those with a role. Two statements, and one more for a marker."""
+    with db.read() as session:
+        cluster = _one(session, Cluster, 'Cluster', scope, ident)
+        which = [NodeGroup.cluster_id == cluster.uuid, *([] if role is None else [NodeGroup.role == role])]
+        return session.scalars(_paged(session, NodeGroup, scope, page, *which)).all()
+
+
+@transaction
+def list_nodes(db: Database, scope: Scope, ident: str) -> Sequence[sa.Row[Any]]:
+    """All nodes of a cluster with `nodegroup` and `role`, as plain rows. Two statements. Raises NotFound."""
+    with db.read() as session:
+        cluster = _one(session, Cluster, 'Cluster', scope, ident)
+        return session.execute(sa.select(
+            Node.name, NodeGroup.name.label('nodegroup'), NodeGroup.role, Node.number, Node.status, Node.status_reason,
+            Node.error_code.label('code'), Node.server_id, Node.address, Node.private_address, Node.image_id,
+            Node.version).join(NodeGroup, NodeGroup.uuid == Node.nodegroup_id).where(
+                NodeGroup.cluster_id == cluster.uuid).order_by(NodeGroup.id, Node.number)).all()
 
 
 # -- clusters, as the conductor sees them --------------------------------------------------------------------------
@@ -401,57 +587,166 @@ def move(session: orm.Session, cluster: Cluster, event: str, *, holder: str | No
         raise errors.Conflict(f'Cluster {cluster.uuid} has changed meanwhile. Look again.')
 
 
-@transaction
-def claim(db: Database, holder: str, *, limit: int, lease_s: float, followed: bool) -> list[Cluster]:
-    """Lease up to `limit` due clusters, longest overdue first, and return them with all that a conductor needs.
+#: Rows that are or will be due. It is said beside every comparison with `now()`, for which PostgreSQL uses no index.
+_WAITS = sa.or_(Cluster.check_at.is_not(None), Cluster.leased_until.is_not(None))
 
-    `followed`: only those that have a stack to look at, or only those that have none yet. `holder` must
-    be new for each call: it is the fence, and a conductor that claims its own expired lease again must not be taken
-    for the thread that still believes in the first one.
+
+def _due() -> sa.ColumnElement[bool]:
+    """Nobody holds it and it is due; or whoever held it has died."""
+    return sa.and_(_WAITS, sa.or_(
+        sa.and_(Cluster.check_at <= now(), Cluster.leased_until.is_(None)), Cluster.leased_until < now()))
+
+
+@transaction
+def claim(db: Database, holder: str, *, limit: int, lease_s: float) -> Sequence[str]:
+    """Lease up to `limit` due clusters that have no stack yet, longest overdue first, and return their uuids.
+
+    `holder` must be new for each call: it is the fence, and a conductor that claims its own expired lease again must
+    not be taken for the thread that still believes in the first one. From here on `check_at` is null until somebody
+    asks for a look.
     """
-    due = sa.and_(
-        Cluster.check_at <= now(), sa.or_(Cluster.leased_until.is_(None), Cluster.leased_until < now()),
-        Cluster.stack_id.is_not(None) if followed else Cluster.stack_id.is_(None))
+    fresh = sa.and_(_due(), Cluster.stack_id.is_(None))
     with db.read() as session:
-        ids = session.scalars(sa.select(Cluster.id).where(due).order_by(Cluster.check_at).limit(limit)).all()
+        ids = session.scalars(sa.select(Cluster.id).where(fresh).order_by(Cluster.check_at).limit(limit)).all()
     if not ids:
         return []
     with db.write() as session:
-        session.execute(sa.update(Cluster).where(Cluster.id.in_(ids), due).values(
-            leased_by=holder, leased_until=now(lease_s)).execution_options(synchronize_session=False))
-    return list_held(db, holder)
+        session.execute(sa.update(Cluster).where(Cluster.id.in_(ids), fresh).values(
+            leased_by=holder, leased_until=now(lease_s), check_at=None).execution_options(synchronize_session=False))
+    with db.read() as session:
+        return session.scalars(sa.select(Cluster.uuid).where(Cluster.leased_by == holder)).all()
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What is needed to look at the stacks of a cluster, and no more: there may be thousands of them.
+
+    `groups` has (id of the stack or None, status) of each nodegroup.
+    """
+
+    uuid: str
+    project_id: str
+    status: str
+    generation: int
+    cancelled_generation: int
+    failures: int
+    create_timeout: int | None
+    watched: bool
+    asked_at: datetime.datetime
+    groups: list[tuple[str | None, str]]
 
 
 @transaction
-def due_in_s(db: Database) -> float | None:
-    """Seconds until the next cluster that nobody holds is due, 0 or less if one is; None if there is none."""
+def claim_followed(db: Database, holder: str, *, projects: int, lease_s: float, horizon_s: float) -> list[Followed]:
+    """Lease the clusters with a stack of up to `projects` projects in which one is due.
+
+    What is due within `horizon_s` comes along: all stacks of a project are looked at in one call, so they should be
+    due together. Three statements at any number of clusters.
+    """
+    has_stack = Cluster.stack_id.is_not(None)
     with db.read() as session:
-        first, clock = session.execute(sa.select(
-            sa.select(sa.func.min(Cluster.check_at)).where(Cluster.leased_until.is_(None)).scalar_subquery(),
-            now())).one()
-        return None if first is None else (first - clock).total_seconds()
+        due = session.scalars(sa.select(Cluster.project_id).where(_due(), has_stack).group_by(
+            Cluster.project_id).order_by(sa.func.min(Cluster.check_at)).limit(projects)).all()
+    if not due:
+        return []
+    soon = sa.and_(Cluster.check_at <= now(horizon_s), Cluster.leased_until.is_(None))
+    with db.write() as session:
+        session.execute(sa.update(Cluster).where(
+            Cluster.project_id.in_(due), has_stack, sa.or_(_due(), soon)).values(
+                leased_by=holder, leased_until=now(lease_s), check_at=None).execution_options(
+                    synchronize_session=False))
+    with db.read() as session:
+        rows = session.execute(sa.select(
+            Cluster.uuid, Cluster.project_id, Cluster.status, Cluster.generation, Cluster.cancelled_generation,
+            Cluster.failures, Cluster.create_timeout, sa.func.coalesce(Cluster.watched_until > now(), sa.false()),
+            sa.func.coalesce(Cluster.updated_at, Cluster.created_at), NodeGroup.stack_id, NodeGroup.status).join(
+                NodeGroup, NodeGroup.cluster_id == Cluster.uuid).where(Cluster.leased_by == holder)).all()
+    found: dict[str, Followed] = {}
+    for *columns, stack_id, status in rows:
+        cluster = found.get(columns[0])
+        if cluster is None:
+            cluster = found[columns[0]] = Followed(*columns, groups=[])
+        cluster.groups.append((stack_id, status))
+    return list(found.values())
 
 
 @transaction
-def list_held(db: Database, holder: str) -> list[Cluster]:
-    """The clusters that `holder` has leased, with template, nodegroups and nodes."""
+def postpone(db: Database, holder: str, uuids: Sequence[str], *, check_in_s: float) -> None:
+    """Give clusters back of which nothing new is known: one statement. Whatever was asked for a look stays due."""
+    with db.write() as session:
+        session.execute(sa.update(Cluster).where(Cluster.leased_by == holder, Cluster.uuid.in_(uuids)).values(
+            leased_by=None, leased_until=None,
+            check_at=sa.func.coalesce(Cluster.check_at, now(check_in_s))).execution_options(synchronize_session=False))
+
+
+@transaction
+def wake(db: Database, stack_ids: Sequence[str]) -> int:
+    """Have the clusters with these stacks looked at now, those that wait for something. Returns how many there are.
+
+    Most messages are about stacks that no row knows: those cost one read.
+    """
     with db.read() as session:
-        return list(session.scalars(sa.select(Cluster).where(Cluster.leased_by == holder).order_by(
-            Cluster.check_at).options(
-                orm.joinedload(Cluster.template, innerjoin=True), orm.undefer(Cluster.stack_text),
-                orm.selectinload(Cluster.nodegroups).selectinload(NodeGroup.nodes))))
+        uuids = session.scalars(sa.select(NodeGroup.cluster_id).where(NodeGroup.stack_id.in_(stack_ids))).all()
+    if not uuids:
+        return 0
+    with db.write() as session:
+        return session.execute(sa.update(Cluster).where(
+            Cluster.uuid.in_(uuids), sa.or_(Cluster.check_at.is_not(None), Cluster.leased_by.is_not(None))).values(
+                check_at=now()).execution_options(synchronize_session=False)).rowcount
+
+
+@transaction
+def note_progress(db: Database, cluster_uuid: str, done: int, total: int) -> None:
+    """Write down how many resources of a cluster's stacks are done, at its operations that run."""
+    with db.write() as session:
+        session.execute(sa.update(Operation).where(
+            Operation.cluster_id == cluster_uuid, Operation.outcome.is_(None)).values(
+                resources_done=done, resources_total=total))
+
+
+#: When the first one is due of those without a stack, and of those with one. Built once, because it is asked so often.
+_NEXT = sa.select(
+    Cluster.stack_id.is_(None), sa.func.min(sa.func.coalesce(Cluster.leased_until, Cluster.check_at)), now()).where(
+        _WAITS).group_by(Cluster.stack_id.is_(None))
+
+
+@transaction
+def due_in_s(db: Database) -> tuple[float, float]:
+    """Seconds until the next cluster without a stack is due, and until the next one with a stack.
+
+    0 or less if one is, infinity if there is none. One that is held is due when its lease is over. One statement, which
+    says whether it is worth while to `claim` and to `claim_followed`.
+    """
+    with db.read() as session:
+        due = {bool(fresh): (at - clock).total_seconds() for fresh, at, clock in session.execute(_NEXT)}
+    return due.get(True, float('inf')), due.get(False, float('inf'))
+
+
+@transaction
+def list_held(db: Database, holder: str, uuids: Sequence[str] | None = None) -> list[Cluster]:
+    """The clusters that `holder` has leased, or those of them, with template, nodegroups, nodes and texts."""
+    which = Cluster.leased_by == holder if uuids is None else sa.and_(
+        Cluster.leased_by == holder, Cluster.uuid.in_(uuids))
+    with db.read() as session:
+        return list(session.scalars(sa.select(Cluster).where(which).order_by(Cluster.id).options(
+            orm.joinedload(Cluster.template, innerjoin=True), orm.undefer(Cluster.stack_text),
+            orm.selectinload(Cluster.nodegroups).options(
+                orm.undefer(NodeGroup.stack_text), orm.selectinload(NodeGroup.nodes)))))
 
 
 @contextlib.contextmanager
-def held(db: Database, cluster: Cluster, holder: str, *, lease_s: float, **columns: Any) -> Iterator[orm.Session]:
+def held(db: Database, cluster: Cluster, holder: str, *, lease_s: float, guarded: bool = False,
+         **columns: Any) -> Iterator[orm.Session]:
     """A transaction of a conductor: it renews the lease, writes `columns`, and is where its other writes go.
 
-    Raises LeaseLost, and then nothing is written, if `holder` does not hold the cluster any more. After the commit
-    `cluster` shows the columns that are plain values.
+    Raises LeaseLost, and then nothing is written, if `holder` does not hold the cluster any more, or, if `guarded`,
+    when something else was asked for since `cluster` was read. After the commit `cluster` shows the columns that are
+    plain values.
     """
     with db.write() as session:
         result = session.execute(sa.update(Cluster).where(
-            Cluster.uuid == cluster.uuid, Cluster.leased_by == holder).values(
+            Cluster.uuid == cluster.uuid, Cluster.leased_by == holder,
+            sa.true() if not guarded else Cluster.generation == cluster.generation).values(
                 leased_until=now(lease_s), **columns).execution_options(synchronize_session=False))
         if result.rowcount != 1:
             raise errors.LeaseLost(cluster.uuid)
@@ -465,14 +760,13 @@ def held(db: Database, cluster: Cluster, holder: str, *, lease_s: float, **colum
 def release(db: Database, cluster: Cluster, holder: str, *, check_in_s: float | None) -> None:
     """Give a cluster back, due again in so many seconds (None: when somebody asks for something).
 
-    If a change was asked for meanwhile it stays due now. A lease that is lost is not an error here.
+    If somebody asked for a look meanwhile it is due now. A lease that is lost is not an error here.
     """
     later = sa.null() if check_in_s is None else now(check_in_s)
     with db.write() as session:
         session.execute(sa.update(Cluster).where(
             Cluster.uuid == cluster.uuid, Cluster.leased_by == holder).values(
-                leased_by=None, leased_until=None,
-                check_at=sa.case((Cluster.generation == cluster.generation, later), else_=Cluster.check_at),
+                leased_by=None, leased_until=None, check_at=sa.func.coalesce(Cluster.check_at, later),
             ).execution_options(synchronize_session=False))
 
 
@@ -485,41 +779,42 @@ def hand_back(db: Database, holder: str) -> int:
 
 
 @transaction
-def has_cluster(db: Database, cluster_uuid: str) -> bool:
-    """Whether there still is such a cluster, whoever holds it."""
+def has_owner(db: Database, owner: Cluster | NodeGroup) -> bool:
+    """Whether there still is such a cluster or nodegroup, whoever holds it."""
     with db.read() as session:
-        return session.scalar(sa.select(Cluster.id).where(Cluster.uuid == cluster_uuid)) is not None
+        return session.scalar(sa.select(type(owner).id).where(type(owner).uuid == owner.uuid)) is not None
 
 
 @transaction
 def has_other_clusters(db: Database, project_id: str, cluster_uuid: str) -> bool:
-    """Whether the project has a cluster besides this one, in any state."""
+    """Whether the project has a cluster besides this one, in any state but that of being deleted without a stack."""
     with db.read() as session:
         return session.scalar(sa.select(Cluster.id).where(
-            Cluster.project_id == project_id, Cluster.uuid != cluster_uuid).limit(1)) is not None
+            Cluster.project_id == project_id, Cluster.uuid != cluster_uuid,
+            sa.or_(Cluster.status != states.DELETE_IN_PROGRESS, Cluster.stack_id.is_not(None)),
+        ).limit(1)) is not None
 
 
 def begin_operation(session: orm.Session, cluster: Cluster) -> None:
     """Note that work on what the row asks for has begun, the first time that it does."""
     session.execute(sa.update(Operation).where(
-        Operation.cluster_id == cluster.uuid, Operation.generation == cluster.generation,
+        Operation.cluster_id == cluster.uuid, Operation.generation <= cluster.generation,
         Operation.begun_at.is_(None)).values(begun_at=models.utcnow()))
 
 
-def end_operation(session: orm.Session, cluster: Cluster, outcome: str, *, code: str | None = None,
-                  text: str | None = None) -> None:
-    """Note how the work on this generation, and on those it replaced, has ended."""
-    session.execute(sa.update(Operation).where(
-        Operation.cluster_id == cluster.uuid, Operation.generation <= cluster.generation,
-        Operation.outcome.is_(None)).values(outcome=outcome, ended_at=models.utcnow(), code=code, text=text))
+def end_operations(session: orm.Session, cluster: Cluster, outcome: str, *, through: int | None = None,
+                   code: str | None = None, text: str | None = None) -> Sequence[Operation]:
+    """Note how the work on this generation, or `through` an older one, and on those before it has ended.
 
-
-@transaction
-def list_operations(db: Database, cluster_uuid: str) -> Sequence[Operation]:
-    """The history of a cluster, oldest first."""
-    with db.read() as session:
-        return session.scalars(sa.select(Operation).where(
-            Operation.cluster_id == cluster_uuid).order_by(Operation.id)).all()
+    Returns the operations that this has ended.
+    """
+    last = cluster.generation if through is None else through
+    ended = session.scalars(sa.select(Operation).where(
+        Operation.cluster_id == cluster.uuid, Operation.generation <= last, Operation.outcome.is_(None))).all()
+    for operation in ended:
+        operation.outcome, operation.ended_at = outcome, models.utcnow()
+        operation.code, operation.text = code, text
+    return ended
 
 
 def destroy_cluster(session: orm.Session, cluster: Cluster) -> None:
@@ -545,3 +840,114 @@ def report_service(db: Database, host: str, binary: str) -> None:
             last_seen_up=models.utcnow(), report_count=Service.report_count + 1))
         if not alive.rowcount:
             session.add(Service(host=host, binary=binary, last_seen_up=models.utcnow(), report_count=1))
+
+
+# -- what the doctor looks at --------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Inventory:
+    """All rows at one moment, `clock` (the database's). `known_*`: of every cluster that was ever asked for here."""
+
+    clock: datetime.datetime
+    clusters: Sequence[Cluster]
+    keys: Sequence[Key]
+    stray_keys: Sequence[Key]
+    services: Sequence[Service]
+    known_clusters: frozenset[str]
+    known_projects: frozenset[str]
+
+
+@transaction
+def take_inventory(db: Database) -> Inventory:
+    """Read everything: clusters with their nodegroups, keys with their private parts, and what history remembers."""
+    with db.read() as session:
+        clusters = session.scalars(sa.select(Cluster).order_by(Cluster.id).options(
+            orm.selectinload(Cluster.nodegroups))).all()
+        keys = session.scalars(sa.select(Key).order_by(Key.id).options(orm.undefer(Key.private_key))).all()
+        uuids = {cluster.uuid for cluster in clusters}
+        past = session.execute(sa.select(Operation.cluster_id, Operation.project_id).distinct()).all()
+        return Inventory(
+            clock=session.execute(sa.select(now())).scalar_one(), clusters=clusters,
+            keys=[key for key in keys if key.cluster_id in uuids],
+            stray_keys=[key for key in keys if key.cluster_id not in uuids],
+            services=session.scalars(sa.select(Service).order_by(Service.id)).all(),
+            known_clusters=frozenset(uuids.union(cluster_id for cluster_id, _ in past)),
+            known_projects=frozenset(project_id for _, project_id in past))
+
+
+@transaction
+def list_projects(db: Database) -> Sequence[str]:
+    """Ids of the projects that have clusters."""
+    with db.read() as session:
+        return session.scalars(sa.select(Cluster.project_id).distinct()).all()
+
+
+@transaction
+def has_stack(db: Database, stack_id: str) -> bool:
+    """Whether a cluster or a nodegroup says that this stack is its own."""
+    with db.read() as session:
+        return any(session.scalar(sa.select(model.id).where(model.stack_id == stack_id).limit(1)) is not None
+                   for model in (Cluster, NodeGroup))
+
+
+@transaction
+def make_due(db: Database, cluster_uuid: str) -> None:
+    """Have a conductor look at a cluster, if nothing else would make one do so."""
+    with db.write() as session:
+        session.execute(sa.update(Cluster).where(
+            Cluster.uuid == cluster_uuid, Cluster.check_at.is_(None), Cluster.leased_by.is_(None)).values(
+                check_at=now()).execution_options(synchronize_session=False))
+
+
+@transaction
+def forget(db: Database, row: Key | Service) -> None:
+    """Remove one row."""
+    with db.write() as session:
+        session.execute(sa.delete(type(row)).where(type(row).id == row.id))
+
+
+# -- health --------------------------------------------------------------------------------------------------------
+
+@transaction
+def claim_health(db: Database, *, limit: int, interval_s: float) -> list[tuple[Cluster, datetime.datetime]]:
+    """Take the turn to ask up to `limit` engines how they are, longest overdue first.
+
+    Returns each cluster, with all that hangs off it, and the token that `report_health` wants: the time of the next
+    turn, about `interval_s` from now. Whoever moves that on has this turn, so nobody else asks, and nothing has to be
+    given back.
+    """
+    due = sa.and_(Cluster.health_at <= now(), Cluster.api_address.is_not(None), Cluster.status.not_in(
+        [status for status in states.STATUSES if status.startswith('DELETE_')]))
+    with db.read() as session:
+        rows = session.execute(sa.select(Cluster.id, Cluster.health_at, now()).where(due).order_by(
+            Cluster.health_at).limit(limit)).all()
+    if not rows:
+        return []
+    tokens: dict[int, datetime.datetime] = {}
+    with db.write() as session:
+        for cluster_id, due_at, clock in rows:
+            token = clock + datetime.timedelta(seconds=interval_s * random.uniform(0.9, 1.1))
+            taken = session.execute(sa.update(Cluster).where(
+                Cluster.id == cluster_id, Cluster.health_at == due_at).values(
+                    health_at=token).execution_options(synchronize_session=False))
+            if taken.rowcount:
+                tokens[cluster_id] = token
+    with db.read() as session:
+        return [(cluster, tokens[cluster.id]) for cluster in session.scalars(
+            sa.select(Cluster).where(Cluster.id.in_(list(tokens))).order_by(Cluster.id).options(
+                orm.joinedload(Cluster.template, innerjoin=True),
+                orm.selectinload(Cluster.nodegroups).selectinload(NodeGroup.nodes)))]
+
+
+@transaction
+def report_health(db: Database, cluster_uuid: str, token: datetime.datetime, *, status: str | None,
+                  reason: dict[str, str]) -> bool:
+    """Write down how an engine is, if it still is the turn of `token`; returns whether it was.
+
+    Status None: it cannot be asked at all, and nobody does until its next turn is set anew.
+    """
+    values = {'health_at': None} if status is None else {'health_status': status, 'health_status_reason': reason}
+    with db.write() as session:
+        return bool(session.execute(sa.update(Cluster).where(
+            Cluster.uuid == cluster_uuid, Cluster.health_at == token).values(
+                **values).execution_options(synchronize_session=False)).rowcount)

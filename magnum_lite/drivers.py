@@ -24,7 +24,7 @@ import re
 import shlex
 import traceback
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,7 @@ import yaml
 from jinja2 import sandbox
 from oslo_config import cfg
 
-from magnum_lite import errors, models
+from magnum_lite import errors, members, models
 
 BUILT_IN = Path(__file__).with_name('templates')
 ENTRY_POINTS = 'magnum_lite.drivers'
@@ -48,6 +48,8 @@ PLACEHOLDER_ROOM = 1536
 #: quarters of a short timeout remain. Heat takes 1 to 43,200 s.
 TIMEOUT_MARGIN_S = 300
 MAX_WAIT_S = 43200
+#: Most characters of all that is kept of the reasons of one look, and of one of them. A thousand nodes fit.
+MAX_REASON, MAX_REASON_LINE = 100_000, 300
 #: PEM sizes (public part, private part) at the upper end, to weigh user-data before a key exists.
 KEY_SIZES = {'ecdsa-p256': (900, 250), 'rsa-2048': (1300, 1720)}
 
@@ -116,6 +118,40 @@ class Observed:
         return found
 
 
+@dataclass(frozen=True)
+class HealthRequest:
+    """One GET: the whole URL, and the content type that is asked for."""
+
+    url: str
+    accept: str | None
+
+
+@dataclass(frozen=True)
+class HealthCheck:
+    """What an engine is asked to see how it is, by name. `authority` is the purpose of the key it is known by."""
+
+    requests: dict[str, HealthRequest]
+    authority: str | None
+    certificate: CertificateSpec | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a request: HTTP status or None, the beginning of the body or why there is none, the body's JSON."""
+
+    status: int | None
+    text: str
+    json: Any = None
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the answers mean; `healthy` is None where that cannot be told."""
+
+    healthy: bool | None
+    reason: dict[str, str]
+
+
 FORMATS = jsonschema.FormatChecker(formats=())
 
 
@@ -162,6 +198,7 @@ class Driver:
             trim_blocks=True, lstrip_blocks=True,
             keep_trailing_newline=True, autoescape=False)
         self._env.filters.update(FILTERS)
+        self._compiled = functools.cache(functools.partial(self._env.compile_expression, undefined_to_none=False))
         self.manifest = self._read_manifest()
         self.labels_known: dict[str, dict[str, Any]] = self.manifest['labels']
         self._aliases = {old: name for name, label in self.labels_known.items() for old in label.get('aliases', ())}
@@ -191,6 +228,10 @@ class Driver:
         for name, spec in self.certificates.items():
             if name in self.keys or self.keys.get(spec.signed_by, spec) is spec:
                 raise self._error(f'manifest.yaml $.certificates.{name}', 'no such authority, or a name used twice')
+        health = self.manifest.get('health', {})
+        for purpose in (health.get('authority'), health.get('certificate', {}).get('signed_by')):
+            if purpose is not None and (purpose not in self.keys or self.keys[purpose].kind != 'ca'):
+                raise self._error('manifest.yaml $.health', f'there is no authority {purpose}')
         for name, label in self.labels_known.items():
             default = label.get('default')
             if default is not None and (problem := self._problem(label['schema'], default)):
@@ -299,13 +340,10 @@ class Driver:
         problems = [item['else'] for item in self.manifest.get('checks', ()) if not self._evaluate(
             item['that'], context)]
         counts = {role: group.node_count for role, group in context['groups'].items()}
-        problems += self._check_ranges(context, sum(counts.values()))
-        size = self.manifest['resources']
-        resources = size['base'] + sum(size.get(role, 0) * count for role, count in counts.items())
-        most = conf.cluster_heat.max_resources_per_stack
-        if 0 <= most < resources:
-            problems.append(f'{sum(counts.values())} nodes need {resources} resources in one stack, and Heat allows '
-                            f'{most}; use fewer nodes here and further nodegroups for the rest')
+        further = [group.node_count for group in cluster.nodegroups if not group.is_default]
+        problems += self._check_ranges(context, sum(counts.values()) + sum(further))
+        for stack in (counts, *({'worker': count} for count in further)):
+            problems += self._check_resources(stack, conf.cluster_heat.max_resources_per_stack)
         sizes = {name: KEY_SIZES[spec.algorithm] for name, spec in self.keys.items()}
         sizes |= dict.fromkeys(self.certificates, KEY_SIZES['ecdsa-p256'])
         secrets = {name: types.SimpleNamespace(certificate='x' * public, private_key='x' * private)
@@ -315,6 +353,13 @@ class Driver:
                 problems.append(f'The user-data of a node would have {length} bytes, and Nova takes {MAX_USER_DATA}; '
                                 'shorten labels, keys or proxy settings')
         return problems
+
+    def _check_resources(self, counts: Mapping[str, int], most: int) -> list[str]:
+        """Find a stack that is larger than Heat allows, by its nodes of each role."""
+        size, nodes = self.manifest['resources'], sum(counts.values())
+        resources = size['base'] + sum(size.get(role, 0) * count for role, count in counts.items())
+        return [f'{nodes} nodes need {resources} resources in one stack, and Heat allows {most}; use fewer nodes '
+                'here and further nodegroups for the rest'] if 0 <= most < resources else []
 
     def _check_ranges(self, context: dict[str, Any], nodes: int) -> list[str]:
         """Find ranges that overlap, or that are too small for the nodes."""
@@ -356,13 +401,67 @@ class Driver:
         context = self._context(conf, cluster, group) | {'outputs': outputs}
         return self._render(self.manifest['nodegroup_stack'], context, secrets)
 
+    # What Heat has already, and how it changes.
+
+    @functools.cached_property
+    def _files(self) -> dict[str, dict[str, Any]]:
+        """What the manifest says of every file of its stacks, by name."""
+        stacks = (self.manifest.get('nodegroup_stack', {}), self.manifest['stack'])
+        return {name: item for stack in stacks for name, item in stack.get('files', {}).items()}
+
+    def role_of(self, resource_type: str) -> str | None:
+        """The role whose members are made from a file, by its name, which is their resource type in a stack."""
+        role: str | None = self._files.get(resource_type, {}).get('role')
+        return role
+
+    def _member_files(self, text: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """The files of a stack's text that list members: (name, role, content)."""
+        for name, content in (text.get('files') or {}).items():
+            item = self._files.get(name, {})
+            if item.get('members'):
+                yield name, item['role'], yaml.load(content, Loader=_Loader)
+
+    def numbers(self, text: Mapping[str, Any]) -> dict[str, set[int]]:
+        """The numbers of the members in a stored text, {'template': str, 'files': {name: str}}, by role."""
+        return {role: {int(number) for number in content.get('resources') or {}}
+                for _, role, content in self._member_files(text)}
+
+    def with_members(self, text: Mapping[str, Any], rendered: Rendered) -> dict[str, Any]:
+        """The stored text with the members of `rendered`: those that it has stay as they are written, to the letter.
+
+        All else stays too, so that a newer release of templates changes nothing that runs. A new member is written
+        like its neighbours, because the stored file that it is made from may know other properties than ours.
+        """
+        files = dict(text['files'])
+        fresh = {name: content for name, _, content in self._member_files({'files': rendered.files})}
+        for name, _, content in self._member_files(text):
+            there = content.get('resources') or {}
+            sample = next(iter(there.values()), None)
+            wanted = {number: there.get(number) or _alike(sample, member)
+                      for number, member in (fresh[name].get('resources') or {}).items()}
+            if wanted != there:
+                files[name] = quote(content | {'resources': wanted, 'outputs': fresh[name]['outputs']})
+        return {'template': text['template'], 'files': files}
+
+    def user_data_of(self, rendered: Rendered, roles: Collection[str]) -> dict[str, Any]:
+        """The parameters of `rendered` that hold the user-data of these roles: what new members need."""
+        stacks = (self.manifest['stack'], self.manifest.get('nodegroup_stack', {}))
+        names = {name for stack in stacks for name, item in stack.get('user_data', {}).items()
+                 if item['role'] in roles}
+        return {name: value for name, value in rendered.parameters.items() if name in names}
+
+    def load_balancers_text(self, cluster: models.Cluster) -> str | None:
+        """What the description of a load balancer holds that was made inside the cluster; None: nothing makes any."""
+        expression = self.manifest.get('load_balancers')
+        return None if expression is None else str(self._evaluate(expression, {'cluster': cluster}))
+
     def _context(self, conf: cfg.ConfigOpts, cluster: models.Cluster,
                  further: models.NodeGroup | None = None) -> dict[str, Any]:
         """Collect what templates and expressions see; `groups` are those of the stack, by role. No secret is in it."""
-        groups = {group.role: group for group in reversed(cluster.nodegroups) if group.is_default}
+        groups = {group.role: _Wanted(group) for group in reversed(cluster.nodegroups) if group.is_default}
         labels = cluster.labels or {}
         if further is not None:
-            groups, labels = {'worker': further}, labels | (further.labels or {})
+            groups, labels = {'worker': _Wanted(further)}, labels | (further.labels or {})
         context = {'cluster': cluster, 'template': cluster.template, 'labels': self.labels(conf, labels),
                    'groups': groups, 'node_timeout_s': node_timeout_s(conf, cluster)}
         for name, expression in self.manifest.get('facts', {}).items():
@@ -425,7 +524,7 @@ class Driver:
     def _evaluate(self, expression: str, context: dict[str, Any]) -> Any:
         """Evaluate an expression of the manifest to a value."""
         try:
-            value = self._env.compile_expression(expression, undefined_to_none=False)(**context)
+            value = self._compiled(expression)(**context)
             if isinstance(value, jinja2.Undefined):
                 str(value)  # raises, with the name
             return value
@@ -483,6 +582,74 @@ class Driver:
         return Observed(
             api_address=outputs.get(names.get('api_address')), coe_version=outputs.get(names.get('coe_version')),
             nodes=nodes)
+
+    # How it is.
+
+    def health_check(self, conf: cfg.ConfigOpts, cluster: models.Cluster) -> HealthCheck | None:
+        """Say what to ask of a cluster's engine, or None if the folder does not.
+
+        Needs `template` and `nodegroups`. Raises `DriverError` if the address is none that can be asked.
+        """
+        item = self.manifest.get('health')
+        if item is None:
+            return None
+        base = self._evaluate(item.get('url', 'cluster.api_address'), self._context(conf, cluster))
+        if not re.fullmatch(r'https?://[^\s/@]+(/[!-~]*)?', str(base)):
+            raise self._error('manifest.yaml $.health.url', f'{base!r} is no URL to ask')
+        if base.startswith('https:') and 'authority' not in item:
+            raise self._error('manifest.yaml $.health', 'https needs an authority')
+        certificate = CertificateSpec(**item['certificate']) if 'certificate' in item else None
+        return HealthCheck({name: HealthRequest(base.rstrip('/') + request['path'], request.get('accept'))
+                            for name, request in item['requests'].items()}, item.get('authority'), certificate)
+
+    def read_health(self, conf: cfg.ConfigOpts, cluster: models.Cluster, answers: Mapping[str, Answer]) -> Health:
+        """Say what the answers mean. Needs nodes, too. Raises `DriverError` if the folder does not understand them.
+
+        An engine may go on to know members that were removed; the template can tell them by their names.
+        """
+        name = self.manifest['health']['template']
+        names = [node.name for group in cluster.nodegroups for node in members.wanted(group)]
+        _, data = self._template(name, self._context(conf, cluster) | {
+            'answers': answers, 'member_names': names, 'name_prefix': members.name_prefix(cluster)})
+        try:
+            healthy, lines = data['healthy'], data['reason'].items()
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise self._error(name, f'{type(exc).__name__} {exc} in what the answers mean') from exc
+        if healthy not in (True, False, None):
+            raise self._error(name, f'healthy is {healthy!r}')
+        # Whoever owns the nodes can have them answer anything.
+        reason: dict[str, str] = {}
+        room = MAX_REASON
+        for key, text in ((str(k)[:MAX_REASON_LINE], str(v).strip()[:MAX_REASON_LINE]) for k, v in lines):
+            room -= len(key) + len(text)
+            if room < 0:
+                reason['...'] = f'{len(lines) - len(reason)} more'
+                break
+            reason[key] = text
+        return Health(healthy, reason)
+
+
+class _Wanted:
+    """A nodegroup as templates see it: without the members that are to go."""
+
+    def __init__(self, group: models.NodeGroup) -> None:
+        self._group = group
+
+    @functools.cached_property
+    def nodes(self) -> list[models.Node]:
+        """Read when asked for: not everybody who evaluates an expression has loaded the nodes."""
+        return members.wanted(self._group)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._group, name)
+
+
+def _alike(sample: Mapping[str, Any] | None, member: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The resource of a member, with just the properties that another one has."""
+    if sample is None:
+        return member
+    return {**sample, 'properties': {name: member['properties'].get(name, value)
+                                     for name, value in sample['properties'].items()}}
 
 
 @functools.cache

@@ -25,6 +25,10 @@ CODES = {
     'LOADBALANCER': 'A load balancer could not be made',
     'STACK_LIMIT': 'The stack is larger than Heat allows',
     'STACK_GONE': 'The stack was deleted by somebody else',
+    'TIMEOUT': 'It took longer than it may',
+    'CANCELLED': 'It was stopped on request',
+    'IN_USE': 'Something in the cloud still uses what is to be deleted',
+    'PROJECT_GONE': 'The project is disabled or gone, so nothing can be done in it',
     'CLOUD_UNAVAILABLE': 'A cloud service could not be reached in time',
     'INTERNAL': 'The service made a mistake, and its log has the details',
 }

@@ -49,6 +49,8 @@ Json = sa.JSON(none_as_null=True)
 
 Uuid = Annotated[str, mapped_column(sa.String(36))]
 Text255 = Annotated[str, mapped_column(sa.String(255))]
+#: A name of `errors.CODES`: why the last change failed.
+ErrorCode = Annotated[str, mapped_column(sa.String(40))]
 Labels = Annotated[dict[str, str], mapped_column(Json, default=dict)]
 
 
@@ -137,14 +139,23 @@ class Cluster(Base):
     create_timeout: Mapped[int | None]
     #: Counts the changes that were asked for. A conductor only ever says "done" for the generation that it read.
     generation: Mapped[int] = mapped_column(default=1)
-    #: The newest generation whose change of the stack was sent to Heat.
-    sent_generation: Mapped[int] = mapped_column(default=0)
+    #: The newest generation that somebody wants stopped. Only what the row is at, or older, can be.
+    cancelled_generation: Mapped[int] = mapped_column(default=0)
+    #: An admin wants it gone whatever it leaves behind in the cloud.
+    delete_forced: Mapped[bool] = mapped_column(default=False)
 
     status: Mapped[str] = mapped_column(sa.String(20))
     status_reason: Mapped[str | None] = mapped_column(sa.Text)
+    error_code: Mapped[ErrorCode | None]
     health_status: Mapped[str | None] = mapped_column(sa.String(20))
     health_status_reason: Mapped[dict[str, str]] = mapped_column(Json, default=dict)
+    #: When the engine is next asked how it is. Whoever moves this on has the turn; null: nobody asks.
+    health_at: Mapped[datetime.datetime | None] = mapped_column(index=True)
     stack_id: Mapped[Text255 | None]
+    #: The newest generation whose change of this stack was sent to Heat.
+    sent_generation: Mapped[int] = mapped_column(default=0)
+    #: Counts the texts of this stack. The stack bears the number as a tag, so that Heat can say which text it has.
+    revision: Mapped[int] = mapped_column(default=0)
     #: The text that was sent to Heat, {"template": str, "files": {name: str}}; an update edits this and nothing
     #: newer, so a release of ours never changes a running cluster. No secret is in it.
     stack_text: Mapped[dict[str, Any] | None] = mapped_column(Json, deferred=True)
@@ -153,9 +164,12 @@ class Cluster(Base):
     container_version: Mapped[Text255 | None]
 
     #: The conductor that works on this row, until when (the database's clock), and when the row is next due.
+    #: While it is held `check_at` is null, unless somebody asks for one more look meanwhile.
     leased_by: Mapped[Text255 | None]
-    leased_until: Mapped[datetime.datetime | None]
+    leased_until: Mapped[datetime.datetime | None] = mapped_column(index=True)
     check_at: Mapped[datetime.datetime | None] = mapped_column(index=True)
+    #: Somebody looks at the progress of its operation: until then resources are counted at each look.
+    watched_until: Mapped[datetime.datetime | None]
     #: Outside calls that failed in a row: what the back-off grows with.
     failures: Mapped[int] = mapped_column(default=0)
 
@@ -208,10 +222,18 @@ class NodeGroup(Base):
     node_taints: Mapped[list[dict[str, str]]] = mapped_column(Json, default=list)
     #: The number that the next member gets. It never goes back: a removed number is not used again.
     next_number: Mapped[int] = mapped_column(default=0)
+    #: Members of an older epoch than their nodegroup's are replaced, so many at a time.
+    epoch: Mapped[int] = mapped_column(default=1)
+    batch_size: Mapped[int] = mapped_column(default=1)
     status: Mapped[str] = mapped_column(sa.String(20))
     status_reason: Mapped[str | None] = mapped_column(sa.Text)
-    #: The root stack that holds the members: the cluster's own for the two defaults.
-    stack_id: Mapped[Text255 | None]
+    error_code: Mapped[ErrorCode | None]
+    #: The root stack that holds the members: the cluster's own for the two defaults. The next three are as on
+    #: `Cluster`, for a stack of its own.
+    stack_id: Mapped[Text255 | None] = mapped_column(index=True)
+    stack_text: Mapped[dict[str, Any] | None] = mapped_column(Json, deferred=True)
+    sent_generation: Mapped[int] = mapped_column(default=0)
+    revision: Mapped[int] = mapped_column(default=0)
     version: Mapped[Text255 | None]
     node_addresses: Mapped[list[str]] = mapped_column(Json, default=list)
 
@@ -230,8 +252,11 @@ class Node(Base):
     number: Mapped[int]
     #: Name of the server in Nova and of the node in the engine: a DNS label.
     name: Mapped[str] = mapped_column(sa.String(63))
+    epoch: Mapped[int] = mapped_column(default=1)
+    #: DELETE_IN_PROGRESS: it is not wanted any more, and the row goes when its stack has let it go.
     status: Mapped[str] = mapped_column(sa.String(20))
     status_reason: Mapped[str | None] = mapped_column(sa.Text)
+    error_code: Mapped[ErrorCode | None]
     server_id: Mapped[Text255 | None]
     address: Mapped[Text255 | None]
     private_address: Mapped[Text255 | None]
@@ -260,8 +285,14 @@ class Operation(Base):
     #: `complete`, `failed` or `superseded`; null while it runs.
     outcome: Mapped[str | None] = mapped_column(sa.String(20))
     #: A name of `errors.CODES` when it failed.
-    code: Mapped[str | None] = mapped_column(sa.String(40))
+    code: Mapped[ErrorCode | None]
     text: Mapped[str | None] = mapped_column(sa.Text)
+    #: Driver and nodes of the cluster when this was asked for: how long such things took tells how long this takes.
+    driver: Mapped[Text255 | None]
+    node_count: Mapped[int | None]
+    #: Resources of its stacks, while somebody watches.
+    resources_done: Mapped[int | None]
+    resources_total: Mapped[int | None]
 
 
 class Key(Base):

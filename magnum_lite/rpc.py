@@ -7,24 +7,21 @@ and a broker that is down or hangs neither delays nor fails a request.
 
 from __future__ import annotations
 
-import queue
-import threading
+import functools
 from typing import Any
 
 import oslo_messaging
 from oslo_config import cfg
-from oslo_log import log
 
-LOG = log.getLogger(__name__)
+from magnum_lite import background, config, outage
 
 TOPIC = 'magnum-lite-conductor'
 VERSION = '1.0'
-#: Nudges that may wait for the broker; the next one is dropped, and its cluster is found at the next tick.
-BACKLOG = 1000
 
 
 def transport(conf: cfg.ConfigOpts) -> oslo_messaging.Transport:
     """The transport of this process, as `[DEFAULT] transport_url` says: rabbit://... or fake:// within a process."""
+    config.use_exchange()
     return oslo_messaging.get_rpc_transport(conf, allowed_remote_exmods=[])
 
 
@@ -35,37 +32,25 @@ def default_to_this_process(conf: cfg.ConfigOpts) -> None:
 
 
 class Nudger:
-    """Sends nudges in the background. Its thread starts with the first one: after a WSGI server has forked."""
+    """Sends nudges in the background."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._conf = conf
-        self._queue: queue.Queue[str] = queue.Queue(BACKLOG)
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._sender = background.Sender('nudge', self._send, outage.Outage(
+            'The broker', 'No nudges are sent, so conductors find clusters at their next tick. See [DEFAULT] '
+            'transport_url'))
 
     def nudge(self, uuid: str) -> None:
         """Have a nudge sent for a cluster. Never blocks and never raises."""
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name='nudge', daemon=True)
-                self._thread.start()
-        try:
-            self._queue.put_nowait(uuid)
-        except queue.Full:
-            LOG.warning('The broker is too slow: no nudge for cluster %s. A conductor finds it at its next tick.', uuid)
+        self._sender.put(uuid)
 
-    def _run(self) -> None:
-        client: Any = None
-        while True:
-            uuid = self._queue.get()
-            try:
-                if client is None:
-                    client = oslo_messaging.get_rpc_client(
-                        transport(self._conf), oslo_messaging.Target(topic=TOPIC, version=VERSION), retry=0)
-                client.cast({}, 'nudge', uuid=uuid)
-            except Exception as e:
-                LOG.warning('The nudge for cluster %s was not sent (%s). A conductor finds it at its next tick.',
-                            uuid, e)
+    @functools.cached_property
+    def _client(self) -> Any:
+        return oslo_messaging.get_rpc_client(
+            transport(self._conf), oslo_messaging.Target(topic=TOPIC, version=VERSION), retry=0)
+
+    def _send(self, uuid: str) -> None:
+        self._client.cast({}, 'nudge', uuid=uuid)
 
 
 def server(conf: cfg.ConfigOpts, endpoint: Any) -> oslo_messaging.MessageHandlingServer:
@@ -73,3 +58,17 @@ def server(conf: cfg.ConfigOpts, endpoint: Any) -> oslo_messaging.MessageHandlin
     return oslo_messaging.get_rpc_server(
         transport(conf), oslo_messaging.Target(topic=TOPIC, server=conf.host), [endpoint],
         access_policy=oslo_messaging.ExplicitRPCAccessPolicy)
+
+
+def notification_listener(conf: cfg.ConfigOpts, endpoint: Any, *, url: str | None, exchange: str, topic: str,
+                          pool: str) -> Any:
+    """A listener to what another service notifies of, not yet started; None within one process, where none can be.
+
+    `url` is that service's broker, default our own. All listeners of a `pool` share one queue: each message goes to
+    one of them.
+    """
+    made = oslo_messaging.get_notification_transport(conf, url=url)
+    if type(made._driver).__name__ == 'FakeDriver':
+        return None
+    return oslo_messaging.get_notification_listener(
+        made, [oslo_messaging.Target(exchange=exchange, topic=topic)], [endpoint], executor='threading', pool=pool)

@@ -19,6 +19,8 @@ import jsonschema
 
 from magnum_lite import errors
 
+#: Nesting at which no value of ours is any more, and a parser is still far from its limits.
+DEEPEST = 25
 #: What one answer tells of: a body of a megabyte may have a hundred thousand mistakes.
 MOST_FINDINGS = 20
 #: `create`: what a POST does with the field.
@@ -90,7 +92,7 @@ def coerce(fragment: Mapping[str, Any], value: Any) -> Any:
         word = str(value).lower() if isinstance(value, str | int) else ''
         if word in TRUE | FALSE:
             return word in TRUE
-    if fragment is LABELS and isinstance(value, dict):
+    if fragment.get('additionalProperties') is LABELS['additionalProperties'] and isinstance(value, dict):
         return {k: str(v) if isinstance(v, int | float) else v for k, v in value.items()}
     return value
 
@@ -102,6 +104,15 @@ def nul_in(value: Any) -> bool:
     if isinstance(value, dict):
         return any(nul_in(k) or nul_in(v) for k, v in value.items())
     return isinstance(value, list) and any(nul_in(v) for v in value)
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether a JSON value is nested more than `DEEPEST` deep, without recursion."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [child for item in level if isinstance(item, dict | list)
+                 for child in (item.values() if isinstance(item, dict) else item)]
+    return bool(level)
 
 
 class Resource:
@@ -149,6 +160,14 @@ class Resource:
             problems.append(f'Attribute {where!r:.120} is wrong: {error.message:.200}.')
             break
         return value
+
+    def check(self, name: str, value: Any) -> Any:
+        """The value of one attribute as a PATCH may set it; a null is its default. Raises `errors.Invalid`."""
+        problems: list[str] = []
+        checked = self._value(self._by_name[name], {name: value}, problems)
+        if problems:
+            raise errors.Invalid(' '.join(problems))
+        return checked
 
     def shown(self, version: int, *, brief: bool = False) -> list[Field]:
         """The fields that an answer has at this microversion, in order."""

@@ -39,6 +39,23 @@ TRANSITIONS: dict[str, dict[str, str]] = {
              DELETE_IN_PROGRESS: DELETE_FAILED},
 }
 
+#: What a caller can do instead whose change is refused in this status.
+ADVICE = {
+    CREATE_IN_PROGRESS: 'Wait until it is CREATE_COMPLETE.',
+    CREATE_FAILED: 'Delete it and create it anew.',
+    DELETE_FAILED: 'Delete it again.',
+}
+
+
+def is_busy(status: str) -> bool:
+    """Whether a change is under way."""
+    return status.endswith('_IN_PROGRESS')
+
+
+def again(status: str) -> str:
+    """The status of what has failed and is tried again."""
+    return status.replace('_FAILED', '_IN_PROGRESS')
+
 
 def is_failed(status: str) -> bool:
     """Whether the last change of the cluster failed."""

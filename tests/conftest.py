@@ -22,7 +22,7 @@ import webob
 from oslo_config import cfg
 from oslo_config import fixture as config_fixture
 
-from magnum_lite import certs, config, db, drivers, keystore, models
+from magnum_lite import certs, config, db, drivers, keystore, models, notify
 from magnum_lite.api import app as api_app
 from magnum_lite.api import policies
 from magnum_lite.api.request import Services
@@ -133,7 +133,7 @@ def nudges() -> Nudges:
 def services(conf: cfg.ConfigOpts, database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges) -> Services:
     """What the handlers of the API act on."""
     return Services(conf=conf, db=database, cloud=cloud, drivers=drivers.load(conf), nudger=nudges,
-                    enforcer=policies.enforcer(conf))
+                    notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf))
 
 
 @pytest.fixture(scope='session')
@@ -148,7 +148,7 @@ def world(conf: cfg.ConfigOpts, database: db.Database, cloud: fakes.FakeCloud, r
     monkeypatch.setattr(certs, 'make_keypair', lambda *, algorithm: rsa_pair)
     keystore.create_key_file(conf.keystore.key_file)
     return steps.World(conf=conf, db=database, cloud=cloud, keystore=keystore.KeyStore(conf),
-                       drivers=drivers.load(conf))
+                       drivers=drivers.load(conf), notifier=notify.Notifier(conf))
 
 
 class Api:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
+
 from magnum_lite import clients
 
 
@@ -32,11 +34,22 @@ class FakeStack:
     timeout_min: int
     status: str = 'CREATE_IN_PROGRESS'
     reason: str = ''
+    tags: tuple[str, ...] = ()
     outputs: dict[str, Any] = field(default_factory=dict)
     failed: list[clients.FailedResource] = field(default_factory=list)
+    #: Resources done and in all, for whoever counts.
+    progress: tuple[int, int] = (3, 10)
 
     def seen(self) -> clients.Stack:
-        return clients.Stack(self.id, self.name, self.status, self.reason)
+        revision = next((int(tag[4:]) for tag in self.tags if tag.startswith('rev-')), 0)
+        return clients.Stack(self.id, self.name, self.status, self.reason, revision, self.tags)
+
+    @property
+    def members(self) -> dict[str, set[int]]:
+        """The numbers of the members that the text lists, by the name of its file."""
+        texts = {name: yaml.safe_load(text) for name, text in self.files.items()}
+        return {name: {int(n) for n in text.get('resources') or {}} for name, text in texts.items()
+                if 'refs_map' in (text.get('outputs') or {})}
 
 
 @dataclass
@@ -58,7 +71,12 @@ class FakeCloud:
     #: Service types that the catalog does not have.
     missing: set[str] = field(default_factory=set)
 
-    projects_with_role: set[str] = field(default_factory=set)
+    granted: set[str] = field(default_factory=set)
+    #: Projects that are not as they should be: 'disabled' or 'gone'.
+    project_states: dict[str, str] = field(default_factory=dict)
+    balancers: dict[str, clients.LoadBalancer] = field(default_factory=dict)
+    #: What uses a thing that cannot be deleted, by its id.
+    users: dict[str, list[str]] = field(default_factory=dict)
     stacks_by_project: dict[str, dict[str, FakeStack]] = field(default_factory=dict)
     #: Every call that was made, by name.
     calls: list[str] = field(default_factory=list)
@@ -82,14 +100,36 @@ class FakeCloud:
 
     def grant_roles(self, project_id: str) -> None:
         with self.call('grant_roles'):
-            self.projects_with_role.add(project_id)
+            if self.project_states.get(project_id) == 'gone':
+                raise clients.Gone('no such project (HTTP 404)')
+            self.granted.add(project_id)
 
     def revoke_roles(self, project_id: str) -> None:
         with self.call('revoke_roles'):
-            self.projects_with_role.discard(project_id)
+            self.granted.discard(project_id)
 
-    def stacks(self, project_id: str) -> FakeStacks:
-        return FakeStacks(self, project_id)
+    def projects_with_role(self) -> list[str]:
+        with self.call('projects_with_role'):
+            return sorted(self.granted)
+
+    def project_state(self, project_id: str) -> str:
+        with self.call('project_state'):
+            return self.project_states.get(project_id, 'enabled')
+
+    def stacks(self, project_id: str, *, as_admin: bool = False) -> FakeStacks:
+        return FakeStacks(self, project_id, as_admin)
+
+    def load_balancers(self, project_id: str, text: str, *, as_admin: bool = False) -> list[clients.LoadBalancer]:
+        with self.call('load_balancers'):
+            return [b for b in self.balancers.values() if text in b.description]
+
+    def delete_load_balancer(self, project_id: str, load_balancer_id: str, *, as_admin: bool = False) -> None:
+        with self.call('delete_load_balancer'):
+            self.balancers.pop(load_balancer_id, None)
+
+    def blockers(self, project_id: str, resource_type: str, physical_id: str, *, as_admin: bool = False) -> list[str]:
+        with self.call('blockers'):
+            return self.users.get(physical_id, [])
 
     def lookups(self, auth: Any) -> FakeLookups:
         return FakeLookups(self)
@@ -99,22 +139,55 @@ class FakeCloud:
 class FakeStacks:
     cloud: FakeCloud
     project_id: str
+    as_admin: bool = False
 
     @contextlib.contextmanager
     def _call(self, name: str) -> Iterator[dict[str, FakeStack]]:
         with self.cloud.call(name):
-            if self.project_id not in self.cloud.projects_with_role:
-                raise clients.Away('the service has no role on the project (HTTP 401)')
+            closed = self.project_id not in self.cloud.granted or self.project_id in self.cloud.project_states
+            if closed and not self.as_admin:
+                raise clients.Away('the service has no token for the project (HTTP 401)')
             yield self.cloud.stacks_by_project.setdefault(self.project_id, {})
 
+    def _one(self, stacks: dict[str, FakeStack], stack_id: str) -> FakeStack:
+        if stack_id not in stacks:
+            raise clients.Gone('no such stack (HTTP 404)')
+        return stacks[stack_id]
+
     def create(self, name: str, *, template: str, files: dict[str, str], parameters: dict[str, Any],
-               timeout_min: int) -> str:
+               timeout_min: int, tags: Any = ()) -> str:
         with self._call('create') as stacks:
             if any(stack.name == name for stack in stacks.values()):
                 raise clients.Clash(f'the stack {name} exists (HTTP 409)')
-            stack = FakeStack(str(uuid.uuid4()), name, template, files, parameters, timeout_min)
+            stack = FakeStack(str(uuid.uuid4()), name, template, files, parameters, timeout_min,
+                              tags=tuple(tags))
+            # Every output is there, on a cloud with stand-ins as null.
+            stack.outputs = dict.fromkeys(yaml.load(template, Loader=yaml.CSafeLoader).get('outputs') or {})
             stacks[stack.id] = stack
         return stack.id
+
+    def update(self, stack_id: str, *, template: str, files: dict[str, str], parameters: dict[str, Any],
+               timeout_min: int, tags: Any) -> None:
+        with self._call('update') as stacks:
+            stack = self._one(stacks, stack_id)
+            stack.template, stack.files, stack.timeout_min, stack.tags = template, files, timeout_min, tuple(tags)
+            stack.parameters = stack.parameters | parameters
+            stack.status, stack.reason = 'UPDATE_IN_PROGRESS', ''
+
+    def cancel(self, stack_id: str) -> None:
+        with self._call('cancel') as stacks:
+            stack = self._one(stacks, stack_id)
+            if stack.status in ('CREATE_IN_PROGRESS', 'UPDATE_IN_PROGRESS'):
+                stack.status = stack.status.replace('IN_PROGRESS', 'FAILED')
+                stack.reason = 'User cancelled operation'
+
+    def progress(self, stack_id: str) -> tuple[int, int]:
+        with self._call('progress') as stacks:
+            return self._one(stacks, stack_id).progress
+
+    def list_ours(self) -> list[clients.Stack]:
+        with self._call('list_ours') as stacks:
+            return [stack.seen() for stack in stacks.values()]
 
     def find(self, name: str) -> clients.Stack | None:
         with self._call('find') as stacks:
@@ -126,17 +199,15 @@ class FakeStacks:
 
     def outputs(self, stack_id: str) -> dict[str, Any]:
         with self._call('outputs') as stacks:
-            return stacks[stack_id].outputs
+            return self._one(stacks, stack_id).outputs
 
     def failures(self, stack_id: str) -> list[clients.FailedResource]:
         with self._call('failures') as stacks:
-            return stacks[stack_id].failed
+            return self._one(stacks, stack_id).failed
 
     def delete(self, stack_id: str) -> None:
         with self._call('delete') as stacks:
-            if stack_id not in stacks:
-                raise clients.Gone('no such stack (HTTP 404)')
-            stacks[stack_id].status = 'DELETE_IN_PROGRESS'
+            self._one(stacks, stack_id).status = 'DELETE_IN_PROGRESS'
 
 
 @dataclass

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import io
 import json
+import logging
 import pathlib
 import re
 import sqlite3
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,10 +34,12 @@ from conftest import TEMPLATE, Api, Nudges, counted_statements, scratch_database
 from gabbi import case, driver, fixture
 from gabbi.driver import test_pytest
 from gabbi.handlers import base
+from keystonemiddleware import auth_token
 from oslo_config import fixture as config_fixture
 from oslo_db import exception as db_exc
+from oslo_policy import _checks as policy
 
-from magnum_lite import clients, config, db, drivers, models, states
+from magnum_lite import clients, config, db, drivers, members, models, notify, outage, states
 from magnum_lite.api import app as api_app
 from magnum_lite.api import policies, resources
 from magnum_lite.api.request import Services
@@ -54,6 +59,7 @@ class Watched:
         self._application = application
         self._services = services
         self._watch = sqlite3.connect(services.db.url.removeprefix('sqlite:///'))
+        self._watch.row_factory = sqlite3.Row
         self._seen: Any = None
         self.close = self._watch.close
 
@@ -66,7 +72,8 @@ class Watched:
 
         self._check_shape(environ, response)
         if response.status_code >= 400 or request.method == 'GET':
-            assert self._rows() == rows, 'it was stored'
+            watches = request.method == 'GET' and '/operations/' in environ['PATH_INFO']
+            assert self._rows() == rows or (watches and _unwatched(self._rows()) == _unwatched(rows)), 'it was stored'
             assert len(nudges) == nudged
         if request.method != 'POST':
             assert len(cloud.calls) == called, 'the cloud was called'
@@ -78,9 +85,9 @@ class Watched:
 
         It is read again only when somebody has written: SQLite tells by a number.
         """
-        if (seen := self._watch.execute('PRAGMA data_version').fetchone()) != self._seen:
+        if (seen := self._watch.execute('PRAGMA data_version').fetchone()[0]) != self._seen:
             self._seen = seen
-            self._stored = {name: self._watch.execute(f'SELECT * FROM {name}').fetchall()
+            self._stored = {name: [dict(row) for row in self._watch.execute(f'SELECT * FROM {name}')]
                             for name in models.Base.metadata.tables if name != 'quotas'}
         return self._stored
 
@@ -108,6 +115,11 @@ class Watched:
         assert error['code'] == ('' if not error['detail'] else 'client' if response.status_code < 500 else 'server')
         assert error['detail'].startswith(error['title']) and '. ' not in error['title']
         assert bool(error['title']) == bool(error['detail'])
+
+
+def _unwatched(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """All but what a look at an operation may write: that somebody looks."""
+    return rows | {'clusters': [row | {'check_at': None, 'watched_until': None} for row in rows['clusters']]}
 
 
 Watch = Callable[[api_app.WSGI], Api]
@@ -151,7 +163,7 @@ def stage() -> Iterator[Stage]:
         models.Base.metadata.create_all(database.engine)
         services: Any = Services(
             conf=settings.conf, db=database, cloud=cloud, drivers=drivers.load(settings.conf), nudger=Nudges(),
-            enforcer=policies.enforcer(settings.conf))
+            notifier=notify.Notifier(settings.conf), enforcer=policies.enforcer(settings.conf))
         with contextlib.closing(Watched(api_app.make_app(services), services)) as application:
             yield Stage(settings, database, cloud, application)
         database.engine.dispose()
@@ -203,6 +215,39 @@ class SevenClusters(fixture.GabbiFixture):
         for number, name in enumerate('dbacxga', 1):
             store_cluster(App.now.database, number, name=name, project_id='p2' if number == 5 else 'p1',
                           stack_id=None if number % 2 else f'stack-{number}')
+
+
+class Complete(fixture.GabbiFixture):
+    """Clusters c1 to c5 of project p1, and c6 of p2, that are there: a master and two workers each."""
+
+    def start_fixture(self) -> None:
+        store_template(App.now.database)
+        store_template(App.now.database, uuid=NEWER_UUID, name='newer', image_id='ubuntu-2',
+                       labels={'kube_tag': 'v1.36.1', 'etcd_volume_size': '5'})
+        store_template(App.now.database, uuid=str(uuid.uuid4()), name='other-coe', coe='swarm')
+        store_template(App.now.database, uuid=str(uuid.uuid4()), name='other-driver', driver='x')
+        store_template(App.now.database, uuid=str(uuid.uuid4()), name='hidden', project_id='p2', hidden=True)
+        App.now.cloud.images['ubuntu-2'] = clients.Image('5d7e1b5c-0000-4000-8000-000000000004', 'u2', 'ubuntu', None)
+        for number in range(1, 7):
+            store_cluster(App.now.database, number, project_id='p2' if number == 6 else 'p1',
+                          stack_id=f'stack-{number}', api_address='https://192.0.2.1:6443')
+
+
+class Running(fixture.GabbiFixture):
+    """One cluster in each status that runs or has failed, with the operations of its life."""
+
+    def start_fixture(self) -> None:
+        store_template(App.now.database)
+        for number, status, kinds in (
+                (1, states.CREATE_IN_PROGRESS, ['create']), (2, states.UPDATE_IN_PROGRESS, ['create', 'resize']),
+                (3, states.UPDATE_IN_PROGRESS, ['create', 'resize', 'nodegroup_create']),
+                (4, states.DELETE_IN_PROGRESS, ['create', 'delete']), (5, states.CREATE_FAILED, ['create']),
+                (6, states.UPDATE_IN_PROGRESS, ['create', 'upgrade'])):
+            store_cluster(App.now.database, number, status=status, generation=len(kinds))
+            for generation, kind in enumerate(kinds, 1):
+                # Of two changes of c3, neither has been made.
+                store_operation(App.now.database, number, generation, kind, ended=status == states.CREATE_FAILED or (
+                    kind == 'create' and number > 1))
 
 
 class QuotaOfOne(fixture.GabbiFixture):
@@ -301,7 +346,7 @@ def uuid_of(number: int) -> str:
     return f'c0000000-0000-4000-8000-{number:012}'
 
 
-TEMPLATE_UUID = '70000000-0000-4000-8000-000000000001'
+TEMPLATE_UUID, NEWER_UUID = '70000000-0000-4000-8000-000000000001', '70000000-0000-4000-8000-000000000002'
 
 
 def store_template(database: db.Database, **columns: Any) -> None:
@@ -321,11 +366,35 @@ def store_cluster(database: db.Database, number: int, **columns: Any) -> str:
         'create_timeout': 60, 'status': states.CREATE_COMPLETE, 'nodegroups': []} | columns)
     for role, count in (('master', 1), ('worker', 2)):
         cluster.nodegroups.append(models.NodeGroup(
-            uuid=str(uuid.uuid4()), project_id=cluster.project_id, name=f'default-{role}', role=role, is_default=True,
-            node_count=count, next_number=count, labels={}, status=cluster.status))
+            uuid=group_uuid(number, role), project_id=cluster.project_id, name=f'default-{role}', role=role,
+            is_default=True, node_count=count, next_number=0, labels=dict(cluster.labels), status=cluster.status,
+            flavor_id='m1.small', image_id='ubuntu', stack_id=cluster.stack_id, nodes=[]))
+        members.add(cluster, cluster.nodegroups[-1], count)
+        for node in cluster.nodegroups[-1].nodes:
+            node.status = cluster.status
     with database.write() as session:
         session.add(cluster)
     return str(cluster.uuid)
+
+
+def group_uuid(number: int, role: str) -> str:
+    """The uuid of a nodegroup of the cluster of that number."""
+    return uuid_of(number).replace('c', {'master': 'a', 'worker': 'b'}[role], 1)
+
+
+def store_operation(database: db.Database, number: int, generation: int, kind: str, *, ended: bool = True,
+                    **columns: Any) -> str:
+    """An operation of the cluster of that number, which took a minute and a half."""
+    asked = datetime.datetime(2026, 7, 1, 12, tzinfo=datetime.UTC)
+    operation = models.Operation(**{
+        'uuid': f'e{generation:07}-0000-4000-8000-{number:012}', 'cluster_id': uuid_of(number), 'project_id': 'p1',
+        'user_id': 'u1', 'request_id': 'req-1', 'kind': kind, 'generation': generation, 'driver': 'k8s_ubuntu',
+        'node_count': 3, 'created_at': asked, 'begun_at': asked + datetime.timedelta(seconds=1),
+        'ended_at': asked + datetime.timedelta(seconds=90) if ended else None,
+        'outcome': 'complete' if ended else None} | columns)
+    with database.write() as session:
+        session.add(operation)
+    return str(operation.uuid)
 
 
 # -- what Watched sees ---------------------------------------------------------------------------------------------
@@ -539,7 +608,9 @@ class TestHostile:
 
 
 def test_body_may_be_nested_25_deep(api: Api, template: dict[str, Any]) -> None:
-    assert api('POST', '/v1/clusters', raw=nested(25)).status_code == 202
+    response = api('POST', '/v1/clusters', raw=nested(25))
+
+    assert "'health_status_reason/a' is wrong" in response.json['faultstring']
 
 
 def test_body_of_exactly_the_limit_is_read(api: Api) -> None:
@@ -705,6 +776,403 @@ def test_withdrawn_template_leaves_the_clusters_of_others_alone(
     assert api('POST', '/v1/clusters', {'cluster_template_id': TEMPLATE_UUID}).status_code == 404
 
 
+# -- what a change leaves in the database --------------------------------------------------------------------------
+
+def rows_of(services: Services, number: int) -> tuple[models.Cluster, dict[str, models.NodeGroup], list[str]]:
+    """A cluster, its nodegroups by name with their nodes, and the kinds of its operations."""
+    with services.db.read() as session:
+        groups = session.scalars(sa.select(models.NodeGroup).where(
+            models.NodeGroup.cluster_id == uuid_of(number)).options(sa.orm.selectinload(models.NodeGroup.nodes))).all()
+        return (session.scalars(sa.select(models.Cluster).where(models.Cluster.uuid == uuid_of(number))).one(),
+                {group.name: group for group in groups},
+                list(session.scalars(sa.select(models.Operation.kind).where(
+                    models.Operation.cluster_id == uuid_of(number)).order_by(models.Operation.id))))
+
+
+def wanted(group: models.NodeGroup) -> list[int]:
+    return [node.number for node in members.wanted(group)]
+
+
+@pytest.fixture
+def complete(services: Services) -> str:
+    """The address of a cluster c1 of project p1 that is there."""
+    store_template(services.db)
+    return f'/v1/clusters/{store_cluster(services.db, 1, stack_id="stack-1")}'
+
+
+REQUESTS: dict[str, tuple[str, str, Any]] = {
+    'patch': ('PATCH', '', [{'op': 'replace', 'path': '/node_count', 'value': 3}]),
+    'resize': ('POST', '/actions/resize', {'node_count': 3}),
+    'upgrade': ('POST', '/actions/upgrade', {'cluster_template': 'k8s'}),
+    'new': ('POST', '/nodegroups', {'name': 'further'}),
+    'labels': ('PATCH', '/nodegroups/default-worker', [{'op': 'add', 'path': '/node_labels/a', 'value': 'b'}]),
+    'delete': ('DELETE', '', None),
+}
+
+
+@pytest.mark.parametrize('request_', REQUESTS)
+def test_change_is_one_operation_and_one_generation(
+        api: Api, services: Services, nudges: Nudges, complete: str, request_: str) -> None:
+    method, path, body = REQUESTS[request_]
+    with services.db.write() as session:
+        session.execute(sa.update(models.Cluster).values(
+            status_reason='It was so.', error_code='NETWORK', failures=3, check_at=None))
+
+    response = api(method, complete + path, body)
+
+    assert response.status_code == (204 if method == 'DELETE' else 202), response.text
+    cluster, _, kinds = rows_of(services, 1)
+    assert (cluster.generation, cluster.failures, len(kinds)) == (2, 0, 1)
+    assert (cluster.status_reason, cluster.error_code) == (None, None)
+    assert cluster.check_at is not None and cluster.status.endswith('_IN_PROGRESS')
+    assert nudges == [cluster.uuid]
+    operation = api('GET', response.headers['Location'].removeprefix('http://localhost')).json
+    assert (operation['kind'], operation['cluster_id']) == (kinds[0], cluster.uuid)
+    assert operation['request_id'] == response.headers['x-openstack-request-id']
+
+
+@pytest.mark.parametrize('status', [states.CREATE_IN_PROGRESS, states.CREATE_FAILED, states.DELETE_IN_PROGRESS,
+                                    states.DELETE_FAILED])
+@pytest.mark.parametrize('request_', sorted(REQUESTS.keys() - {'delete'}))
+def test_change_that_makes_no_sense_is_refused_at_once(
+        api: Api, services: Services, complete: str, request_: str, status: str) -> None:
+    method, path, body = REQUESTS[request_]
+    with services.db.write() as session:
+        session.execute(sa.update(models.Cluster).values(status=status))
+
+    response = api(method, complete + path, body)
+
+    assert response.status_code == 409
+    assert f'is {status}, which allows no change' in response.json['faultstring']
+
+
+@pytest.mark.parametrize('status', [states.CREATE_COMPLETE, states.UPDATE_COMPLETE, states.UPDATE_FAILED,
+                                    states.UPDATE_IN_PROGRESS])
+@pytest.mark.parametrize('request_', sorted(REQUESTS.keys() - {'delete'}))
+def test_change_is_taken_while_another_runs_or_has_failed(
+        api: Api, services: Services, complete: str, request_: str, status: str) -> None:
+    method, path, body = REQUESTS[request_]
+    with services.db.write() as session:
+        session.execute(sa.update(models.Cluster).values(status=status))
+
+    assert api(method, complete + path, body).status_code == 202
+    assert rows_of(services, 1)[0].status == states.UPDATE_IN_PROGRESS
+
+
+@pytest.mark.parametrize(('count', 'remove', 'left', 'next_number'), [
+    (2, [], [0, 1], 2), (4, [], [0, 1, 2, 3], 4), (1, [], [0], 2), (0, [], [], 2), (2, ['0'], [1, 2], 3),
+    (1, ['0'], [1], 2), (2, ['0', 'server-1'], [2, 3], 4), (3, ['c1-c0000000-worker-1'], [0, 2, 3], 4),
+    (0, ['1'], [], 2)])
+def test_resize_changes_these_members(
+        api: Api, services: Services, complete: str, count: int, remove: list[str], left: list[int],
+        next_number: int) -> None:
+    with services.db.write() as session:
+        session.execute(sa.update(models.Node).where(models.Node.number == 1).values(server_id='server-1'))
+
+    response = api('POST', f'{complete}/actions/resize', {'node_count': count, 'nodes_to_remove': remove})
+
+    assert response.status_code == 202
+    _, groups, kinds = rows_of(services, 1)
+    group = groups['default-worker']
+    assert (wanted(group), group.next_number, group.node_count) == (left, next_number, count)
+    assert [n.status for n in group.nodes if n.number > 1] == [states.CREATE_IN_PROGRESS] * (next_number - 2)
+    assert {n.number for n in group.nodes} == set(range(next_number)), 'what goes is there until its stack let it go'
+    assert (group.status, kinds) == (states.UPDATE_IN_PROGRESS, ['resize'])
+    assert (groups['default-master'].status, wanted(groups['default-master'])) == (states.CREATE_COMPLETE, [0])
+
+
+def test_upgrade_marks_the_workers_as_outdated(api: Api, services: Services, complete: str,
+                                               cloud: fakes.FakeCloud) -> None:
+    cloud.images['newer'] = cloud.images['ubuntu']
+    store_template(services.db, uuid=NEWER_UUID, name='newer', image_id='newer', labels={'kube_tag': 'v1.36.1'})
+
+    response = api('POST', f'{complete}/actions/upgrade', {'cluster_template': 'newer', 'max_batch_size': 3})
+
+    assert response.status_code == 202
+    cluster, groups, kinds = rows_of(services, 1)
+    worker, master = groups['default-worker'], groups['default-master']
+    assert (cluster.cluster_template_id, cluster.labels, kinds) == (NEWER_UUID, {'kube_tag': 'v1.36.1'}, ['upgrade'])
+    assert (worker.image_id, worker.epoch, worker.batch_size, worker.labels, worker.status) == (
+        'newer', 2, 3, {'kube_tag': 'v1.36.1'}, states.UPDATE_IN_PROGRESS)
+    assert [(n.number, n.epoch, n.status, n.image_id) for n in worker.nodes] == [
+        (0, 1, states.CREATE_COMPLETE, 'ubuntu'), (1, 1, states.CREATE_COMPLETE, 'ubuntu')]
+    assert (master.image_id, master.epoch, master.status) == ('ubuntu', 1, states.CREATE_COMPLETE)
+
+
+def test_upgrade_to_a_template_that_goes_meanwhile(
+        api: Api, services: Services, complete: str, cloud: fakes.FakeCloud) -> None:
+    store_template(services.db, uuid=NEWER_UUID, name='newer')
+
+    def vanish(name: str, when: str) -> None:
+        with services.db.write() as session:
+            session.execute(sa.delete(models.ClusterTemplate).where(models.ClusterTemplate.uuid == NEWER_UUID))
+    cloud.hook = vanish
+    unwatched = Api(api_app.make_app(services))  # what is stored here is not by the refusal
+
+    response = unwatched('POST', f'{complete}/actions/upgrade', {'cluster_template': 'newer'})
+
+    assert response.status_code == 404 and NEWER_UUID in response.json['faultstring']
+    assert rows_of(services, 1)[0].status == states.CREATE_COMPLETE
+
+
+def test_new_nodegroup_is_stored_whole(api: Api, services: Services, complete: str) -> None:
+    response = api('POST', f'{complete}/nodegroups', {'name': 'GPU nodes', 'node_count': 2, 'max_node_count': 4})
+
+    _, groups, kinds = rows_of(services, 1)
+    group = groups['GPU nodes']
+    assert response.json['id'] == group.id and response.json['uuid'] == group.uuid
+    assert (group.status, group.epoch, group.is_default, group.project_id) == (
+        states.CREATE_IN_PROGRESS, 1, False, 'p1')
+    assert [(n.number, n.name, n.status, n.image_id) for n in group.nodes] == [
+        (number, f'c1-{group.uuid[:8]}-gpu-nodes-{number}', states.CREATE_IN_PROGRESS, 'ubuntu')
+        for number in (0, 1)]
+    assert (group.next_number, group.node_count, kinds) == (2, 2, ['nodegroup_create'])
+    assert groups['default-worker'].status == states.CREATE_COMPLETE
+
+
+def test_deleted_nodegroup_wants_no_members(api: Api, services: Services, complete: str) -> None:
+    api('POST', f'{complete}/nodegroups', {'name': 'further', 'node_count': 2})
+
+    assert api('DELETE', f'{complete}/nodegroups/further').status_code == 204
+    assert api('DELETE', f'{complete}/nodegroups/further').status_code == 204
+
+    _, groups, kinds = rows_of(services, 1)
+    assert (groups['further'].status, wanted(groups['further'])) == (states.DELETE_IN_PROGRESS, [])
+    assert wanted(groups['default-worker']) == [0, 1]
+    assert kinds == ['nodegroup_create', 'nodegroup_delete']
+
+
+@pytest.mark.parametrize(('before', 'after'), [
+    (states.CREATE_FAILED, states.CREATE_IN_PROGRESS), (states.UPDATE_FAILED, states.UPDATE_IN_PROGRESS),
+    (states.DELETE_FAILED, states.DELETE_IN_PROGRESS), (states.CREATE_IN_PROGRESS, states.CREATE_IN_PROGRESS),
+    (states.UPDATE_COMPLETE, states.UPDATE_COMPLETE)])
+def test_any_change_tries_again_what_has_failed(
+        api: Api, services: Services, complete: str, before: str, after: str) -> None:
+    api('POST', f'{complete}/nodegroups', {'name': 'further'})
+    with services.db.write() as session:
+        session.execute(sa.update(models.NodeGroup).where(models.NodeGroup.name == 'further').values(
+            status=before, status_reason='No room.', error_code='NO_VALID_HOST'))
+
+    assert api('POST', f'{complete}/actions/resize', {'node_count': 3}).status_code == 202
+
+    group = rows_of(services, 1)[1]['further']
+    assert group.status == after
+    assert (group.status_reason is None) == states.is_busy(after)
+
+
+def test_nodegroup_that_is_being_made_goes_on_being_made_when_it_is_resized(
+        api: Api, services: Services, complete: str) -> None:
+    api('POST', f'{complete}/nodegroups', {'name': 'further'})
+
+    api('POST', f'{complete}/actions/resize', {'node_count': 3, 'nodegroup': 'further'})
+
+    group = rows_of(services, 1)[1]['further']
+    assert (group.status, wanted(group)) == (states.CREATE_IN_PROGRESS, [0, 1, 2])
+
+
+def test_cluster_beyond_a_limit_that_came_later_may_shrink(api: Api, services: Services, complete: str) -> None:
+    services.conf.set_override('max_resources_per_stack', 30, 'cluster_heat')
+
+    assert api('POST', f'{complete}/actions/resize', {'node_count': 1}).status_code == 202
+    assert api('POST', f'{complete}/actions/resize', {'node_count': 2}).status_code == 400
+
+
+def test_cluster_whose_driver_was_taken_away(api: Api, services: Services, complete: str) -> None:
+    with services.db.write() as session:
+        session.execute(sa.update(models.Cluster).values(driver='gone'))
+
+    assert api('POST', f'{complete}/actions/resize', {'node_count': 3}).status_code == 409
+    assert api('POST', f'{complete}/nodegroups', {'name': 'further'}).status_code == 409
+    assert api('POST', f'{complete}/actions/resize', {'node_count': 1}).status_code == 202, 'it may shrink'
+
+
+@pytest.mark.parametrize('status', states.STATUSES)
+def test_health_is_taken_in_every_status(
+        api: Api, services: Services, nudges: Nudges, complete: str, status: str) -> None:
+    with services.db.write() as session:
+        session.execute(sa.update(models.Cluster).values(status=status))
+    before = rows_of(services, 1)[0]
+
+    response = api('PATCH', complete, [{'op': 'add', 'path': '/health_status', 'value': 'UNHEALTHY'}])
+
+    assert response.status_code == 202 and 'Location' not in response.headers
+    cluster, _, kinds = rows_of(services, 1)
+    assert cluster.health_status == 'UNHEALTHY'
+    for name in ('status', 'updated_at', 'generation', 'check_at', 'health_at', 'status_reason'):
+        assert getattr(cluster, name) == getattr(before, name)
+    assert kinds == [] and nudges == []
+
+
+def test_health_has_a_rule_of_its_own(services: Services, complete: str) -> None:
+    services.enforcer.load_rules()
+    services.enforcer.set_rules({'cluster:update_health_status': policy.RoleCheck('role', 'healer')}, overwrite=False)
+    api = Api(api_app.make_app(services))
+    health, count = ([{'op': 'replace', 'path': f'/{name}', 'value': value}]
+                     for name, value in (('health_status', 'UNKNOWN'), ('node_count', 3)))
+
+    assert api('PATCH', complete, [{**health[0], 'op': 'add'}]).status_code == 403
+    assert api('PATCH', complete, [*count, {**health[0], 'op': 'add'}]).status_code == 403
+    assert api('PATCH', complete, count).status_code == 202
+
+
+@pytest.mark.parametrize('force', [False, True])
+def test_force_is_written_down_and_stays(api: Api, services: Services, complete: str, force: bool) -> None:
+    assert api('DELETE', f'{complete}?force={force}', roles='admin').status_code == 204
+    assert rows_of(services, 1)[0].delete_forced is force
+
+    assert api('DELETE', f'{complete}?force=1', roles='admin').status_code == 204
+    assert api('DELETE', complete).status_code == 204
+    cluster, _, kinds = rows_of(services, 1)
+    assert (cluster.delete_forced, kinds) == (True, ['delete'])
+
+
+def test_operation_that_is_stopped_is_written_down(
+        api: Api, services: Services, nudges: Nudges, complete: str) -> None:
+    location = api('POST', f'{complete}/actions/resize', {'node_count': 3}).headers['Location']
+    nudges.clear()
+
+    response = api('DELETE', location.removeprefix('http://localhost'))
+
+    assert response.status_code == 202 and response.headers['Location'] == location
+    cluster, _, _ = rows_of(services, 1)
+    assert (cluster.cancelled_generation, cluster.generation, cluster.status) == (2, 2, states.UPDATE_IN_PROGRESS)
+    assert cluster.check_at is not None and nudges == [cluster.uuid]
+
+
+def test_look_at_a_running_operation_is_noted(services: Services, complete: str) -> None:
+    api = Api(api_app.make_app(services))
+    running = api('POST', f'{complete}/actions/resize', {'node_count': 3}).headers['Location']
+    ended = store_operation(services.db, 1, 1, 'create')
+
+    api('GET', f'/v1/operations/{ended}')
+    api('GET', f'{complete}/operations')
+    assert rows_of(services, 1)[0].watched_until is None
+
+    api('GET', running.removeprefix('http://localhost'))
+    assert rows_of(services, 1)[0].watched_until is not None
+
+
+def test_operations_outlive_their_cluster(api: Api, services: Services, complete: str) -> None:
+    location = api('DELETE', complete).headers['Location'].removeprefix('http://localhost')
+    with services.db.write() as session:
+        session.execute(sa.delete(models.Cluster))
+        session.execute(sa.update(models.Operation).values(outcome='complete', ended_at=models.utcnow()))
+
+    assert api('GET', location).json['outcome'] == 'complete'
+    assert api('GET', location, project='p2').status_code == 404
+    assert api('DELETE', location).status_code == 409
+    assert api('GET', f'{complete}/operations').status_code == 404
+
+
+def test_progress_and_failure_are_told(api: Api, services: Services) -> None:
+    store_template(services.db)
+    store_cluster(services.db, 1, status=states.UPDATE_FAILED, error_code='NO_VALID_HOST', status_reason='No room.')
+    running = store_operation(services.db, 1, 2, 'resize', ended=False, resources_done=3, resources_total=9)
+    failed = store_operation(services.db, 1, 1, 'resize', outcome='failed', code='NO_VALID_HOST', text='No room.')
+    with services.db.write() as session:
+        for thing in (models.NodeGroup, models.Node):
+            session.execute(sa.update(thing).values(error_code='NO_VALID_HOST', status_reason='No room.'))
+
+    part = {name: api('GET', f'/v1/operations/{running}').json[name] for name in ('resources_done', 'resources_total')}
+    assert part == {'resources_done': 3, 'resources_total': 9}
+    body = api('GET', f'/v1/operations/{failed}').json
+    assert (body['outcome'], body['code'], body['text']) == ('failed', 'NO_VALID_HOST', 'No room.')
+    assert {node['code'] for node in api('GET', '/v1/clusters/c1/nodes').json['nodes']} == {'NO_VALID_HOST'}
+    for path in ('/v1/clusters/c1', '/v1/clusters/c1/nodegroups/default-worker'):
+        assert api('GET', path).json['error_code'] == 'NO_VALID_HOST'
+        assert 'error_code' not in api('GET', path, version='container-infra 1.14').json
+
+
+@pytest.mark.parametrize('path', ['nodegroups', 'nodes', 'operations'])
+def test_listing_of_a_cluster_sends_two_statements_at_any_length(services: Services, path: str) -> None:
+    api = Api(api_app.make_app(services))
+    store_template(services.db)
+    store_cluster(services.db, 1)
+    for number in range(2, 12):
+        store_operation(services.db, 1, number, 'resize', ended=False)
+        with services.db.write() as session:
+            session.add(models.NodeGroup(
+                uuid=str(uuid.uuid4()), project_id='p1', cluster_id=uuid_of(1), name=f'g{number}', role='worker',
+                node_count=0, next_number=0, labels={}, status=states.CREATE_COMPLETE))
+
+    with counted_statements(services.db) as seen:
+        assert len(api('GET', f'/v1/clusters/c1/{path}').json[path]) >= 3
+
+    assert len(seen) == 2
+
+
+HOSTILE_PATCHES = {
+    '10,000 operations': [{'op': 'replace', 'path': '/node_count', 'value': 3}] * 10_000,
+    'a deep text': [{'op': 'replace', 'path': '/health_status_reason', 'value': '{"a":' * 5000}],
+    'a deep sum': [{'op': 'replace', 'path': '/health_status_reason', 'value': '-' * 100_000 + '1'}],
+    'code': [{'op': 'replace', 'path': '/health_status_reason', 'value': "__import__('os').abort()"}],
+    'half a pair': [{'op': 'replace', 'path': '/health_status_reason', 'value': {'a': '\ud800'}}],
+    'half a pair in a path': [{'op': 'replace', 'path': '/\ud800', 'value': 1}],
+    'half a pair in an op': [{'op': '\ud800', 'path': '/node_count', 'value': 1}],
+    '20,000 reasons': [{'op': 'replace', 'path': '/health_status_reason',
+                        'value': dict.fromkeys(map(str, range(20_000)), '')}],
+    'a long reason': [{'op': 'replace', 'path': '/health_status_reason', 'value': {'a': 'x' * 100_000}}],
+    'too many nodes': [{'op': 'replace', 'path': '/node_count', 'value': 2 ** 31 - 1}],
+    'more than nodes': [{'op': 'replace', 'path': '/node_count', 'value': 10 ** 4000}],
+}
+
+
+@pytest.mark.parametrize('case', HOSTILE_PATCHES)
+@pytest.mark.parametrize('path', ['', '/nodegroups/default-worker'])
+def test_hostile_patch_is_refused(api: Api, complete: str, path: str, case: str) -> None:
+    response = api('PATCH', complete + path, HOSTILE_PATCHES[case])
+
+    assert response.status_code == 400
+    assert len(response.body) < 3000
+
+
+@pytest.mark.parametrize('ident', ['%00', '%ff', 'x' * 10_000, '9' * 100, '-1', '0', '%F0%9F%98%80', "'", ' '])
+def test_nothing_has_such_a_name(api: Api, complete: str, ident: str) -> None:
+    for path in (f'{complete}/nodegroups/{ident}', f'/v1/operations/{ident}', f'/v1/clusters/{ident}/nodes'):
+        assert api('GET', path).status_code == 404
+    assert api('DELETE', f'/v1/operations/{ident}').status_code == 404
+
+
+def test_changes_at_the_same_time_all_come_to_be(
+        conf: Any, any_database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges) -> None:
+    """MariaDB would show each transaction the nodegroups and nodes from before it waited for the lock."""
+    services: Any = Services(conf=conf, db=any_database, cloud=cloud, drivers=drivers.load(conf), nudger=nudges,
+                             notifier=notify.Notifier(conf),
+                             enforcer=policies.enforcer(conf))
+    api, path = Api(api_app.make_app(services)), f'/v1/clusters/{uuid_of(1)}'
+    store_template(any_database)
+    store_cluster(any_database, 1)
+    replace = {'node_count': 2, 'nodes_to_remove': []}
+    requests = [('/nodegroups', {'name': f'g{number}'}) for number in range(4)] + [
+        ('/actions/resize', {**replace, 'node_count': number}) for number in (3, 4, 5, 6)]
+
+    with futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda request: api('POST', path + request[0], request[1]), requests))
+
+    assert [answer.status_code for answer in answers] == [202] * 8
+    cluster, groups, kinds = rows_of(services, 1)
+    assert groups.keys() == {'default-master', 'default-worker', 'g0', 'g1', 'g2', 'g3'}
+    worker = groups['default-worker']
+    assert len(wanted(worker)) == worker.node_count and worker.next_number == len(worker.nodes)
+    assert (cluster.generation, len(kinds)) == (9, 8)
+
+
+def test_one_of_two_nodegroups_with_one_name_comes_to_be(
+        conf: Any, any_database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges) -> None:
+    services: Any = Services(conf=conf, db=any_database, cloud=cloud, drivers=drivers.load(conf), nudger=nudges,
+                             notifier=notify.Notifier(conf),
+                             enforcer=policies.enforcer(conf))
+    api = Api(api_app.make_app(services))
+    store_template(any_database)
+    store_cluster(any_database, 1)
+
+    with futures.ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda name: api('POST', f'/v1/clusters/{uuid_of(1)}/nodegroups', {'name': name}),
+                                ['same', 'same', 'same ', 'Same']))
+
+    assert sorted(answer.status_code for answer in answers) == [202, 202, 409, 409]
+
+
 # -- a cloud that is not well --------------------------------------------------------------------------------------
 
 CREATIONS = [('/v1/clustertemplates', TEMPLATE | {'name': 'other'}), ('/v1/clusters', {'cluster_template_id': 'k8s'})]
@@ -815,6 +1283,18 @@ def test_everything_else_needs_one(with_keystone: Api, method: str, path: str) -
         'code': 401, 'title': 'Unauthorized', 'message': 'The request you have made requires authentication.'}}
 
 
+def test_answer_of_keystone_that_is_no_token_is_a_503(
+        with_keystone: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def html(*_: Any, **__: Any) -> None:
+        raise KeyError('token')
+
+    monkeypatch.setattr(auth_token.AuthProtocol, 'fetch_token', html)
+
+    response = with_keystone('GET', '/v1/clusters', headers={'X-Auth-Token': 'fine'})
+
+    assert response.status_code == 503 and 'temporarily unavailable' in response.text
+
+
 @pytest.mark.parametrize('address', ['192.0.2.1', '', '10.0.0.1', '2001:db8::1', '127.0.0.1.example', '0.0.0.0', 'x'])
 def test_noauth_serves_nobody_from_elsewhere(services: Services, address: str) -> None:
     application = api_app.make_app(services)
@@ -883,6 +1363,24 @@ def test_database_that_does_not_answer_is_no_mistake(services: Services) -> None
 
     assert response.status_code == 503
     assert response.json['errors'][0]['code'] == 'server' and '192.0.2.7' not in response.text
+
+
+def test_database_that_does_not_answer_is_said_once_and_not_for_each_request(
+        services: Services, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away:
+        def read(self) -> Any:
+            raise db_exc.DBConnectionError(Exception('192.0.2.7 is gone'))
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(api_app, '_DATABASE', outage.Outage('The database', 'Requests wait'))
+    broken: Any = Away()
+    away = Api(api_app.make_app(dataclasses.replace(services, db=broken)))
+    for _ in range(3):
+        away('GET', '/v1/clusters')
+    Api(api_app.make_app(services))('GET', '/v1/clusters')
+
+    said = [r.getMessage().split('.')[0] for r in caplog.records if r.name == outage.__name__]
+    assert said[0] == 'The database fails' and len(said) == 2 and 'works again' in said[1]
 
 
 def test_mistake_of_ours_tells_where_to_look_and_nothing_else(

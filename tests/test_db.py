@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import counted_statements
 
-from magnum_lite import db, errors, models
+from magnum_lite import db, errors, members, models
 from magnum_lite.models import Cluster, ClusterTemplate, NodeGroup, Operation
 
 ADMIN = db.Scope('', all_projects=True)
@@ -36,7 +36,7 @@ def a_cluster(template: ClusterTemplate, *, project: str = 'p1', workers: int = 
         group = NodeGroup(uuid=str(uuid.uuid4()), project_id=project, name=name, role=role, is_default=True,
                           node_count=count, next_number=0, status=cluster.status, nodes=[], labels={})
         cluster.nodegroups.append(group)
-        db.add_nodes(cluster, group, count)
+        members.add(cluster, group, count)
     return cluster
 
 
@@ -52,7 +52,8 @@ def operation(cluster: Cluster | None = None, kind: str = 'create') -> Operation
 
 
 def claim(database: db.Database, holder: str, *, limit: int = 10, lease_s: float = 60) -> list[Cluster]:
-    return db.claim(database, holder, limit=limit, lease_s=lease_s, followed=False)
+    db.claim(database, holder, limit=limit, lease_s=lease_s)
+    return db.list_held(database, holder)
 
 
 def expire_leases(database: db.Database) -> None:
@@ -227,7 +228,7 @@ def test_lease_that_is_over_is_claimed_again_and_the_first_holder_can_write_noth
 
     [row] = db.list_held(any_database, 'second')
     assert (row.failures, row.node_count, row.status, row.uuid) == (0, 2, 'CREATE_IN_PROGRESS', second.uuid)
-    assert row.check_at is not None
+    assert (row.check_at, row.leased_until) == (None, second.leased_until)
 
 
 def test_lease_lasts_by_the_clock_of_the_database(any_database: db.Database) -> None:
@@ -259,7 +260,7 @@ def test_released_cluster_is_due_later_unless_a_change_came(any_database: db.Dat
     [row] = claim(any_database, 'me')
     db.release(any_database, row, 'me', check_in_s=100)
     assert claim(any_database, 'me2') == []
-    assert 90 < db.due_in_s(any_database) <= 100
+    assert 90 < min(db.due_in_s(any_database)) <= 100
 
     with any_database.write() as session:
         session.execute(sa.update(Cluster).values(check_at=db.now(-1)))
@@ -278,15 +279,79 @@ def test_handed_back_clusters_are_due_at_once(any_database: db.Database) -> None
     assert len(claim(any_database, 'other')) == 1
 
 
+def follow(database: db.Database, holder: str, *, projects: int = 10, horizon_s: float = 0) -> list[db.Followed]:
+    return db.claim_followed(database, holder, projects=projects, lease_s=60, horizon_s=horizon_s)
+
+
 def test_claims_tell_those_with_a_stack_from_those_without(any_database: db.Database) -> None:
     template = new_template(any_database)
-    new_cluster(any_database, template, name='fresh')
-    new_cluster(any_database, template, name='running', stack_id='s')
+    fresh = new_cluster(any_database, template, name='fresh')
+    running = new_cluster(any_database, template, name='running', stack_id='s')
+    with any_database.write() as session:
+        session.execute(sa.update(NodeGroup).where(NodeGroup.cluster_id == running.uuid).values(stack_id='s'))
 
-    [fresh] = db.claim(any_database, 'a', limit=9, lease_s=60, followed=False)
-    [running] = db.claim(any_database, 'b', limit=9, lease_s=60, followed=True)
-    assert (fresh.name, running.name) == ('fresh', 'running')
-    assert [len(group.nodes) for group in running.nodegroups] == [1, 2]
+    [followed] = follow(any_database, 'b')
+    [claimed] = claim(any_database, 'a')
+    assert (claimed.uuid, [len(group.nodes) for group in claimed.nodegroups]) == (fresh.uuid, [1, 2])
+    assert (followed.uuid, followed.groups) == (running.uuid, [('s', 'CREATE_IN_PROGRESS')] * 2)
+    assert (followed.watched, followed.failures) == (False, 0)
+
+
+def test_followed_clusters_of_a_project_come_together(any_database: db.Database) -> None:
+    """Those that are due soon share the look of the one that is due now; other projects wait for their turn."""
+    template = new_template(any_database, public=True)
+    now, soon, late = (new_cluster(any_database, template, stack_id='s') for _ in range(3))
+    other = new_cluster(any_database, template, project='p2', stack_id='s')
+    with any_database.write() as session:
+        for cluster, due_s in ((now, -9), (soon, 2), (late, 100), (other, -5)):
+            session.execute(sa.update(Cluster).where(Cluster.uuid == cluster.uuid).values(check_at=db.now(due_s)))
+
+    assert {f.uuid for f in follow(any_database, 'a', projects=1, horizon_s=5)} == {now.uuid, soon.uuid}
+    assert [f.uuid for f in follow(any_database, 'b', projects=1, horizon_s=5)] == [other.uuid]
+    assert follow(any_database, 'c') == []
+
+
+def test_claiming_what_is_followed_takes_the_same_statements_at_any_size(any_database: db.Database) -> None:
+    template = new_template(any_database)
+    counts = []
+    for _ in range(2):
+        with any_database.write() as session:
+            session.add_all([a_cluster(template, stack_id='s') for _ in range(300)])
+            session.flush()
+            session.execute(sa.update(Cluster).values(check_at=db.now(-1)))
+        with counted_statements(any_database) as sent:
+            clusters = follow(any_database, str(uuid.uuid4()))
+            db.postpone(any_database, 'x', [c.uuid for c in clusters], check_in_s=1)
+        with any_database.write() as session:
+            session.execute(sa.update(Cluster).values(leased_by=None, leased_until=None))
+        counts.append(len(sent))
+    assert (len(clusters), counts[0], counts[1]) == (600, 4, 4)
+
+
+def test_look_that_is_asked_for_while_somebody_looks_is_not_forgotten(any_database: db.Database) -> None:
+    """Heat says that the stack is done just after the conductor has seen that it is not."""
+    cluster = new_cluster(any_database, new_template(any_database), stack_id='s')
+    with any_database.write() as session:
+        session.execute(sa.update(NodeGroup).values(stack_id='s'))
+    for give_back in (lambda: db.postpone(any_database, 'me', [cluster.uuid], check_in_s=100),
+                      lambda: db.release(any_database, cluster, 'me', check_in_s=100)):
+        assert len(follow(any_database, 'me')) == 1
+        assert db.wake(any_database, ['s']) == 1
+        give_back()
+        assert min(db.due_in_s(any_database)) <= 0
+    assert len(follow(any_database, 'me')) == 1
+    db.postpone(any_database, 'me', [cluster.uuid], check_in_s=100)
+    assert 90 < min(db.due_in_s(any_database)) <= 100
+
+
+def test_notification_does_not_wake_who_waits_for_nothing(any_database: db.Database) -> None:
+    new_cluster(any_database, new_template(any_database), stack_id='s')
+    with any_database.write() as session:
+        session.execute(sa.update(NodeGroup).values(stack_id='s'))
+        session.execute(sa.update(Cluster).values(check_at=None))
+
+    assert db.wake(any_database, ['s', 'unknown']) == 0
+    assert min(db.due_in_s(any_database)) == float('inf')
 
 
 def test_asking_twice_to_delete_is_one_operation(any_database: db.Database) -> None:

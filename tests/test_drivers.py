@@ -559,6 +559,8 @@ def test_a_folder_of_the_operator_wins_over_the_built_in_one(
     ('manifest.yaml', 'default: vxlan', 'default: gre', r'\$\.labels\.flannel_backend\.default: it must be one of'),
     ('manifest.yaml', 'signed_by: ca', 'signed_by: cb', r'\$\.certificates\.join: no such authority'),
     ('manifest.yaml', 'per_node: flannel_network_subnetlen', 'per_node: nope', 'there is no label nope'),
+    ('manifest.yaml', 'authority: ca', 'authority: etc', r'\$\.health: there is no authority etc'),
+    ('manifest.yaml', 'path: /api', 'path: api', r'\$\.health\.requests\.nodes\.path: '),
     ('manifest.yaml', 'provides:', 'provides: [', r'manifest\.yaml: '),
 ])
 def test_a_wrong_manifest_names_folder_and_place(

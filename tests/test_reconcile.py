@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
 import threading
 from typing import Any
@@ -10,9 +12,10 @@ import fakes
 import pytest
 import sqlalchemy as sa
 from conftest import Api
+from oslo_db import exception as db_exc
 
 from magnum_lite import clients, db, errors, models
-from magnum_lite.conductor import reconcile, service, steps
+from magnum_lite.conductor import reconcile, service, steps, watch
 
 ADMIN = db.Scope('', all_projects=True)
 NOBODY_STOPS = threading.Event()
@@ -30,26 +33,30 @@ class Story:
         with self.world.db.write() as session:
             past = models.utcnow() - datetime.timedelta(hours=1)
             session.execute(sa.update(models.Cluster).where(models.Cluster.check_at.is_not(None)).values(check_at=past))
-            session.execute(sa.update(models.Cluster).values(leased_by=None, leased_until=None))
+            session.execute(sa.update(models.Cluster).where(models.Cluster.leased_by.is_not(None)).values(
+                leased_until=past))
 
     def round(self) -> None:
         """One look of a new conductor at all that is due. If it dies, it dies silently."""
+        with contextlib.suppress(fakes.Died):
+            self.look()
+
+    def look(self) -> None:
+        """The same, but whoever kills it sees it die."""
         self.rounds += 1
-        holder = f'conductor-{self.rounds}'
-        for followed in (False, True):
-            clusters = db.claim(self.world.db, f'{holder}-{followed}', limit=100, lease_s=60, followed=followed)
-            for visit in service.by_project(clusters):
-                try:
-                    service.visit(self.world, f'{holder}-{followed}', visit, NOBODY_STOPS)
-                except fakes.Died:
-                    return
+        fresh, followed = f'conductor-{self.rounds}-a', f'conductor-{self.rounds}-b'
+        for uuid in db.claim(self.world.db, fresh, limit=100, lease_s=60):
+            watch.visit(self.world, fresh, uuid, {}, False, NOBODY_STOPS)
+        clusters = db.claim_followed(self.world.db, followed, projects=100, lease_s=60, horizon_s=0)
+        for project in service.by_project(clusters):
+            watch.follow(self.world, followed, project, lambda work, *args: work(*args), NOBODY_STOPS)
 
     def heat_works(self) -> None:
         """What Heat does meanwhile: stacks become complete, deleted ones go."""
         for stacks in self.cloud.stacks_by_project.values():
             for stack in list(stacks.values()):
-                if stack.status == 'CREATE_IN_PROGRESS':
-                    stack.status = 'CREATE_COMPLETE'
+                if stack.status in ('CREATE_IN_PROGRESS', 'UPDATE_IN_PROGRESS'):
+                    stack.status = stack.status.replace('IN_PROGRESS', 'COMPLETE')
                 elif stack.status == 'DELETE_IN_PROGRESS':
                     del stacks[stack.id]
 
@@ -124,7 +131,7 @@ def test_delete_leaves_nothing(story: Story, api: Api, cluster: str) -> None:
 
     assert story.clusters() == []
     assert story.cloud.all_stacks() == []
-    assert story.cloud.projects_with_role == set()
+    assert story.cloud.granted == set()
     assert [story.count(m) for m in (models.NodeGroup, models.Node, models.Key)] == [0, 0, 0]
     assert [(o.kind, o.outcome) for o in db.list_operations(story.world.db, cluster)] == [
         ('create', 'complete'), ('delete', 'complete')]
@@ -138,7 +145,7 @@ def test_delete_of_one_cluster_keeps_the_role_for_the_other(
     story.run(4)
 
     assert [row.name for row in story.clusters()] == ['c2']
-    assert story.cloud.projects_with_role == {'p1'}
+    assert story.cloud.granted == {'p1'}
 
 
 def test_delete_during_create_removes_the_stack(story: Story, api: Api, cluster: str) -> None:
@@ -213,7 +220,7 @@ def test_conductor_that_dies_in_a_delete(story: Story, api: Api, cluster: str, v
     story.run()
 
     assert deaths, 'the call was never made, so this shows nothing'
-    assert (story.clusters(), story.cloud.all_stacks(), story.cloud.projects_with_role) == ([], [], set())
+    assert (story.clusters(), story.cloud.all_stacks(), story.cloud.granted) == ([], [], set())
     assert story.count(models.Key) == 0
 
 
@@ -291,13 +298,8 @@ def test_conductor_that_dies_at_a_write_of_create_or_delete(
             api('DELETE', f'/v1/clusters/{cluster}')
         with DiesInTheDatabase(story.world.db, number, moment) as killer:
             for _ in range(5):
-                holder = f'doomed-{phase}-{_}'
                 try:
-                    for followed in (False, True):
-                        claimed = db.claim(story.world.db, f'{holder}-{followed}', limit=9, lease_s=60,
-                                           followed=followed)
-                        for visit in service.by_project(claimed):
-                            service.visit(story.world, f'{holder}-{followed}', visit, NOBODY_STOPS)
+                    story.look()
                 except fakes.Died:
                     deaths += 1
                     break
@@ -307,7 +309,7 @@ def test_conductor_that_dies_at_a_write_of_create_or_delete(
             [row] = story.clusters()
             [stack] = story.cloud.all_stacks()
             assert (row.status, row.stack_id) == ('CREATE_COMPLETE', stack.id)
-    assert (story.clusters(), story.cloud.all_stacks(), story.cloud.projects_with_role) == ([], [], set())
+    assert (story.clusters(), story.cloud.all_stacks(), story.cloud.granted) == ([], [], set())
     assert deaths or number > 8, 'nobody died, so this shows nothing'
 
 
@@ -344,7 +346,7 @@ def test_stack_that_fails_says_why(story: Story, api: Api, cluster: str) -> None
 
     api('DELETE', f'/v1/clusters/{cluster}')
     story.run(4)
-    assert (story.clusters(), story.cloud.all_stacks(), story.cloud.projects_with_role) == ([], [], set())
+    assert (story.clusters(), story.cloud.all_stacks(), story.cloud.granted) == ([], [], set())
 
 
 def test_stack_that_cannot_be_deleted_fails_the_delete_and_a_second_request_tries_again(
@@ -433,11 +435,12 @@ def test_operation_ends_when_the_cloud_stays_away(story: Story, cluster: str) ->
 
 def test_conductor_that_lost_its_lease_changes_nothing(story: Story, cluster: str) -> None:
     """It was paused while it held the cluster, another one did the work, and now it goes on."""
-    [row] = db.claim(story.world.db, 'paused', limit=1, lease_s=60, followed=False)
+    db.claim(story.world.db, 'paused', limit=1, lease_s=60)
+    [row] = db.list_held(story.world.db, 'paused')
     story.run(4)
     before = vars_of(story.clusters()[0])
 
-    task = steps.Task(world=story.world, cluster=row, holder='paused', stack=None)
+    task = steps.Task(story.world, row, 'paused', {})
     reconcile.visit(task)
     with pytest.raises(errors.LeaseLost):
         task.note(status_reason='I was here')
@@ -455,7 +458,7 @@ def test_conductor_that_slept_through_a_delete_removes_the_stack_it_made(
             api('DELETE', f'/v1/clusters/{cluster}')
             story.run(3)
             assert story.clusters() == []
-            story.cloud.projects_with_role.add('p1')  # another cluster of the project keeps it
+            story.cloud.granted.add('p1')  # another cluster of the project keeps it
     story.cloud.hook = sleep
     story.run(4)
 
@@ -489,7 +492,41 @@ def test_looks_grow_seldom_with_age() -> None:
 def test_project_whose_role_was_taken_away_meanwhile_gets_it_back(story: Story, cluster: str) -> None:
     story.make_due()
     story.round()
-    story.cloud.projects_with_role.clear()
+    story.cloud.granted.clear()
     story.run(4)
 
     assert story.clusters()[0].status == 'CREATE_COMPLETE'
+
+
+@pytest.mark.usefixtures('cluster')
+def test_database_that_goes_away_in_a_visit_is_no_mistake_of_the_step(
+        story: Story, caplog: pytest.LogCaptureFixture) -> None:
+    class Away:
+        def put(self, *_: Any) -> None:
+            raise db_exc.DBConnectionError(Exception('gone'))
+
+    keystore: Any = Away()
+    story.world = dataclasses.replace(story.world, keystore=keystore)
+
+    with pytest.raises(db_exc.DBConnectionError):
+        story.look()
+
+    assert not [r for r in caplog.records if r.levelname == 'ERROR']
+
+
+def test_role_is_taken_back_when_the_last_two_clusters_go_at_the_same_moment(
+        story: Story, api: Api, cluster: str) -> None:
+    template = story.clusters()[0].template.uuid
+    other = api('POST', '/v1/clusters', {'name': 'c2', 'cluster_template_id': template}).json['uuid']
+    story.run(4)
+    for uuid in (cluster, other):
+        api('DELETE', f'/v1/clusters/{uuid}')
+    with story.world.db.write() as session:
+        soon = models.utcnow() + datetime.timedelta(hours=1)
+        session.execute(sa.update(models.Cluster).values(leased_by='me', leased_until=soon))
+    held = db.list_held(story.world.db, 'me', [cluster, other])
+
+    for one in held:
+        steps.ensure_project_left(steps.Task(story.world, one, 'me', {}))
+
+    assert len(held) == 2 and story.cloud.granted == set()

@@ -12,7 +12,7 @@ import pytest
 
 from magnum_lite import config, drivers, errors
 from magnum_lite.api import policies, routes, versions
-from magnum_lite.api.resources import CLUSTER, CLUSTER_TEMPLATE
+from magnum_lite.api.resources import CLUSTER, CLUSTER_TEMPLATE, NODE, NODEGROUP, OPERATION, RESIZE, UPGRADE
 from magnum_lite.conductor import diagnose
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -89,7 +89,7 @@ def _is_inner(tree: ast.AST, wanted: ast.AST) -> bool:
 def test_package_is_read_in_an_afternoon() -> None:
     total = sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob('*.py'))
 
-    assert total < 5000
+    assert total < 8500  # doc/decisions/0005
 
 
 def test_floors_hold() -> None:
@@ -110,11 +110,11 @@ def test_every_route_has_a_rule_and_every_rule_a_route() -> None:
     known = {rule.name for rule in policies.OPERATIONS}
 
     assert named <= known
-    assert known - named == {'clustertemplate:publish'}
+    assert known - named == {'clustertemplate:publish', 'cluster:update_health_status', 'cluster:force_delete'}
 
 
 def test_every_since_is_a_version() -> None:
-    for resource in (CLUSTER, CLUSTER_TEMPLATE):
+    for resource in (CLUSTER, CLUSTER_TEMPLATE, NODE, NODEGROUP, OPERATION, RESIZE, UPGRADE):
         for field in resource.fields:
             assert field.since in versions.VERSIONS
             assert field.doc.endswith('.'), field.name

@@ -15,6 +15,7 @@ from typing import Any
 import oslo_middleware
 import pecan
 import webob
+import webob.exc
 from keystonemiddleware import auth_token
 from oslo_config import cfg
 from oslo_context import context as oslo_context
@@ -22,16 +23,15 @@ from oslo_db import exception as db_exc
 from oslo_log import log
 from pecan import core
 
-from magnum_lite import context, db, drivers, errors, rpc
+from magnum_lite import context, db, drivers, errors, notify, outage, rpc, schema
 from magnum_lite.api import policies, preflight, routes, versions
 from magnum_lite.api.request import Answer, Request, Services
 
 LOG = log.getLogger(__name__)
 
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+_DATABASE = outage.Outage('The database', 'Requests are answered with 503 meanwhile. See [database] connection')
 HELP = 'https://docs.openstack.org/magnum/latest/contributor/api-microversion.html'
-#: Nesting at which no body of ours is any more, and a parser is still far from its limits.
-DEEPEST = 25
 
 
 class Root:
@@ -61,7 +61,7 @@ class Application(core.ExplicitPecan):  # type: ignore[misc]
 def make_services(conf: cfg.ConfigOpts) -> Services:
     """What the API of this process works with. Raises DriverError for a driver folder that is wrong."""
     return Services(conf=conf, db=db.Database(conf), cloud=preflight.cloud(conf), drivers=drivers.load(conf),
-                    nudger=rpc.Nudger(conf), enforcer=policies.enforcer(conf))
+                    nudger=rpc.Nudger(conf), notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf))
 
 
 def make_app(services: Services) -> WSGI:
@@ -69,7 +69,7 @@ def make_app(services: Services) -> WSGI:
     conf = services.conf
     app: WSGI = Application(Root(services), request_cls=webob.Request)  # Pecan's own hides what cannot be decoded
     if conf.api.auth_strategy != 'noauth':
-        app = _public_beside(app, auth_token.AuthProtocol(app, {'oslo_config_config': conf}))
+        app = _public_beside(app, TokenCheck(app, {'oslo_config_config': conf}))
     cors = oslo_middleware.CORS(app, conf)
     if cors.allowed_origins:  # else it would answer every OPTIONS with 200
         app = cors
@@ -77,6 +77,18 @@ def make_app(services: Services) -> WSGI:
     app = oslo_middleware.RequestId(app, conf)
     # Outside of what reads proxy headers: those say what a caller likes.
     return _believe_loopback(app) if conf.api.auth_strategy == 'noauth' else app
+
+
+class TokenCheck(auth_token.AuthProtocol):  # type: ignore[misc]
+    """Keystone's own, which lets through what it makes of an answer that is no token, such as an HTML page with 200."""
+
+    def fetch_token(self, token: str, **kwargs: Any) -> Any:
+        """What Keystone says of a token. Raises the 503 that keystonemiddleware has for a Keystone that is away."""
+        try:
+            return super().fetch_token(token, **kwargs)
+        except (LookupError, TypeError, ValueError, AttributeError) as e:
+            self.log.critical('Unable to validate token: the answer cannot be read (%s)', type(e).__name__)
+            raise webob.exc.HTTPServiceUnavailable('The Keystone service is temporarily unavailable.') from e
 
 
 def _public_beside(app: WSGI, checked: WSGI) -> WSGI:
@@ -130,7 +142,7 @@ def dispatch(services: Services, raw: webob.Request) -> webob.Response:
         response.json_body = _envelope(e.code, str(e), 'client' if str(e) and e.code < 500 else
                                        'server' if str(e) else '', e.title)
     except db_exc.DBConnectionError as e:
-        LOG.warning('The database does not answer: %s', e)
+        _DATABASE.failed(str(e.inner_exception or e))
         response.status_code = 503
         response.json_body = _envelope(503, 'The database does not answer. Try again later.', 'server')
     except Exception:
@@ -181,6 +193,8 @@ def _handle(services: Services, raw: webob.Request, response: webob.Response) ->
         request.authorize(route.rule)
     body = _body(raw, int(services.conf.api.max_body))
     answer = route.handler(Request(**vars(request) | {'body': body}))
+    if route.rule is not None:  # the others do not ask it
+        _DATABASE.works()
     return answer if isinstance(answer, Answer) else Answer(answer), route.status
 
 
@@ -226,20 +240,10 @@ def _body(raw: webob.Request, most: int) -> Any:
         body = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as e:
         raise errors.Invalid(f'The body is not JSON: {e}.') from e
-    if _depth(body) > DEEPEST:
-        raise errors.Invalid(f'The body is nested more than {DEEPEST} deep.')
+    if schema.is_too_deep(body):
+        raise errors.Invalid(f'The body is nested more than {schema.DEEPEST} deep.')
     return body
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f'{name} is not a JSON value')
-
-
-def _depth(value: Any) -> int:
-    """How deep a JSON value is nested, without recursion."""
-    depth, level = 0, [value]
-    while level and depth <= DEEPEST:
-        level = [child for item in level if isinstance(item, dict | list)
-                 for child in (item.values() if isinstance(item, dict) else item)]
-        depth += 1
-    return depth

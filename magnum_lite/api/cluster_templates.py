@@ -23,18 +23,18 @@ def show(req: Request, template: models.ClusterTemplate) -> dict[str, Any]:
 
 def index(req: Request) -> dict[str, Any]:
     """List the templates that the caller may see; there is no short form."""
-    return _index(req, detail=False)
+    return _index(req, PLURAL)
 
 
 def detail(req: Request) -> dict[str, Any]:
     """The same under the address that clients use for details."""
-    return _index(req, detail=True)
+    return _index(req, f'{PLURAL}/detail')
 
 
-def _index(req: Request, *, detail: bool) -> dict[str, Any]:
+def _index(req: Request, path: str) -> dict[str, Any]:
     scope, page = req.listing(models.ClusterTemplate)
     rows = db.list_templates(req.services.db, scope, page)
-    return req.collection(CLUSTER_TEMPLATE, PLURAL, rows, page, brief=False, detail=detail)
+    return req.collection(CLUSTER_TEMPLATE, PLURAL, rows, page, brief=False, path=path)
 
 
 def get(req: Request) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any
 from oslo_utils import uuidutils
 from sqlalchemy import orm
 
-from magnum_lite import db, drivers, errors, models, states
-from magnum_lite.api import preflight, request, versions
+from magnum_lite import db, drivers, errors, members, models, states
+from magnum_lite.api import nodegroups, patch, preflight, request, versions
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CLUSTER
 
@@ -17,6 +17,7 @@ MASTERS, WORKERS = 'default-master', 'default-worker'
 #: What a cluster takes from its template when the request does not say.
 INHERITED = ('docker_volume_size', 'flavor_id', 'master_flavor_id', 'fixed_network', 'fixed_subnet',
              'floating_ip_enabled', 'master_lb_enabled')
+PATCHABLE = ('node_count', 'health_status', 'health_status_reason')
 
 
 def index(req: Request) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def detail(req: Request) -> dict[str, Any]:
     """List clusters with all attributes."""
     scope, page = req.listing(models.Cluster)
     rows = db.list_clusters(req.services.db, scope, page)
-    return req.collection(CLUSTER, PLURAL, rows, page, brief=False, detail=True)
+    return req.collection(CLUSTER, PLURAL, rows, page, brief=False, path=f'{PLURAL}/detail')
 
 
 def get(req: Request) -> dict[str, Any]:
@@ -43,10 +44,45 @@ def get(req: Request) -> dict[str, Any]:
     return body
 
 
-def delete(req: Request) -> None:
-    """Ask for a cluster to be deleted, whatever state it is in."""
-    cluster = db.request_delete(req.services.db, req.scope, req.path['ident'], _operation(req, 'delete'))
+def delete(req: Request) -> Answer:
+    """Ask for a cluster to be deleted, whatever state it is in. `force` gives up on what blocks that."""
+    if force := req.flag('force'):
+        req.authorize('cluster:force_delete')
+    mine = req.operation('delete')
+    cluster, operation = db.request_delete(req.services.db, req.scope, req.path['ident'], mine, force=force)
+    if operation is mine:
+        return Answer(None, req.asked(cluster, mine))
     req.services.nudger.nudge(cluster.uuid)
+    return Answer(None, req.location(operation) if operation else {})
+
+
+def update(req: Request) -> Answer:
+    """Change the number of workers, or say how the engine is. The latter is no operation.
+
+    `rollback` is taken and does nothing: what fails is left as it is, and the next change goes on from there.
+    """
+    if 'rollback' in req.query and req.version < versions.ROLLBACK:
+        raise errors.Invalid("Unknown argument: 'rollback'.")
+    req.flag('rollback')
+    cluster = db.get_cluster(req.services.db, req.scope, req.path['ident'])
+    changed = patch.changes(CLUSTER, patch.document(CLUSTER, cluster), req.body, PATCHABLE)
+    count = changed.pop('node_count', None)
+    if count == 0:
+        nodegroups.check_zero(req)
+    if changed:
+        req.authorize('cluster:update_health_status')
+    health = {'health_status': cluster.health_status, 'health_status_reason': cluster.health_status_reason} | changed
+
+    def change(cluster: models.Cluster) -> None:
+        cluster.health_status, cluster.health_status_reason = health.values()
+        nodegroups.resize(req, cluster, nodegroups.workers(cluster), count)
+
+    if count is not None:
+        return req.ask(cluster.uuid, 'resize', change)
+    if changed:
+        status, reason = health.values()
+        db.set_health(req.services.db, req.scope, cluster.uuid, status=status, reason=reason)
+    return Answer({'uuid': cluster.uuid})
 
 
 def create(req: Request) -> Answer:
@@ -72,13 +108,11 @@ def create(req: Request) -> Answer:
     cluster = _cluster(req, template, driver.name, found.public_key, values)
     request.refuse(driver.check_cluster(req.conf, cluster))
     for group in cluster.nodegroups:  # only now: the counts may have been any number
-        db.add_nodes(cluster, group, group.node_count)
-    operation = _operation(req, 'create')
-    operation.cluster_id, operation.project_id, operation.generation = cluster.uuid, cluster.project_id, 1
+        members.add(cluster, group, group.node_count)
+    operation = req.operation('create')
     db.create_cluster(req.services.db, cluster, operation,
                       default_quota=req.conf.quotas.max_clusters_per_project)
-    req.services.nudger.nudge(cluster.uuid)
-    return Answer({'uuid': cluster.uuid}, request.warnings(found.skipped))
+    return Answer({'uuid': cluster.uuid}, req.asked(cluster, operation) | request.warnings(found.skipped))
 
 
 def _template(req: Request, ident: str) -> models.ClusterTemplate:
@@ -89,9 +123,14 @@ def _template(req: Request, ident: str) -> models.ClusterTemplate:
         if req.version >= versions.ZERO_NODES:
             raise
         raise errors.Invalid(str(e)) from e
+    check_hidden(req, template)
+    return template
+
+
+def check_hidden(req: Request, template: models.ClusterTemplate) -> None:
+    """Raise Forbidden for a template that only an admin may use."""
     if template.hidden and not req.caller.is_admin:
         raise errors.Forbidden(f'Cluster template {template.uuid} is hidden: no new clusters are made with it.')
-    return template
 
 
 def _labels(template: models.ClusterTemplate, given: dict[str, str] | None, merge: bool) -> dict[str, str]:
@@ -110,7 +149,7 @@ def _problems(req: Request, template: models.ClusterTemplate, values: dict[str, 
     if values['master_count'] > 1 and not values['master_lb_enabled']:
         problems.append('master_count must be 1 when master_lb_enabled is false.')
     if values['node_count'] == 0 and req.version < versions.ZERO_NODES:
-        problems.append(f'node_count must be at least 1 before version 1.{versions.ZERO_NODES}.')
+        problems.append(nodegroups.NO_ZERO)
     for flavor in ('flavor_id', 'master_flavor_id'):
         if values[flavor] is None:
             problems.append(f'Neither the request nor the template has a {flavor}.')
@@ -135,8 +174,3 @@ def _cluster(req: Request, template: models.ClusterTemplate, driver: str, public
             flavor_id=flavor, image_id=template.image_id, docker_volume_size=values['docker_volume_size'],
             labels=values['labels'], node_count=count, next_number=0, status=cluster.status, nodes=[]))
     return cluster
-
-
-def _operation(req: Request, kind: str) -> models.Operation:
-    return models.Operation(uuid=uuidutils.generate_uuid(), user_id=req.caller.user_id,
-                            request_id=req.caller.request_id, kind=kind)

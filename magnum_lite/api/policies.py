@@ -34,7 +34,23 @@ OPERATIONS = [
     _rule('cluster:get', READER, 'Show a cluster.', 'GET', '/v1/clusters/{ident}'),
     _rule('cluster:get_all', READER, 'List clusters.', 'GET', '/v1/clusters'),
     _rule('cluster:detail', READER, 'List clusters with all attributes.', 'GET', '/v1/clusters/detail'),
+    _rule('cluster:update', MEMBER, 'Change a cluster.', 'PATCH', '/v1/clusters/{ident}'),
+    _rule('cluster:update_health_status', MEMBER, 'Say how the engine of a cluster is.', 'PATCH',
+          '/v1/clusters/{ident}'),
     _rule('cluster:delete', MEMBER, 'Delete a cluster.', 'DELETE', '/v1/clusters/{ident}'),
+    _rule('cluster:force_delete', ADMIN, 'Delete a cluster whatever it leaves behind in the cloud.', 'DELETE',
+          '/v1/clusters/{ident}?force=true'),
+    _rule('cluster:resize', MEMBER, 'Resize a cluster.', 'POST', '/v1/clusters/{ident}/actions/resize'),
+    _rule('cluster:upgrade', MEMBER, 'Upgrade a cluster.', 'POST', '/v1/clusters/{ident}/actions/upgrade'),
+    _rule('nodegroup:get', READER, 'Show a nodegroup.', 'GET', '/v1/clusters/{ident}/nodegroups/{group}'),
+    _rule('nodegroup:get_all', READER, 'List nodegroups.', 'GET', '/v1/clusters/{ident}/nodegroups'),
+    _rule('nodegroup:create', MEMBER, 'Create a nodegroup.', 'POST', '/v1/clusters/{ident}/nodegroups'),
+    _rule('nodegroup:update', MEMBER, 'Change a nodegroup.', 'PATCH', '/v1/clusters/{ident}/nodegroups/{group}'),
+    _rule('nodegroup:delete', MEMBER, 'Delete a nodegroup.', 'DELETE', '/v1/clusters/{ident}/nodegroups/{group}'),
+    _rule('node:get_all', READER, 'List nodes.', 'GET', '/v1/clusters/{ident}/nodes'),
+    _rule('operation:get', READER, 'Show an operation.', 'GET', '/v1/operations/{ident}'),
+    _rule('operation:get_all', READER, 'List operations of a cluster.', 'GET', '/v1/clusters/{ident}/operations'),
+    _rule('operation:cancel', MEMBER, 'Stop an operation.', 'DELETE', '/v1/operations/{ident}'),
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,11 @@ from oslo_config import cfg
 from oslo_policy import policy
 from oslo_utils import strutils, uuidutils
 
-from magnum_lite import clients, context, db, drivers, errors, models, rpc, schema
+from magnum_lite import clients, context, db, drivers, errors, models, notify, rpc, schema
 
-#: The query parameters of every listing.
-PAGING = ('limit', 'marker', 'sort_key', 'sort_dir', 'all_tenants')
+#: The query parameters of what belongs to a cluster, and those of every other listing.
+PAGES = ('limit', 'marker', 'sort_key', 'sort_dir')
+PAGING = (*PAGES, 'all_tenants')
 
 GREEK = ('alpha', 'beta', 'gamma', 'delta', 'epsilon', 'zeta', 'eta', 'theta', 'iota', 'kappa', 'lambda', 'mu', 'nu',
          'xi', 'omicron', 'pi', 'rho', 'sigma', 'tau', 'upsilon', 'phi', 'chi', 'psi', 'omega')
@@ -30,6 +31,7 @@ class Services:
     cloud: clients.Cloud
     drivers: Mapping[str, drivers.Driver]
     nudger: rpc.Nudger
+    notifier: notify.Notifier
     enforcer: policy.Enforcer
 
 
@@ -69,7 +71,38 @@ class Request:
         return [{'href': f'{self.app_url}/v1/{collection}/{uuid}', 'rel': 'self'},
                 {'href': f'{self.app_url}/{collection}/{uuid}', 'rel': 'bookmark'}]
 
-    def listing(self, model: type[models.Cluster] | type[models.ClusterTemplate]) -> tuple[db.Scope, db.Page]:
+    def flag(self, name: str, default: bool = False) -> bool:
+        """A query parameter that is true or false. Raises Invalid for anything else."""
+        given = self.query.get(name)
+        try:
+            return default if given is None else strutils.bool_from_string(given, strict=True)
+        except ValueError:
+            raise errors.Invalid(f'{name} must be true or false, not {given!r:.80}.') from None
+
+    def operation(self, kind: str) -> models.Operation:
+        """A record of what the caller asks for, yet to be completed and stored by `db`."""
+        return models.Operation(uuid=uuidutils.generate_uuid(), user_id=self.caller.user_id,
+                                request_id=self.caller.request_id, kind=kind)
+
+    def location(self, operation: models.Operation) -> dict[str, str]:
+        """The header that leads to an operation that was stored."""
+        return {'Location': f'{self.app_url}/v1/operations/{operation.uuid}'}
+
+    def ask(self, ident: str, kind: str, change: Callable[[models.Cluster], None]) -> Answer:
+        """Have `change` made to a cluster under its lock, as `db.request_update` says, and a conductor told."""
+        operation = self.operation(kind)
+        cluster = db.request_update(self.services.db, self.scope, ident, operation, change)
+        return Answer({'uuid': cluster.uuid}, self.asked(cluster, operation))
+
+    def asked(self, cluster: models.Cluster, operation: models.Operation) -> dict[str, str]:
+        """Have everybody told of an operation that was stored. Returns the header that leads to it."""
+        self.services.nudger.nudge(cluster.uuid)
+        self.services.notifier.cluster(
+            cluster, operation.kind, notify.PENDING, user_id=operation.user_id, project_id=operation.project_id,
+            request_id=operation.request_id or '')
+        return self.location(operation)
+
+    def listing(self, model: type[db.Listed]) -> tuple[db.Scope, db.Page]:
         """What the query asks of a listing. Raises Invalid, and Forbidden for `all_tenants` without being admin."""
         keys, sort_key = db.sort_keys(model), self.query.get('sort_key', 'id')
         direction, marker = self.query.get('sort_dir', 'asc'), self.query.get('marker')
@@ -92,33 +125,27 @@ class Request:
         return min(int(digits[:18]), most)
 
     def _all_projects(self) -> bool:
-        given = self.query.get('all_tenants')
-        if given is None:
-            return self.caller.is_admin
-        try:
-            wanted = strutils.bool_from_string(given, strict=True)
-        except ValueError:
-            raise errors.Invalid(f'all_tenants must be true or false, not {given!r:.80}.') from None
+        wanted = self.flag('all_tenants', self.caller.is_admin)
         if wanted and not self.caller.is_admin:
             raise errors.Forbidden('Policy does not allow to list what belongs to other projects.')
         return wanted
 
     def collection(self, resource: schema.Resource, plural: str, rows: Sequence[Any], page: db.Page, *,
-                   brief: bool, detail: bool = False) -> dict[str, Any]:
+                   brief: bool, path: str = '', items: str = '') -> dict[str, Any]:
         """The body of a listing, with `next` when the page is full.
 
-        The fields are looked up once for all rows: a page of a thousand is the common case of some callers.
+        `path` is the address of the listing, `items` that above its items, each without the beginning that all have
+        and where it differs from `plural`. The fields are looked up once for all rows: a page of a thousand is the
+        common case of some callers.
         """
         fields = resource.shown(self.version, brief=brief)
-        items = [{f.name: f.show(row) for f in fields} | {'links': self.links(plural, row.uuid)} for row in rows]
-        body: dict[str, Any] = {plural: items}
+        body: dict[str, Any] = {plural: [
+            {f.name: f.show(row) for f in fields} | {'links': self.links(items or plural, row.uuid)} for row in rows]}
         if rows and len(rows) == page.limit:
             query = {'sort_key': page.sort_key, 'sort_dir': 'desc' if page.descending else 'asc',
                      'limit': str(page.limit), 'marker': rows[-1].uuid}
-            if 'all_tenants' in self.query:
-                query['all_tenants'] = self.query['all_tenants']
-            path = f'{plural}/detail' if detail else plural
-            body['next'] = f'{self.app_url}/v1/{path}?{urllib.parse.urlencode(query)}'
+            query |= {name: self.query[name] for name in ('all_tenants', 'role') if name in self.query}
+            body['next'] = f'{self.app_url}/v1/{path or plural}?{urllib.parse.urlencode(query)}'
         return body
 
 

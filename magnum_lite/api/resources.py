@@ -1,14 +1,15 @@
 """The field tables: every attribute on the wire, one line each.
 
 A new attribute is a column in `models`, a migration, a line here, and a test. Order and spelling are Magnum's
-(api.md 2.1, 2.2); `brief` fields are those of the short listing of clusters.
+(api.md 2.1 to 2.4); `brief` fields are those of the short listings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from magnum_lite import models, states
+from magnum_lite import states
 from magnum_lite.api import versions
 from magnum_lite.schema import (
     BOOLEAN,
@@ -29,6 +30,12 @@ UUID = text(36, 32, r'^[0-9a-fA-F-]{32,36}$')
 #: Python's `$` also matches before a newline at the end.
 CLUSTER_NAME = text(242, 1, r'^[a-zA-Z][a-zA-Z0-9_.-]*$(?!\n)')
 HEALTH = one_of('HEALTHY', 'UNHEALTHY', 'UNKNOWN')
+#: One entry for each node.
+HEALTH_REASON = LABELS | {'maxProperties': 10_000}
+TAINTS = {'type': 'array', 'maxItems': 50, 'items': {
+    'type': 'object', 'required': ['key', 'effect'], 'additionalProperties': False, 'properties': {
+        'key': text(), 'value': {'type': ['string', 'null'], 'maxLength': 255},
+        'effect': one_of('NoSchedule', 'PreferNoSchedule', 'NoExecute')}}}
 
 CLUSTER_TEMPLATE = Resource('cluster template', [
     Field('uuid', UUID, 'Uuid. A client may choose it.', OPTIONAL),
@@ -70,17 +77,22 @@ CLUSTER_TEMPLATE = Resource('cluster template', [
 ])
 
 
-def _differing(cluster: models.Cluster) -> dict[str, str]:
-    theirs, ours = cluster.template.labels, cluster.labels
-    return {k: v for k, v in theirs.items() if k in ours and ours[k] != v}
+def _labels_against(base: Callable[[Any], dict[str, str]], whose: str, of: str) -> list[Field]:
+    """How the labels of a thing differ from those that it would have by itself."""
+    def differing(row: Any) -> dict[str, str]:
+        return {k: v for k, v in base(row).items() if k in row.labels and row.labels[k] != v}
 
+    def added(row: Any) -> dict[str, str]:
+        return {k: v for k, v in row.labels.items() if k not in base(row)}
 
-def _added(cluster: models.Cluster) -> dict[str, str]:
-    return {k: v for k, v in cluster.labels.items() if k not in cluster.template.labels}
+    def skipped(row: Any) -> dict[str, str]:
+        return {k: v for k, v in base(row).items() if k not in row.labels}
 
-
-def _skipped(cluster: models.Cluster) -> dict[str, str]:
-    return {k: v for k, v in cluster.template.labels.items() if k not in cluster.labels}
+    return [
+        Field('labels_overridden', LABELS, f'The {whose}\'s values of labels that the {of} has with others.',
+              read=differing),
+        Field('labels_added', LABELS, f'Labels that only the {of} has.', read=added),
+        Field('labels_skipped', LABELS, f'Labels that only the {whose} has.', read=skipped)]
 
 
 def _never(_: Any) -> bool:
@@ -108,7 +120,7 @@ CLUSTER = Resource('cluster', [
     Field('status', one_of(*states.STATUSES, *states.FOREIGN_STATUSES), 'Where it stands.', IGNORED, brief=True),
     Field('health_status', HEALTH, 'Health of the engine; null if nobody looked.', IGNORED, brief=True),
     Field('status_reason', text(100_000, 0), 'Why the last operation failed.', IGNORED),
-    Field('health_status_reason', {'type': 'object'}, 'What the health rests on.', IGNORED),
+    Field('health_status_reason', HEALTH_REASON, 'What the health rests on.', IGNORED, dict),
     Field('discovery_url', text(), 'Kept for old clients; clusters find their members by themselves.', OPTIONAL),
     Field('api_address', text(), 'URL of the engine\'s API; null until it is known.'),
     Field('coe_version', text(), 'Version of the engine; null until it is known.'),
@@ -121,10 +133,91 @@ CLUSTER = Resource('cluster', [
     Field('fixed_subnet', text(), 'Existing subnet for the nodes; default the template\'s.', OPTIONAL),
     Field('floating_ip_enabled', BOOLEAN, 'Floating IPs for the nodes; default the template\'s.', OPTIONAL),
     Field('master_lb_enabled', BOOLEAN, 'A load balancer; default the template\'s.', OPTIONAL),
-    Field('labels_overridden', LABELS, 'The template\'s values of labels that the cluster has with others.',
-          read=_differing),
-    Field('labels_added', LABELS, 'Labels that only the cluster has.', read=_added),
-    Field('labels_skipped', LABELS, 'Labels that only the template has.', read=_skipped),
+    *_labels_against(lambda cluster: cluster.template.labels, 'template', 'cluster'),
     Field('created_at', TIME, 'When it was asked for.'),
     Field('updated_at', TIME, 'When it last changed; null if never.'),
+    Field('error_code', text(), 'Why the last operation failed, in a word; null if it did not.',
+          since=versions.ERROR_CODE),
+])
+
+NODEGROUP = Resource('nodegroup', [
+    Field('id', integer(), 'Number in the database.', IGNORED),
+    Field('uuid', UUID, 'Uuid. What a client sends is not used.', IGNORED, brief=True),
+    Field('name', text(), 'Name, unique in the cluster.', REQUIRED, brief=True),
+    Field('cluster_id', text(), 'Uuid of the cluster. What a client sends is not used.', IGNORED),
+    Field('project_id', text(), 'Project it belongs to.'),
+    Field('docker_volume_size', integer(1), 'GB of a volume for container images on each node.', OPTIONAL),
+    Field('labels', LABELS, 'Settings of the driver; default the cluster\'s. They take the place of the cluster\'s, or '
+          'with `merge_labels` are laid over them.', OPTIONAL),
+    Field('flavor_id', text(), 'Flavor of the nodes; default the cluster\'s.', OPTIONAL, brief=True),
+    Field('image_id', text(), 'Image of the nodes; default the template\'s.', OPTIONAL, brief=True),
+    Field('node_addresses', STRINGS, 'Addresses of the nodes.'),
+    Field('node_count', integer(0), 'Nodes.', OPTIONAL, 1, brief=True),
+    Field('role', text(), 'What the nodes are for; only the nodegroup of the masters has the role `master`.', OPTIONAL,
+          'worker', brief=True),
+    Field('min_node_count', integer(0), 'A resize does not go below this.', OPTIONAL, 0, brief=True),
+    Field('max_node_count', integer(0), 'A resize does not go beyond this; null: no limit.', OPTIONAL, brief=True),
+    Field('is_default', BOOLEAN, 'Whether it came with the cluster. What a client sends is not used.', IGNORED,
+          brief=True),
+    Field('stack_id', text(), 'Heat stack of the nodes: the cluster\'s for those that came with it.', brief=True),
+    Field('status', one_of(*states.STATUSES, *states.FOREIGN_STATUSES), 'Where it stands.', IGNORED, brief=True),
+    Field('status_reason', text(100_000, 0), 'Why the last operation failed.', IGNORED),
+    Field('version', text(), 'Version of the engine on the nodes; null until it is known.', IGNORED),
+    Field('merge_labels', BOOLEAN, 'Lay `labels` over the cluster\'s.', OPTIONAL, False, brief=True, read=_never),
+    *_labels_against(lambda group: group.cluster.labels, 'cluster', 'nodegroup'),
+    Field('node_labels', LABELS, 'Labels of each node in the engine.', OPTIONAL, dict, since=versions.NODE_LABELS),
+    Field('node_taints', TAINTS, 'Taints of each node in the engine.', OPTIONAL, list, since=versions.NODE_LABELS),
+    Field('created_at', TIME, 'When it was asked for.'),
+    Field('updated_at', TIME, 'When it last changed; null if never.'),
+    Field('error_code', text(), 'Why the last operation failed, in a word; null if it did not.',
+          since=versions.ERROR_CODE),
+])
+
+NODE = Resource('node', [
+    Field('name', text(), 'Name of the server, and of the node in the engine.'),
+    Field('nodegroup', text(), 'Name of its nodegroup.'),
+    Field('role', text(), 'Role of its nodegroup.'),
+    Field('number', integer(), 'Number in its nodegroup, which no other node there ever has.'),
+    Field('status', one_of(*states.STATUSES), 'Where it stands.'),
+    Field('status_reason', text(), 'Why it failed.'),
+    Field('code', text(), 'Why it failed, in a word.'),
+    Field('server_id', text(), 'Server in Nova; null until there is one.'),
+    Field('address', text(), 'Address; null until it is known.'),
+    Field('private_address', text(), 'Address in the network of the nodes; null until it is known.'),
+    Field('image_id', text(), 'Image it was made of.'),
+    Field('version', text(), 'Version of the engine; null until it is known.'),
+])
+
+OPERATION = Resource('operation', [
+    Field('uuid', UUID, 'Uuid.', brief=True),
+    Field('cluster_id', UUID, 'Uuid of the cluster, which may be gone.', brief=True),
+    Field('kind', text(), 'What was asked for.', brief=True),
+    Field('user_id', text(), 'Who asked.', brief=True),
+    Field('request_id', text(), 'Id of the request by which it was asked for.', brief=True),
+    Field('created_at', TIME, 'When it was asked for.', brief=True),
+    Field('begun_at', TIME, 'When work on it began; null until then.', brief=True),
+    Field('ended_at', TIME, 'When it ended; null while it runs.', brief=True),
+    Field('outcome', one_of('complete', 'failed', 'superseded'), 'How it ended; null while it runs.', brief=True),
+    Field('code', text(), 'Why it failed, in a word.', brief=True),
+    Field('text', text(), 'Why it failed.', brief=True),
+    Field('resources_done', integer(), 'Resources in Heat that are done; null until somebody watches.', brief=True),
+    Field('resources_total', integer(), 'Resources in Heat that there will be; null until somebody watches.',
+          brief=True),
+    Field('estimated_s', {'type': 'number'}, 'Seconds that such operations took; null if there were none, or it ended.',
+          read=lambda progress: progress.estimated_s),
+    Field('estimated_end_at', TIME, 'When it ends if it takes as long as those did.',
+          read=lambda progress: progress.estimated_end_at),
+])
+
+RESIZE = Resource('resize', [
+    Field('node_count', integer(0), 'Nodes that are wanted.', REQUIRED),
+    Field('nodes_to_remove', {'type': 'array', 'maxItems': 10_000, 'items': text()},
+          'Nodes that must go: ids of servers, names, or numbers.', OPTIONAL, list),
+    Field('nodegroup', text(), 'Name or uuid; default the workers that came with the cluster.', OPTIONAL),
+])
+
+UPGRADE = Resource('upgrade', [
+    Field('cluster_template', text(), 'Name or uuid of the template whose image and labels are wanted.', REQUIRED),
+    Field('max_batch_size', integer(1), 'Nodes that are replaced at a time.', OPTIONAL, 1),
+    Field('nodegroup', text(), 'Name or uuid; default the workers that came with the cluster.', OPTIONAL),
 ])

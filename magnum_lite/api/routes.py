@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from magnum_lite import errors
-from magnum_lite.api import cluster_templates, clusters, root
-from magnum_lite.api.request import PAGING, Request
+from magnum_lite.api import actions, cluster_templates, clusters, nodegroups, operations, root, versions
+from magnum_lite.api.request import PAGES, PAGING, Request
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,26 @@ ROUTES = (
     Route('GET', '/v1/clusters/detail', clusters.detail, 'cluster:detail', query=PAGING),
     Route('POST', '/v1/clusters', clusters.create, 'cluster:create', 202),
     Route('GET', '/v1/clusters/{ident}', clusters.get, 'cluster:get'),
-    Route('DELETE', '/v1/clusters/{ident}', clusters.delete, 'cluster:delete', 204),
+    Route('PATCH', '/v1/clusters/{ident}', clusters.update, 'cluster:update', 202, query=('rollback',)),
+    Route('DELETE', '/v1/clusters/{ident}', clusters.delete, 'cluster:delete', 204, query=('force',)),
+    Route('POST', '/v1/clusters/{ident}/actions/resize', actions.resize, 'cluster:resize', 202,
+          since=versions.RESIZE),
+    Route('POST', '/v1/clusters/{ident}/actions/upgrade', actions.upgrade, 'cluster:upgrade', 202,
+          since=versions.RESIZE),
+    Route('GET', '/v1/clusters/{ident}/nodegroups', nodegroups.index, 'nodegroup:get_all', query=(*PAGES, 'role'),
+          since=versions.NODEGROUPS),
+    Route('POST', '/v1/clusters/{ident}/nodegroups', nodegroups.create, 'nodegroup:create', 202,
+          since=versions.NODEGROUPS),
+    Route('GET', '/v1/clusters/{ident}/nodegroups/{group}', nodegroups.get, 'nodegroup:get',
+          since=versions.NODEGROUPS),
+    Route('PATCH', '/v1/clusters/{ident}/nodegroups/{group}', nodegroups.update, 'nodegroup:update', 202,
+          since=versions.NODEGROUPS),
+    Route('DELETE', '/v1/clusters/{ident}/nodegroups/{group}', nodegroups.delete, 'nodegroup:delete', 204,
+          since=versions.NODEGROUPS),
+    Route('GET', '/v1/clusters/{ident}/nodes', operations.nodes, 'node:get_all'),
+    Route('GET', '/v1/clusters/{ident}/operations', operations.index, 'operation:get_all', query=PAGES),
+    Route('GET', '/v1/operations/{ident}', operations.get, 'operation:get'),
+    Route('DELETE', '/v1/operations/{ident}', operations.delete, 'operation:cancel', 202),
 )
 
 

@@ -9,7 +9,7 @@ import re
 
 from magnum_lite import errors
 
-#: Minor number -> what changed for callers. The newest is what `latest` means.
+#: Minor number -> what changed for callers. The newest is what `latest` means. Numbers between are not offered.
 VERSIONS = {
     1: 'The first version.',
     2: 'Bays became asynchronous. Clusters always were.',
@@ -25,11 +25,15 @@ VERSIONS = {
     12: 'Rotation of credentials.',
     13: '`cluster_id` takes the place of `stack_id` on clusters.',
     14: 'Labels and taints of nodegroups.',
+    100: 'magnum-lite\'s own: `error_code` on clusters and nodegroups.',
 }
 MINIMUM, MAXIMUM = min(VERSIONS), max(VERSIONS)
 
+ROLLBACK, RESIZE, UPGRADE, NODEGROUPS = 3, 7, 8, 9
 ZERO_NODES = 10
 CLUSTER_ID = 13
+NODE_LABELS = 14
+ERROR_CODE = 100
 
 HEADER = 'OpenStack-API-Version'
 SERVICE = 'container-infrastructure-management'
@@ -60,6 +64,6 @@ def negotiate(header: str | None) -> int:
     if service not in SERVICES or not match:
         raise errors.NotAcceptable('')
     major, minor = int(match[1]), int(match[2])
-    if major != 1 or not MINIMUM <= minor <= MAXIMUM:
+    if major != 1 or minor not in VERSIONS:
         raise Unsupported(f'{major}.{minor}')
     return minor

@@ -11,37 +11,57 @@ done find so and go on. What a step raises decides how the visit ends:
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import sqlalchemy as sa
+from oslo_db import exception as db_exc
 from oslo_log import log
+from sqlalchemy import orm
 
-from magnum_lite import clients, db, drivers, errors, models, states
-from magnum_lite.conductor import steps
+from magnum_lite import clients, db, errors, models, notify, states
+from magnum_lite.conductor import diagnose, steps
 
 LOG = log.getLogger(__name__)
 
-RELEASED = {'leased_by': None, 'leased_until': None, 'check_at': None, 'failures': 0}
+RELEASED = {'leased_by': None, 'leased_until': None, 'check_at': None, 'failures': 0, 'watched_until': None}
+#: After so many calls in a row that did not work out, a delete that is forced goes on without them.
+FORCED_AFTER = 3
 
 
 def visit(task: steps.Task) -> None:
-    """Do for one cluster what can be done now, and give it back. Raises nothing but what ends a process."""
+    """Do for one cluster what can be done now, and give it back.
+
+    Raises nothing but oslo.db's DBConnectionError when the database is away: the lease then runs out.
+    """
     cluster = task.cluster
     try:
-        try:
-            VISITS[cluster.status](task)
-        except errors.Failed as e:
-            _fail(task, e)
-        except errors.Retry as e:
+        ended_by = _try(VISITS[cluster.status], task)
+        if isinstance(ended_by, errors.Failed):
+            _fail(task, ended_by)
+        elif isinstance(ended_by, errors.Retry):
             if cluster.failures:
                 task.note(failures=0)
-            db.release(task.world.db, cluster, task.holder, check_in_s=e.args[0])
-        except errors.LeaseLost:
-            raise
-        except Exception as e:
-            back_off(task, e)
+            db.release(task.world.db, cluster, task.holder, check_in_s=ended_by.args[0])
+        elif ended_by is not None:
+            back_off(task, ended_by)
     except errors.LeaseLost:  # perhaps from what was to be written about the others
         LOG.info('Cluster %s: somebody else has it now, or it was asked for something else', cluster.uuid)
         db.release(task.world.db, cluster, task.holder, check_in_s=0)
+
+
+def _try(step: Callable[..., None], *args: Any) -> Exception | None:
+    """What a step ended with, None if it did all. Raises LeaseLost, and oslo.db's error if the database is away.
+
+    Dealt with outside of the `except`, where the log would write every line's exception a second time.
+    """
+    try:
+        step(*args)
+    except (errors.LeaseLost, db_exc.DBConnectionError):  # without the database nothing can be written about it
+        raise
+    except Exception as e:
+        return e
+    return None
 
 
 def back_off(task: steps.Task, error: Exception) -> None:
@@ -50,11 +70,16 @@ def back_off(task: steps.Task, error: Exception) -> None:
     When the operation's time is over the operation has failed. Raises LeaseLost.
     """
     conf, cluster = task.world.conf.conductor, task.cluster
-    if isinstance(error, clients.CloudError):
+    if isinstance(error, clients.Away):  # which `clients` says once a minute for all
+        LOG.debug('Cluster %s: %s. It is tried again (failure %s).', cluster.uuid, error, cluster.failures + 1)
+    elif isinstance(error, clients.CloudError):
         LOG.warning('Cluster %s: %s. It is tried again (failure %s).', cluster.uuid, error, cluster.failures + 1)
     else:
         LOG.error('Cluster %s: an unexpected error. It is tried again (failure %s).', cluster.uuid,
                   cluster.failures + 1, exc_info=error)
+    if cluster.delete_forced and cluster.failures >= FORCED_AFTER:
+        _forget(task, error)
+        return
     if task.is_overdue():
         if isinstance(error, clients.CloudError):
             _fail(task, errors.Failed('CLOUD_UNAVAILABLE', f'{errors.CODES["CLOUD_UNAVAILABLE"]}: {error}'))
@@ -64,68 +89,126 @@ def back_off(task: steps.Task, error: Exception) -> None:
     delay_s = getattr(error, 'retry_after_s', None)
     if delay_s is None:
         delay_s = min(conf.retry_interval * 2 ** min(cluster.failures, 16), conf.retry_interval_max)
-        delay_s *= random.uniform(0.75, 1.25)
+    delay_s *= random.uniform(1, 1.25)
     task.note(failures=cluster.failures + 1)
     db.release(task.world.db, cluster, task.holder, check_in_s=delay_s)
 
 
+def _converge(task: steps.Task) -> None:
+    """Make every stack of a cluster what the rows want. They go on beside each other; one that fails stops no other."""
+    waits: list[float] = []
+    # Nodegroups whose stacks have failed at an earlier visit, when others still had work.
+    failed = [(group.error_code or 'INTERNAL', diagnose.sentence(group.error_code, group.status_reason))
+              for group in task.cluster.nodegroups if states.is_failed(group.status)]
+    for owner in task.owners:
+        ended_by = _try(steps.ensure_members, task, owner)
+        if isinstance(ended_by, errors.Retry):
+            waits.append(ended_by.args[0])
+        elif isinstance(ended_by, errors.Failed):
+            steps.note_failure(task, owner, ended_by)
+            failed.append((ended_by.code, str(ended_by)))
+        elif ended_by is not None:
+            raise ended_by
+    if waits:
+        raise errors.Retry(min(waits))
+    if failed:
+        raise errors.Failed(failed[0][0], '; '.join(dict.fromkeys(text for _, text in failed))[:diagnose.LONGEST])
+    _done(task)
+
+
 def _create(task: steps.Task) -> None:
+    if task.is_cancelled:
+        _undo(task)
     steps.ensure_project_role(task)
     steps.ensure_keys(task)
-    steps.ensure_stack(task)
-    _done(task, steps.observe(task))
+    _converge(task)
+
+
+def _undo(task: steps.Task) -> None:
+    """A create that is to be stopped: take away what there is of it. Raises Retry meanwhile, and then Failed."""
+    cluster = task.cluster
+    if cluster.stack_text is not None:
+        steps.ensure_gone(task, cluster)
+        with task.save(stack_id=None, stack_text=None) as session:
+            session.execute(sa.update(models.NodeGroup).where(
+                models.NodeGroup.cluster_id == cluster.uuid).values(stack_id=None))
+    raise errors.Failed('CANCELLED', f'{errors.CODES["CANCELLED"]}. Nothing of the cluster is left in the cloud. '
+                        'Delete it, and create it anew if you want it.')
 
 
 def _delete(task: steps.Task) -> None:
-    cluster = task.cluster
-    if cluster.stack_text is not None:  # else nothing was ever sent to Heat
-        steps.ensure_project_role(task)
-        steps.ensure_gone(task)
-    steps.ensure_project_left(task)
+    ended_by = _try(_empty, task)
+    if ended_by is not None and not (isinstance(ended_by, errors.Failed) and task.cluster.delete_forced):
+        raise ended_by
+    _forget(task, ended_by)
+
+
+def _forget(task: steps.Task, blocked_by: Exception | None) -> None:
+    """Remove the row. What is then still in the cloud, because an admin forced it, is told by the operation."""
+    cluster, left = task.cluster, None
+    if blocked_by is not None:
+        names = ', '.join(owner.stack_id or task.stack_name(owner) for owner in task.owners)
+        left = f'Deleted by force. What is left in the cloud is in these stacks: {names}. The reason: {blocked_by}'
+        LOG.warning('Cluster %s: %s', cluster.uuid, left)
     with task.world.db.write() as session:
         db.move(session, cluster, 'done', holder=task.holder)
-        db.end_operation(session, cluster, 'complete')
+        ended = db.end_operations(session, cluster, 'complete', text=left)
         db.destroy_cluster(session, cluster)
     LOG.info('Cluster %s is deleted', cluster.uuid)
+    _tell(task, ended, states.DELETE_COMPLETE)
+
+
+def _empty(task: steps.Task) -> None:
+    """Have nothing of the cluster left in the cloud: what was made inside it, further nodegroups, its own stack."""
+    if task.cluster.stack_text is not None:  # else nothing was ever sent to Heat
+        steps.ensure_project_role(task)
+        steps.ensure_no_load_balancers(task)
+        waits = []
+        for owner in reversed(task.owners):
+            if owner is task.cluster and waits:
+                break
+            try:
+                steps.ensure_gone(task, owner)
+            except errors.Retry as e:
+                waits.append(e.args[0])
+        if waits:
+            raise errors.Retry(min(waits))
+    steps.ensure_project_left(task)
 
 
 #: What a status asks for. A status that is not here asks for nothing and is never due.
-VISITS = {states.CREATE_IN_PROGRESS: _create, states.DELETE_IN_PROGRESS: _delete}
+VISITS = {states.CREATE_IN_PROGRESS: _create, states.UPDATE_IN_PROGRESS: _converge, states.DELETE_IN_PROGRESS: _delete}
 
 
-def _done(task: steps.Task, observed: drivers.Observed) -> None:
-    """The stack is complete: write down what it says, and that the operation is over. One transaction."""
+def _done(task: steps.Task) -> None:
+    """Every stack is as the rows want it: write down that the operation is over. One transaction."""
     cluster = task.cluster
-    status = states.TRANSITIONS['done'][cluster.status]
     with task.world.db.write() as session:
-        db.move(session, cluster, 'done', holder=task.holder, status_reason=None, api_address=observed.api_address,
-                coe_version=observed.coe_version, **RELEASED)
-        for group in cluster.nodegroups:
-            session.execute(sa.update(models.NodeGroup).where(models.NodeGroup.id == group.id).values(
-                status=status, status_reason=None, stack_id=cluster.stack_id,
-                node_addresses=observed.addresses.get(group.name, []), version=observed.coe_version))
-            for node in group.nodes:
-                seen = observed.nodes.get((group.name, node.number))
-                session.execute(sa.update(models.Node).where(models.Node.id == node.id).values(
-                    status=status, status_reason=None, **(vars(seen) if seen else {})))
-        db.end_operation(session, cluster, 'complete')
-    LOG.info('Cluster %s is %s', cluster.uuid, status)
+        db.move(session, cluster, 'done', holder=task.holder, status_reason=None, error_code=None,
+                health_at=db.now() if cluster.api_address else None, **RELEASED)
+        ended = db.end_operations(session, cluster, 'complete')
+    LOG.info('Cluster %s is %s', cluster.uuid, states.TRANSITIONS['done'][cluster.status])
+    _tell(task, ended, states.TRANSITIONS['done'][cluster.status])
 
 
 def _fail(task: steps.Task, failure: errors.Failed) -> None:
-    """The operation has failed: write down why, for the cluster, its nodegroups and each node that did not make it."""
-    cluster = task.cluster
-    status, reason = states.TRANSITIONS['fail'][cluster.status], str(failure)
-    diagnosis = failure.diagnosis if isinstance(failure, steps.StackFailed) else None
+    """The operation has failed: write down why, for the cluster and for each nodegroup that does not know yet."""
+    cluster, reason = task.cluster, str(failure)
     with task.world.db.write() as session:
-        db.move(session, cluster, 'fail', holder=task.holder, status_reason=reason, **RELEASED)
+        db.move(session, cluster, 'fail', holder=task.holder, status_reason=reason, error_code=failure.code, **RELEASED)
         for group in cluster.nodegroups:
-            blamed = {node.id: diagnosis.reason_for(node.name) for node in group.nodes} if diagnosis else {}
-            session.execute(sa.update(models.NodeGroup).where(models.NodeGroup.id == group.id).values(
-                status=status, status_reason='; '.join(r for r in blamed.values() if r) or reason))
-            session.execute(sa.update(models.Node).where(models.Node.nodegroup_id == group.uuid).values(status=status))
-            for node_id, text in blamed.items():
-                if text:
-                    session.execute(sa.update(models.Node).where(models.Node.id == node_id).values(status_reason=text))
-        db.end_operation(session, cluster, 'failed', code=failure.code, text=reason)
-    LOG.warning('Cluster %s is %s (%s): %s', cluster.uuid, status, failure.code, reason)
+            if states.is_busy(group.status):
+                steps.blame(session, group, failure)
+        ended = db.end_operations(session, cluster, 'failed', code=failure.code, text=reason)
+    LOG.warning('Cluster %s is %s (%s): %s', cluster.uuid, states.TRANSITIONS['fail'][cluster.status], failure.code,
+                reason)
+    _tell(task, ended, states.TRANSITIONS['fail'][cluster.status], failure.code)
+
+
+def _tell(task: steps.Task, ended: Sequence[models.Operation], status: str, code: str | None = None) -> None:
+    """Notify whoever listens of the operations that have ended."""
+    orm.attributes.set_committed_value(task.cluster, 'status', status)
+    for operation in ended:
+        task.world.notifier.cluster(
+            task.cluster, operation.kind, notify.FAILURE if code else notify.SUCCESS, user_id=operation.user_id,
+            project_id=operation.project_id, request_id=operation.request_id or '', reason=code)

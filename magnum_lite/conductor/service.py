@@ -11,21 +11,21 @@ import os
 import threading
 import time
 import uuid as uuidlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
+from typing import Any
 
+from oslo_db import exception as db_exc
 from oslo_log import log
 
-from magnum_lite import clients, db, errors, models, rpc
-from magnum_lite.conductor import endpoint, reconcile, steps
+from magnum_lite import db, outage, rpc
+from magnum_lite.conductor import endpoint, health, steps, watch
 
 LOG = log.getLogger(__name__)
 
 BINARY = 'magnum-conductor'  # the name that clients of Magnum look for
 #: Seconds between reports that this conductor is alive.
 REPORT_INTERVAL_S = 30
-#: Clusters with a stack that are claimed for each free worker: those of one project share a look.
-LOOKS_PER_WORKER = 8
 #: Seconds between two rounds at least, when rows are due but no worker is free or another conductor is faster.
 SHORTEST_PAUSE_S = 0.2
 
@@ -42,6 +42,7 @@ class Conductor:
         self._visits: dict[futures.Future[None], str] = {}
         self._pool = futures.ThreadPoolExecutor(self._conf.workers, thread_name_prefix='visit')
         self._reported_at = float('-inf')
+        self._database = outage.Outage('The database', 'Nothing is worked on meanwhile. See [database] connection')
 
     def stop(self) -> None:
         """Have `run()` come to its end. Returns at once; may be called from a signal handler, and twice."""
@@ -51,15 +52,21 @@ class Conductor:
     def run(self) -> None:
         """Work until `stop()`. A broker or a database that is away is waited for, not died of."""
         LOG.info('Conductor %s has started', self._world.conf.host)
-        listener = threading.Thread(target=self._listen, name='rpc', daemon=True)
-        listener.start()
+        for name, make in (('rpc', self._nudges), ('heat', self._notifications)):
+            threading.Thread(target=self._listen, args=(make,), name=name, daemon=True).start()
+        prober = health.Prober(self._world)
+        threading.Thread(target=prober.run, args=(self._stopping,), name='health', daemon=True).start()
         while not self._stopping.is_set():
             self._wake.clear()
             try:
                 self._report()
                 pause_s = self.round()
-            except Exception as e:
-                LOG.warning('No look for due clusters: %s. It is tried again in %s s.', e, self._conf.tick)
+                self._database.works()
+            except db_exc.DBError as e:
+                self._database.failed(str(e.inner_exception or e))
+                pause_s = self._conf.tick
+            except Exception:
+                LOG.exception('No look for due clusters. It is tried again in %s s.', self._conf.tick)
                 pause_s = self._conf.tick
             self._wake.wait(pause_s)
         self._shut_down()
@@ -72,28 +79,36 @@ class Conductor:
         free = self._conf.workers - len(self._visits)
         if free <= 0:
             return float(self._conf.tick)
-        for cluster in self._claim(free, followed=False):
-            self._submit([cluster])
-        for clusters in by_project(self._claim(free * LOOKS_PER_WORKER, followed=True)):
-            self._submit(clusters)
-        due_in_s = db.due_in_s(self._world.db)
-        return float(self._conf.tick) if due_in_s is None else min(max(due_in_s, SHORTEST_PAUSE_S), self._conf.tick)
+        fresh_in_s, followed_in_s = db.due_in_s(self._world.db)
+        if fresh_in_s <= 0:
+            holder = self._holder()
+            for uuid in db.claim(self._world.db, holder, limit=free, lease_s=self._conf.lease):
+                self._submit(watch.visit, self._world, holder, uuid, {}, False, self._stopping)
+        if followed_in_s <= 0:
+            holder = self._holder()
+            followed = db.claim_followed(self._world.db, holder, projects=free, lease_s=self._conf.lease,
+                                         horizon_s=self._conf.watch_interval * watch.HORIZON)
+            for clusters in by_project(followed):
+                self._submit(watch.follow, self._world, holder, clusters, self._submit, self._stopping)
+        return min(max(min(fresh_in_s, followed_in_s), SHORTEST_PAUSE_S), self._conf.tick)
 
-    def _claim(self, limit: int, *, followed: bool) -> list[models.Cluster]:
-        holder = f'{self._world.conf.host}:{os.getpid()}:{uuidlib.uuid4().hex[:8]}'
-        return db.claim(self._world.db, holder, limit=limit, lease_s=self._conf.lease, followed=followed)
+    def _holder(self) -> str:
+        return f'{self._world.conf.host}:{os.getpid()}:{uuidlib.uuid4().hex[:8]}'
 
-    def _submit(self, clusters: Sequence[models.Cluster]) -> None:
-        holder = clusters[0].leased_by or ''
-        future = self._pool.submit(visit, self._world, holder, clusters, self._stopping)
-        self._visits[future] = holder
-        future.add_done_callback(self._visited)
+    def _submit(self, work: Callable[..., None], world: steps.World, holder: str, *args: Any) -> None:
+        """Have a thread of the pool do this for leases of `holder`; after `stop()` they are handed back instead."""
+        with contextlib.suppress(RuntimeError):
+            future = self._pool.submit(work, world, holder, *args)
+            self._visits[future] = holder
+            future.add_done_callback(self._visited)
 
     def _visited(self, future: futures.Future[None]) -> None:
         self._visits.pop(future, None)
-        if not future.cancelled() and future.exception():
-            LOG.error('A visit broke off; its clusters are due again when their lease is over',
-                      exc_info=future.exception())
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, db_exc.DBError):
+            self._database.failed(str(error.inner_exception or error))
+        elif error:
+            LOG.error('A visit broke off; its clusters are due again when their lease is over', exc_info=error)
         self._wake.set()
 
     def _report(self) -> None:
@@ -101,16 +116,27 @@ class Conductor:
             db.report_service(self._world.db, self._world.conf.host, BINARY)
             self._reported_at = time.monotonic()
 
-    def _listen(self) -> None:
-        """Have nudges wake us. While the broker is away, the ticks do."""
+    def _nudges(self) -> Any:
+        return rpc.server(self._world.conf, endpoint.Endpoint(self._wake))
+
+    def _notifications(self) -> Any:
+        return watch.listener(self._world, self._wake, self._stopping)
+
+    def _listen(self, make: Callable[[], Any]) -> None:
+        """Have messages wake us. While the broker is away, the ticks do."""
+        away = outage.Outage('Listening to the broker', 'Clusters are found at the next tick. See [DEFAULT] '
+                             'transport_url and [heat_notifications]')
         while not self._stopping.is_set():
             try:
-                server = rpc.server(self._world.conf, endpoint.Endpoint(self._wake))
+                server = make()
+                if server is None:
+                    return
                 server.start()
             except Exception as e:
-                LOG.warning('The broker does not answer (%s). Clusters are found every %s s.', e, self._conf.tick)
+                away.failed(str(e))
                 self._stopping.wait(self._conf.tick)
                 continue
+            away.works()
             self._stopping.wait()
             with contextlib.suppress(Exception):
                 server.stop()
@@ -127,34 +153,9 @@ class Conductor:
         LOG.info('Conductor %s has stopped', self._world.conf.host)
 
 
-def by_project(clusters: Sequence[models.Cluster]) -> list[list[models.Cluster]]:
+def by_project(clusters: Sequence[db.Followed]) -> list[list[db.Followed]]:
     """The clusters of each project: they share one look."""
-    projects: dict[str, list[models.Cluster]] = {}
+    projects: dict[str, list[db.Followed]] = {}
     for cluster in clusters:
         projects.setdefault(cluster.project_id, []).append(cluster)
     return list(projects.values())
-
-
-def visit(world: steps.World, holder: str, clusters: Sequence[models.Cluster], stopping: threading.Event) -> None:
-    """Look at the stacks of these clusters, all of one project, in one call; then reconcile each of them."""
-    project_id = clusters[0].project_id
-
-    def task(cluster: models.Cluster, stack: clients.Stack | None) -> steps.Task:
-        return steps.Task(world=world, cluster=cluster, holder=holder, stack=stack)
-
-    try:
-        if any(cluster.failures and cluster.stack_id for cluster in clusters):
-            # Perhaps because the role on the project is gone: taken away by somebody, or by a delete that died.
-            world.cloud.grant_roles(project_id)
-        ids = {cluster.stack_id for cluster in clusters if cluster.stack_id}
-        seen = world.cloud.stacks(project_id).look(ids) if ids else {}
-    except Exception as e:
-        for cluster in clusters:
-            with contextlib.suppress(errors.LeaseLost):
-                reconcile.back_off(task(cluster, None), e)
-        return
-    for cluster in clusters:
-        if stopping.is_set():
-            db.release(world.db, cluster, holder, check_in_s=0)
-        else:
-            reconcile.visit(task(cluster, seen.get(cluster.stack_id or '')))

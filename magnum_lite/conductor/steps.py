@@ -1,8 +1,12 @@
 """The steps that make the world match a row, each of them idempotent.
 
 A step does one outside thing and writes down that it did, or finds that it was done. It may die anywhere: between the
-call and the note, the next conductor runs it again, so every outside thing is named after the cluster's uuid and is
-looked for before it is made. A step that must wait raises `errors.Retry`, one that cannot succeed `errors.Failed`.
+call and the note, the next conductor runs it again, so every outside thing is named after a uuid of ours and is looked
+for before it is made. A step that must wait raises `errors.Retry`, one that cannot succeed `errors.Failed`.
+
+Whoever has a stack of its own, the cluster or a further nodegroup, is an owner. The row has the text that the stack is
+to have, with a number (`revision`) that the stack bears as a tag: so one look at Heat says whether it has this text,
+whatever died meanwhile and whatever else was sent. Nothing is sent before its text is stored.
 
 Every write goes through `Task.save` or `db.move` with the lease as its guard.
 """
@@ -21,48 +25,73 @@ from oslo_config import cfg
 from oslo_log import log
 from sqlalchemy import orm
 
-from magnum_lite import certs, clients, db, drivers, errors, keystore, models, states
+from magnum_lite import certs, clients, db, drivers, errors, keystore, members, models, notify, states
 from magnum_lite.conductor import diagnose
 
 LOG = log.getLogger(__name__)
 
-#: Characters of a cluster's name that its stack's name begins with; the uuid behind it makes it unlike any other.
+#: Characters of a cluster's name that its stacks' names begin with; the uuid behind it makes it unlike any other.
 STACK_NAME_PREFIX = 30
 #: A node may join this long after the stack's own time is over.
 CERTIFICATE_MARGIN = datetime.timedelta(hours=1)
+#: Seconds until Heat has forgotten a stack that is deleted.
+CLEARING_UP_S = 0.5
 #: Minutes that Heat has beyond a stack's time to say itself that the stack has failed.
 OVERDUE_MARGIN_MIN = 10
+
+Owner = models.Cluster | models.NodeGroup
 
 
 @dataclass(frozen=True)
 class World:
-    """What the steps act on: configuration, database, cloud, key store and the loaded drivers."""
+    """What the steps act on: configuration, database, cloud, key store, the loaded drivers, and who is told of it."""
 
     conf: cfg.ConfigOpts
     db: db.Database
     cloud: clients.Cloud
     keystore: keystore.KeyStore
     drivers: Mapping[str, drivers.Driver]
+    notifier: notify.Notifier
 
 
 @dataclass(frozen=True)
 class Task:
-    """One cluster, leased by `holder`. `stack` is what Heat just said of its stack, None if there is none."""
+    """One cluster, leased by `holder`. `seen` is what Heat just said of its stacks by id; what is missing is gone.
+
+    `as_admin`: its project is disabled or gone, so calls are made with the token of the service's own project.
+    """
 
     world: World
     cluster: models.Cluster
     holder: str
-    stack: clients.Stack | None
+    seen: Mapping[str, clients.Stack]
+    as_admin: bool = False
 
     @property
     def stacks(self) -> clients.Stacks:
         """The stacks of the cluster's project."""
-        return self.world.cloud.stacks(self.cluster.project_id)
+        return self.world.cloud.stacks(self.cluster.project_id, as_admin=self.as_admin)
 
     @property
-    def stack_name(self) -> str:
-        """The name of the cluster's stack, which makes a create that is tried again find the first one."""
-        return f'{self.cluster.name[:STACK_NAME_PREFIX]}-{self.cluster.uuid}'
+    def owners(self) -> list[Owner]:
+        """Whoever has a stack of its own: the cluster first."""
+        return [self.cluster, *(group for group in self.cluster.nodegroups if not group.is_default)]
+
+    def groups_of(self, owner: Owner) -> list[models.NodeGroup]:
+        """The nodegroups whose members are in the owner's stack."""
+        return [owner] if isinstance(owner, models.NodeGroup) else [g for g in owner.nodegroups if g.is_default]
+
+    def is_busy(self, owner: Owner) -> bool:
+        """Whether a nodegroup of the owner's stack has work."""
+        return any(states.is_busy(group.status) for group in self.groups_of(owner))
+
+    def stack_name(self, owner: Owner) -> str:
+        """The name of the owner's stack, which makes a create that is tried again find the first one."""
+        return f'{self.cluster.name[:STACK_NAME_PREFIX]}-{owner.uuid}'
+
+    def stack(self, owner: Owner) -> clients.Stack | None:
+        """What Heat said of the owner's stack."""
+        return self.seen.get(owner.stack_id or '')
 
     @property
     def driver(self) -> drivers.Driver:
@@ -74,20 +103,34 @@ class Task:
                                 'operator has to put it back.') from None
 
     @property
-    def create_timeout_min(self) -> int:
-        """Minutes that the stack may take."""
-        return self.cluster.create_timeout or int(self.world.conf.cluster_heat.create_timeout)
+    def timeout_min(self) -> int:
+        """Minutes that the operation may take."""
+        return timeout_min(self.world.conf, self.cluster.status, self.cluster.create_timeout)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether what is asked for now is to be stopped."""
+        return self.cluster.cancelled_generation >= self.cluster.generation
 
     @contextlib.contextmanager
-    def save(self, **columns: Any) -> Iterator[orm.Session]:
-        """A transaction that renews the lease and writes columns of the cluster, and more. Raises LeaseLost."""
-        with db.held(self.world.db, self.cluster, self.holder, lease_s=self.world.conf.conductor.lease,
-                     **columns) as session:
-            yield session
+    def save(self, owner: Owner | None = None, *, guarded: bool = False, **columns: Any) -> Iterator[orm.Session]:
+        """A transaction that renews the lease and writes columns of the owner, default the cluster, and more.
 
-    def note(self, **columns: Any) -> None:
-        """Write columns of the cluster, and nothing else. Raises LeaseLost."""
-        with self.save(**columns):
+        Raises LeaseLost if the lease is not ours any more, or, if `guarded`, when something else was asked for since
+        the row was read: so must be written what rests on the rows of nodes, which a request may have changed.
+        """
+        group = owner if isinstance(owner, models.NodeGroup) else None
+        with db.held(self.world.db, self.cluster, self.holder, lease_s=self.world.conf.conductor.lease,
+                     guarded=guarded, **({} if group else columns)) as session:
+            if group and columns:
+                session.execute(sa.update(models.NodeGroup).where(models.NodeGroup.id == group.id).values(**columns))
+            yield session
+        for name, value in columns.items() if group else ():
+            orm.attributes.set_committed_value(group, name, value)
+
+    def note(self, owner: Owner | None = None, **columns: Any) -> None:
+        """Write columns of the owner, and nothing else. Raises LeaseLost."""
+        with self.save(owner, **columns):
             pass
 
     @property
@@ -96,14 +139,29 @@ class Task:
         return (models.utcnow() - (self.cluster.updated_at or self.cluster.created_at)).total_seconds()
 
     def is_overdue(self) -> bool:
-        """Whether the operation's time is over. Heat watches over its own part; this is for when Heat is away."""
-        deleting = self.cluster.status == states.DELETE_IN_PROGRESS
-        minutes = self.world.conf.cluster_heat.delete_timeout if deleting else self.create_timeout_min
-        return self.age_s > (minutes + OVERDUE_MARGIN_MIN) * 60
+        """Whether the operation's time is over. Heat watches over its own part; this is for when it does not."""
+        return is_overdue(self.timeout_min, self.age_s)
 
-    def wait(self) -> errors.Retry:
-        """The exception that says: nothing is wrong, look again after a while."""
+    def wait(self, what: str = 'its stack') -> errors.Retry:
+        """The exception that says: nothing is wrong, look again after a while. Raises Failed if the time is over."""
+        if self.is_overdue():
+            raise errors.Failed('TIMEOUT', f'{errors.CODES["TIMEOUT"]}: {what} is not done after '
+                                f'{self.age_s / 60:.0f} minutes, and {self.timeout_min} were given')
         return errors.Retry(interval_s(self.world.conf.conductor.watch_interval, self.age_s))
+
+
+def timeout_min(conf: cfg.ConfigOpts, status: str, create_timeout: int | None) -> int:
+    """Minutes that what a status asks for may take."""
+    if status == states.DELETE_IN_PROGRESS:
+        return int(conf.cluster_heat.delete_timeout)
+    if status == states.CREATE_IN_PROGRESS:
+        return create_timeout or int(conf.cluster_heat.create_timeout)
+    return int(conf.cluster_heat.update_timeout)
+
+
+def is_overdue(minutes: int, age_s: float) -> bool:
+    """Whether an operation that was asked for so long ago has had its time, and Heat the margin to say so itself."""
+    return age_s > (minutes + OVERDUE_MARGIN_MIN) * 60
 
 
 def interval_s(base_s: float, age_s: float) -> float:
@@ -111,12 +169,14 @@ def interval_s(base_s: float, age_s: float) -> float:
     return min(base_s * (1 + max(age_s, 0) / 120), base_s * 10) * random.uniform(0.85, 1.15)
 
 
+# -- before anything is asked of Heat ------------------------------------------------------------------------------
+
 def ensure_project_role(task: Task) -> None:
     """Give the service its role on the project, before anything is asked of Heat for this cluster.
 
-    A role that is lost later is given again by `service.visit`, when calls have failed.
+    A role that is lost later is given again by `service.follow`, when calls have failed.
     """
-    if task.cluster.stack_id is not None:
+    if task.cluster.stack_id is not None or task.as_admin:
         return
     task.note()
     try:
@@ -150,7 +210,7 @@ def ensure_keys(task: Task) -> None:
 def secrets(task: Task) -> dict[str, certs.Pair]:
     """The cluster's keys, and the short-lived client certificates that new nodes join with, by name."""
     pairs = task.world.keystore.load(task.world.db, task.cluster.uuid)
-    life = datetime.timedelta(minutes=task.create_timeout_min) + CERTIFICATE_MARGIN
+    life = datetime.timedelta(minutes=task.timeout_min) + CERTIFICATE_MARGIN
     joining = {
         name: certs.issue_client(pairs[spec.signed_by], common_name=spec.common_name,
                                  organization=spec.organization, life=life)
@@ -158,63 +218,68 @@ def secrets(task: Task) -> dict[str, certs.Pair]:
     return pairs | joining
 
 
-def ensure_stack(task: Task) -> None:
-    """Create the stack, or find the one that an earlier try has made.
+# -- one stack -----------------------------------------------------------------------------------------------------
 
-    The text is stored before it is sent: whoever adopts the stack after a crash knows what is in it. If Heat says that
-    the stack exists (`clients.Clash`), the next visit finds it.
+def ensure_members(task: Task, owner: Owner) -> None:
+    """Make one stack what the rows want, and write down what it then says. Raises Retry while Heat works on it.
+
+    A change that came while Heat worked is sent when it is done; members of an older epoch are replaced batch by batch.
     """
-    cluster = task.cluster
-    if cluster.stack_id is not None:
+    if not task.is_busy(owner):
         return
-    if cluster.stack_text is not None:
-        found = task.stacks.find(task.stack_name)
-        if found is not None:
-            _adopt(task, found.id)
-            return
-    try:
-        rendered = task.driver.render(task.world.conf, cluster, secrets(task))
-    except errors.DriverError as e:
-        LOG.error('Cluster %s: %s', cluster.uuid, e)
-        raise errors.Failed('INTERNAL', f'The template of this cluster could not be made: {e}') from e
-    with task.save(stack_text={'template': rendered.template, 'files': rendered.files}) as session:
-        db.begin_operation(session, cluster)
-    try:
-        stack_id = task.stacks.create(
-            task.stack_name, template=rendered.template, files=rendered.files, parameters=rendered.parameters,
-            timeout_min=task.create_timeout_min)
-    except clients.Refused as e:
-        raise errors.Failed(diagnose.code_of(str(e)), f'Heat refused the stack. {e}') from e
-    try:
-        _adopt(task, stack_id)
-    except errors.LeaseLost:
-        # We were stopped for longer than a lease. If the cluster was deleted meanwhile, nobody knows of this stack.
-        if not db.has_cluster(task.world.db, cluster.uuid):
-            with contextlib.suppress(clients.Gone):
-                task.stacks.delete(stack_id)
-        raise
+    if isinstance(owner, models.NodeGroup) and owner.status == states.DELETE_IN_PROGRESS:
+        ensure_nodegroup_gone(task, owner)
+        return
+    if task.is_cancelled and owner.sent_generation < task.cluster.generation:
+        raise _cancelled()
+    if owner.stack_id is None:
+        ensure_stack(task, owner)
+    stack = _stack_at_rest(task, owner)
+    has_text, failed = stack.revision == owner.revision, states.is_failed(stack.status)
+    if has_text and failed:
+        _face_failure(task, owner, stack)
+    if task.is_cancelled and (failed or not has_text):
+        raise _cancelled()
+    # What was not sent before somebody died has its batch chosen already.
+    if not has_text or choose_members(task, owner) or failed:
+        send(task, owner, stack, settled=has_text and not failed)
+    settle(task, owner, stack)
 
 
-def _adopt(task: Task, stack_id: str) -> None:
-    with task.save(stack_id=stack_id, sent_generation=task.cluster.generation) as session:
-        session.execute(sa.update(models.NodeGroup).where(
-            models.NodeGroup.cluster_id == task.cluster.uuid, models.NodeGroup.is_default).values(stack_id=stack_id))
-    LOG.info('Cluster %s: stack %s is being created', task.cluster.uuid, stack_id)
-    raise task.wait()
-
-
-def observe(task: Task) -> drivers.Observed:
-    """Wait for the stack and return what its outputs say. Raises Retry while it works, Failed when it failed."""
-    stack = task.stack
+def _stack_at_rest(task: Task, owner: Owner) -> clients.Stack:
+    """The owner's stack, when Heat does not work on it. Raises Retry while it does, Failed when the stack is gone."""
+    stack = task.stack(owner)
     if stack is None or stack.status.startswith('DELETE_'):
-        raise errors.Failed('STACK_GONE', f'The stack {task.cluster.stack_id} of this cluster was deleted in Heat. '
-                            'Delete the cluster.')
-    if stack.status.endswith('_IN_PROGRESS'):
-        raise task.wait()
+        raise errors.Failed('STACK_GONE', f'{errors.CODES["STACK_GONE"]}: {owner.stack_id}. Delete the '
+                            f'{"cluster" if owner is task.cluster else "nodegroup"}.')
+    if states.is_busy(stack.status):
+        if task.is_cancelled:
+            task.note()
+            task.stacks.cancel(stack.id)
+        raise task.wait(f'stack {stack.id}')
+    return stack
+
+
+def _face_failure(task: Task, owner: Owner, stack: clients.Stack) -> None:
+    """A stack failed. That is the end, unless something else was asked for meanwhile, which then gets its try."""
     task.note()
-    if stack.status.endswith('_FAILED'):
-        raise StackFailed(diagnose.explain(task.stacks, stack))
-    return task.driver.read_outputs(task.stacks.outputs(stack.id))
+    if task.is_cancelled:
+        raise _cancelled()
+    diagnosis = diagnose.explain(task, stack)
+    if owner.sent_generation >= task.cluster.generation:
+        raise StackFailed(diagnosis)
+    with task.save() as session:
+        db.end_operations(session, task.cluster, 'failed', through=owner.sent_generation, code=diagnosis.code,
+                          text=diagnosis.text)
+    for group in task.groups_of(owner):  # a node that has reported a failure never reports again: it is replaced
+        for node in members.wanted(group):
+            if diagnosis.of(group, node):
+                node.status = states.CREATE_FAILED
+
+
+def _cancelled() -> errors.Failed:
+    return errors.Failed('CANCELLED', f'{errors.CODES["CANCELLED"]}. Members that were made by then are there; the '
+                         'next change goes on from what is.')
 
 
 class StackFailed(errors.Failed):
@@ -225,24 +290,247 @@ class StackFailed(errors.Failed):
         self.diagnosis = diagnosis
 
 
-def ensure_gone(task: Task) -> None:
-    """Delete the stack and wait until it is gone. Raises Retry meanwhile, Failed if Heat cannot delete it."""
+def _rendered(task: Task, owner: Owner) -> drivers.Rendered:
+    """The owner's stack as the rows want it, rendered by the release that runs now. Raises Failed."""
+    conf, cluster = task.world.conf, task.cluster
+    try:
+        if isinstance(owner, models.NodeGroup):
+            outputs = task.stacks.outputs(cluster.stack_id or '')
+            return task.driver.render_nodegroup(conf, cluster, owner, secrets(task), outputs=outputs)
+        return task.driver.render(conf, cluster, secrets(task))
+    except errors.DriverError as e:
+        LOG.error('Cluster %s: %s', cluster.uuid, e)
+        raise errors.Failed('INTERNAL', f'The template of this cluster could not be made: {e}') from e
+
+
+def _tags(task: Task, owner: Owner) -> list[str]:
+    return [clients.TAG, task.cluster.uuid, f'rev-{owner.revision}']
+
+
+def ensure_stack(task: Task, owner: Owner) -> None:
+    """Create the owner's stack, or find the one that an earlier try has made. Raises Retry when there is one.
+
+    The text is stored before it is sent: whoever adopts the stack after a crash knows what is in it. If Heat says that
+    the stack exists (`clients.Clash`), the next visit finds it.
+    """
     cluster = task.cluster
-    stack = task.stack
-    if cluster.stack_id is None and cluster.stack_text is not None:
-        stack = task.stacks.find(task.stack_name)  # made by one who died before it could say so
+    if owner.stack_text is not None:
+        found = task.stacks.find(task.stack_name(owner))
+        if found is not None:
+            _adopt(task, owner, found.id)
+    rendered = _rendered(task, owner)
+    text = {'template': rendered.template, 'files': rendered.files}
+    with task.save(owner, guarded=True, stack_text=text,
+                   revision=owner.revision + (owner.stack_text != text)) as session:
+        db.begin_operation(session, cluster)
+    try:
+        stack_id = task.stacks.create(
+            task.stack_name(owner), template=rendered.template, files=rendered.files, parameters=rendered.parameters,
+            timeout_min=task.timeout_min, tags=_tags(task, owner))
+    except clients.Refused as e:
+        raise errors.Failed(diagnose.code_of(str(e)), f'Heat refused the stack. {e}') from e
+    try:
+        _adopt(task, owner, stack_id)
+    except errors.LeaseLost:
+        # We were stopped for longer than a lease. If the owner was deleted meanwhile, nobody knows of this stack.
+        if not db.has_owner(task.world.db, owner):
+            with contextlib.suppress(clients.Gone):
+                task.stacks.delete(stack_id)
+        raise
+
+
+def _adopt(task: Task, owner: Owner, stack_id: str) -> None:
+    with task.save(owner, stack_id=stack_id, sent_generation=task.cluster.generation) as session:
+        session.execute(sa.update(models.NodeGroup).where(models.NodeGroup.id.in_(
+            [group.id for group in task.groups_of(owner)])).values(stack_id=stack_id))
+    LOG.info('Cluster %s: stack %s is being created', task.cluster.uuid, stack_id)
+    raise task.wait(f'stack {stack_id}')
+
+
+def choose_members(task: Task, owner: Owner) -> bool:
+    """Choose, in memory, who of a settled stack is replaced next. Returns whether the stack lacks anything."""
+    there = task.driver.numbers(owner.stack_text or {})
+    for group in task.groups_of(owner):
+        if states.is_busy(group.status):
+            members.replace(task.cluster, group)
+    return any({node.number for node in members.wanted(group)} != there.get(group.role, set())
+               for group in task.groups_of(owner))
+
+
+def send(task: Task, owner: Owner, stack: clients.Stack, *, settled: bool) -> None:
+    """Have Heat make the stack what the rows want: the stored text, with the members that are wanted now.
+
+    `settled`: what was sent before is done, and so are the operations that asked for it. (Where several stacks have
+    work it is not known which of them an operation is about: those end together.) Raises Retry when Heat has taken it;
+    Failed if it will not.
+    """
+    cluster, driver = task.cluster, task.driver
+    rendered = _rendered(task, owner)
+    text = driver.with_members(owner.stack_text or {}, rendered)
+    # What its members are still to report, or have failed to, may be made anew; nobody else reads user-data.
+    roles = {group.role for group in task.groups_of(owner)
+             if any(not node.status.endswith('_COMPLETE') for node in members.wanted(group))}
+    gone = driver.numbers(owner.stack_text or {})
+    before = owner.sent_generation
+    with task.save(owner, guarded=True, stack_text=text, revision=owner.revision + 1,
+                   sent_generation=cluster.generation) as session:
+        if settled and before < cluster.generation and [o for o in task.owners if task.is_busy(o)] == [owner]:
+            db.end_operations(session, cluster, 'complete', through=before)
+        db.begin_operation(session, cluster)
+        for group in task.groups_of(owner):
+            _write_members(session, group, gone.get(group.role, set()))
+    try:
+        task.stacks.update(
+            stack.id, template=text['template'], files=text['files'],
+            parameters=driver.user_data_of(rendered, roles), timeout_min=task.timeout_min, tags=_tags(task, owner))
+    except clients.Refused as e:
+        raise errors.Failed(diagnose.code_of(str(e)), f'Heat refused the change of the stack. {e}') from e
+    LOG.info('Cluster %s: stack %s is being updated (revision %s)', cluster.uuid, stack.id, owner.revision)
+    raise task.wait(f'stack {stack.id}')
+
+
+def _write_members(session: orm.Session, group: models.NodeGroup, in_stack: set[int]) -> None:
+    """Store what `members` changed in memory; the rows of members that the stack has let go, or never had, go."""
+    session.execute(sa.update(models.NodeGroup).where(models.NodeGroup.id == group.id).values(
+        next_number=group.next_number))
+    for node in list(group.nodes):
+        if node.id is None:
+            session.add(node)
+        elif node.status == states.DELETE_IN_PROGRESS and node.number not in in_stack:
+            session.execute(sa.delete(models.Node).where(models.Node.id == node.id))
+        elif node.status == states.DELETE_IN_PROGRESS:
+            session.execute(sa.update(models.Node).where(models.Node.id == node.id).values(
+                status=node.status, status_reason=None, error_code=None))
+
+
+def settle(task: Task, owner: Owner, stack: clients.Stack) -> None:
+    """The stack is as the rows want it: write down what its outputs say, and that its nodegroups are done."""
+    task.note()
+    observed = task.driver.read_outputs(task.stacks.outputs(stack.id))
+    columns = {} if isinstance(owner, models.NodeGroup) else {
+        'api_address': observed.api_address, 'coe_version': observed.coe_version}
+    groups = task.groups_of(owner)
+    with task.save(owner, guarded=True, **columns) as session:
+        for group in groups:
+            status = states.TRANSITIONS['done'].get(group.status, group.status)
+            nodes = [node for node in group.nodes if node.status == states.DELETE_IN_PROGRESS]
+            session.execute(sa.delete(models.Node).where(models.Node.id.in_([node.id for node in nodes])))
+            session.execute(sa.update(models.NodeGroup).where(models.NodeGroup.id == group.id).values(
+                status=status, status_reason=None, error_code=None, version=observed.coe_version or group.version,
+                node_addresses=observed.addresses.get(group.name, [])))
+            rows = [_node(node, observed.nodes.get((group.name, node.number)), observed.coe_version)
+                    for node in members.wanted(group)]
+            if rows:
+                session.execute(sa.update(models.Node), rows)
+    for group in groups:
+        orm.attributes.set_committed_value(group, 'status', states.TRANSITIONS['done'].get(group.status, group.status))
+
+
+def _node(node: models.Node, seen: drivers.ObservedNode | None, version: str | None) -> dict[str, Any]:
+    """The columns of a member that is there. One that was there before has the version that it was made with."""
+    made = states.is_busy(node.status) or states.is_failed(node.status)
+    return {'id': node.id, 'status': states.CREATE_COMPLETE, 'status_reason': None, 'error_code': None,
+            'version': version if made else node.version, **(vars(seen) if seen else {})}
+
+
+def note_failure(task: Task, owner: Owner, failure: errors.Failed) -> None:
+    """An owner's stack has failed: write down why, for its nodegroups and each node that did not make it.
+
+    It is not looked at again in this operation; those of the others go on.
+    """
+    diagnosis = failure.diagnosis if isinstance(failure, StackFailed) else None
+    with task.save(guarded=True) as session:
+        for group in task.groups_of(owner):
+            if states.is_busy(group.status):
+                blame(session, group, failure, diagnosis)
+    LOG.warning('Cluster %s: the stack of %s has failed (%s): %s', task.cluster.uuid,
+                'the cluster' if owner is task.cluster else f'nodegroup {owner.uuid}', failure.code, failure)
+
+
+def blame(session: orm.Session, group: models.NodeGroup, failure: errors.Failed,
+          diagnosis: diagnose.Diagnosis | None = None) -> None:
+    """Write down that a nodegroup has failed, and why; what is known of a node is written at the node."""
+    status = states.TRANSITIONS['fail'][group.status]
+    blamed = {node.id: diagnosis.of(group, node) for node in group.nodes} if diagnosis else {}
+    found = [fault for fault in blamed.values() if fault]
+    reason, code = ('; '.join(f.text for f in found), found[0].code) if found else (str(failure), failure.code)
+    session.execute(sa.update(models.NodeGroup).where(models.NodeGroup.id == group.id).values(
+        status=status, status_reason=reason[:diagnose.LONGEST], error_code=code))
+    # Whoever is not blamed and was not there before has not come to be either.
+    session.execute(sa.update(models.Node).where(
+        models.Node.nodegroup_id == group.uuid, models.Node.status == states.CREATE_IN_PROGRESS).values(
+            status=states.CREATE_FAILED))
+    for node_id, fault in blamed.items():
+        if fault:
+            session.execute(sa.update(models.Node).where(models.Node.id == node_id).values(
+                status=states.CREATE_FAILED, status_reason=fault.text, error_code=fault.code))
+    orm.attributes.set_committed_value(group, 'status', status)
+    orm.attributes.set_committed_value(group, 'status_reason', reason)
+    orm.attributes.set_committed_value(group, 'error_code', code)
+
+
+# -- the end -------------------------------------------------------------------------------------------------------
+
+def ensure_gone(task: Task, owner: Owner) -> None:
+    """Delete the owner's stack and wait until it is gone. Raises Retry meanwhile, Failed if Heat cannot delete it."""
+    cluster = task.cluster
+    stack = task.stack(owner)
+    if owner.stack_id is None and owner.stack_text is not None:
+        stack = task.stacks.find(task.stack_name(owner))  # made by one who died before it could say so
     if stack is None:
         return
+    if stack.status == 'DELETE_COMPLETE':  # Heat clears up behind it, with the role that we have on the project
+        raise errors.Retry(CLEARING_UP_S)
     if stack.status != 'DELETE_IN_PROGRESS':
-        if stack.status == 'DELETE_FAILED' and cluster.sent_generation == cluster.generation:
-            raise StackFailed(diagnose.explain(task.stacks, stack))
+        if stack.status == 'DELETE_FAILED' and owner.sent_generation == cluster.generation:
+            task.note()
+            raise StackFailed(diagnose.explain(task, stack))
         with task.save() as session:
             db.begin_operation(session, cluster)
         with contextlib.suppress(clients.Gone):
             task.stacks.delete(stack.id)
-        task.note(stack_id=stack.id, sent_generation=cluster.generation)
+        task.note(owner, stack_id=stack.id, sent_generation=cluster.generation)
         LOG.info('Cluster %s: stack %s is being deleted', cluster.uuid, stack.id)
-    raise task.wait()
+    raise task.wait(f'stack {stack.id}')
+
+
+def ensure_nodegroup_gone(task: Task, group: models.NodeGroup) -> None:
+    """Delete a further nodegroup, first its stack, then its row."""
+    ensure_gone(task, group)
+    with task.save(guarded=True) as session:
+        session.execute(sa.delete(models.NodeGroup).where(models.NodeGroup.id == group.id))
+    LOG.info('Cluster %s: nodegroup %s is deleted', task.cluster.uuid, group.name)
+    task.cluster.nodegroups.remove(group)
+
+
+def ensure_no_load_balancers(task: Task) -> None:
+    """Delete what the engine has made in the cloud for services inside the cluster, before the network under it goes.
+
+    Raises Retry while there are any. Without a role at Octavia nothing can be done here; what is in the way is then
+    named when Heat cannot delete the network.
+    """
+    cluster, cloud = task.cluster, task.world.cloud
+    text = task.driver.load_balancers_text(cluster)
+    if text is None or cluster.stack_id is None or cluster.sent_generation == cluster.generation:
+        return
+    task.note()
+    try:
+        found = cloud.load_balancers(cluster.project_id, text, as_admin=task.as_admin)
+        for balancer in found:
+            with contextlib.suppress(clients.Clash):  # it is busy: next time
+                cloud.delete_load_balancer(cluster.project_id, balancer.id, as_admin=task.as_admin)
+            LOG.info('Cluster %s: load balancer %s (%s) was made inside the cluster and is being deleted',
+                     cluster.uuid, balancer.id, balancer.name)
+    except clients.Refused as e:
+        LOG.warning('Cluster %s: load balancers made inside the cluster cannot be looked for: %s', cluster.uuid, e)
+        return
+    if found:
+        names = ', '.join(f'{b.name} ({b.id}, {b.status})' for b in found)
+        try:
+            raise task.wait()
+        except errors.Failed as e:
+            raise errors.Failed('LOADBALANCER', f'Load balancers that were made inside the cluster do not go: {names}. '
+                                'Delete them, then the cluster again.') from e
 
 
 def ensure_project_left(task: Task) -> None:
@@ -250,7 +538,7 @@ def ensure_project_left(task: Task) -> None:
 
     A cluster that is asked for at this very moment finds its calls refused, and its conductor grants the role again.
     """
-    task.note()
+    task.note(stack_id=None)  # of the last two, deleted at once, each would take the other for a reason to stay
     if not db.has_other_clusters(task.world.db, task.cluster.project_id, task.cluster.uuid):
         with contextlib.suppress(clients.Refused):
             task.world.cloud.revoke_roles(task.cluster.project_id)

@@ -1,0 +1,62 @@
+"""Changes of running clusters: revisions of stacks, epochs of members, stop requests, error codes, health, progress.
+
+Revision ID: 0002
+Revises: 0001
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+from magnum_lite.models import UTCDateTime
+
+revision = '0002'
+down_revision = '0001'
+branch_labels = None
+depends_on = None
+
+TIME = UTCDateTime()
+
+
+def _number(name: str, value: int) -> sa.Column:
+    return sa.Column(name, sa.Integer(), nullable=False, server_default=str(value))
+
+
+def _columns() -> dict[str, list[sa.Column]]:
+    return {
+        'clusters': [
+            _number('cancelled_generation', 0), _number('revision', 0),
+            sa.Column('delete_forced', sa.Boolean(), nullable=False, server_default=sa.false()),
+            sa.Column('error_code', sa.String(40)), sa.Column('health_at', TIME), sa.Column('watched_until', TIME)],
+        'nodegroups': [
+            _number('epoch', 1), _number('batch_size', 1), _number('sent_generation', 0), _number('revision', 0),
+            sa.Column('error_code', sa.String(40)), sa.Column('stack_text', sa.JSON())],
+        'nodes': [_number('epoch', 1), sa.Column('error_code', sa.String(40))],
+        'operations': [
+            sa.Column('driver', sa.String(255)), sa.Column('node_count', sa.Integer()),
+            sa.Column('resources_done', sa.Integer()), sa.Column('resources_total', sa.Integer())],
+    }
+
+
+INDEXES = {'clusters': ('leased_until', 'health_at'), 'nodegroups': ('stack_id',)}
+
+
+def upgrade() -> None:
+    """Add the columns; what runs already keeps its meaning: no revision, and members of the first epoch."""
+    for table, columns in _columns().items():
+        with op.batch_alter_table(table) as batch:
+            for column in columns:
+                batch.add_column(column)
+    for table, names in INDEXES.items():
+        for name in names:
+            op.create_index(f'ix_{table}_{name}', table, [name])
+
+
+def downgrade() -> None:
+    """Take them away again."""
+    for table, names in INDEXES.items():
+        for name in names:
+            op.drop_index(f'ix_{table}_{name}', table)
+    for table, columns in _columns().items():
+        with op.batch_alter_table(table) as batch:
+            for column in columns:
+                batch.drop_column(column.name)

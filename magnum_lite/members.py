@@ -1,0 +1,86 @@
+"""Which members a nodegroup is to have: pure functions on rows that are loaded, with no database and no cloud.
+
+A member is a `Node` row. Its number is its name in the stack for ever, so nothing is ever renumbered: a member that
+is not wanted any more is marked DELETE_IN_PROGRESS, and its row goes when Heat has let it go. The API changes what is
+wanted with these functions, the conductor replaces members of an older epoch, both inside a transaction of theirs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from magnum_lite import errors, states
+from magnum_lite.models import Cluster, Node, NodeGroup
+
+
+def node_name(cluster: Cluster, group: NodeGroup, number: int) -> str:
+    """The name of a member's server: a DNS label of at most 53 characters (Heat's limit), unlike any other's.
+
+    The engine's node has the same name, because volumes and load balancers are found by it.
+    """
+    kind = _slug(group.name.removeprefix('default-'), 15)
+    # Two names of nodegroups can have one slug, so the uuid of a further one is in it.
+    owner = cluster.uuid[:8] if group.is_default else group.uuid[:8]
+    return f'{name_prefix(cluster)}{owner}-{kind or "n"}-{number}'
+
+
+def name_prefix(cluster: Cluster) -> str:
+    """What the names of all members that a cluster has, or ever had, begin with."""
+    return f'{_slug(cluster.name, 20) or "c"}-'
+
+
+def _slug(value: str, length: int) -> str:
+    return re.sub(r'[^a-z0-9]+', '-', value.lower())[:length].strip('-')
+
+
+def add(cluster: Cluster, group: NodeGroup, count: int) -> None:
+    """Append `count` new members, numbered from the nodegroup's counter."""
+    for _ in range(count):
+        number = group.next_number
+        group.next_number = number + 1
+        group.nodes.append(Node(
+            nodegroup_id=group.uuid, number=number, name=node_name(cluster, group, number), image_id=group.image_id,
+            epoch=group.epoch or 1, status=states.CREATE_IN_PROGRESS))
+
+
+def wanted(group: NodeGroup) -> list[Node]:
+    """The members that are to be, in the order of their numbers."""
+    return [node for node in group.nodes if node.status != states.DELETE_IN_PROGRESS]
+
+
+def drop(nodes: Iterable[Node]) -> None:
+    """Want these members no more."""
+    for node in nodes:
+        node.status, node.status_reason, node.error_code = states.DELETE_IN_PROGRESS, None, None
+
+
+def resize(cluster: Cluster, group: NodeGroup, count: int, remove: Sequence[str] = ()) -> None:
+    """Want `count` members, and not those that `remove` names by number, by name or by the id of their server.
+
+    What is still too many goes too: first what has failed, then what is outdated, then the newest. Raises Invalid for
+    a name that no member has.
+    """
+    known = {name: node for node in wanted(group) for name in (str(node.number), node.name, node.server_id) if name}
+    unknown = [name for name in remove if name not in known]
+    if unknown:
+        raise errors.Invalid(f'Nodegroup {group.name} has no node {", ".join(map(repr, unknown))!s:.200}. Its nodes '
+                             'have a number, a name and the id of their server.')
+    drop(known[name] for name in remove)
+    left = sorted(wanted(group), key=lambda node: (
+        not states.is_failed(node.status), node.epoch, -node.number))
+    drop(left[:max(len(left) - count, 0)])
+    add(cluster, group, max(count - len(left), 0))
+    group.node_count = count
+
+
+def replace(cluster: Cluster, group: NodeGroup) -> None:
+    """Have the members replaced that have failed, and of those of an older epoch `batch_size` at most.
+
+    A failed one has a new number then: what it has reported to its stack would fail whatever takes its place there.
+    """
+    failed = [node for node in wanted(group) if states.is_failed(node.status)]
+    old = [node for node in wanted(group) if node.epoch < group.epoch and node not in failed]
+    gone = failed + old[:max(group.batch_size - len(failed), 0)]
+    drop(gone)
+    add(cluster, group, len(gone))

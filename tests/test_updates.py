@@ -1,0 +1,678 @@
+"""Changes of a cluster that runs: queued, stopped, failed, in batches, and with conductors that die at every call."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Callable
+
+import fakes
+import pytest
+import sqlalchemy as sa
+from conftest import Api
+from test_reconcile import ADMIN, DiesInTheDatabase, Story, dying, with_time_passing
+
+from magnum_lite import clients, db, errors, members, models, states
+from magnum_lite.conductor import steps
+from magnum_lite.models import Cluster, Node, NodeGroup, Operation
+
+Change = Callable[[Cluster], None]
+
+
+def request(story: Story, cluster: str, change: Change, kind: str = 'resize') -> Operation:
+    operation = Operation(uuid=str(uuid.uuid4()), user_id='u', kind=kind)
+    db.request_update(story.world.db, ADMIN, cluster, operation, change)
+    return operation
+
+
+def workers(cluster: Cluster) -> NodeGroup:
+    return next(group for group in cluster.nodegroups if group.name == 'default-worker')
+
+
+def resize(count: int, *remove: str) -> Change:
+    def change(cluster: Cluster) -> None:
+        members.resize(cluster, workers(cluster), count, remove)
+        workers(cluster).status = states.UPDATE_IN_PROGRESS
+    return change
+
+
+def add_group(name: str = 'pool', count: int = 2) -> Change:
+    def change(cluster: Cluster) -> None:
+        group = NodeGroup(uuid=str(uuid.uuid4()), project_id=cluster.project_id, name=name, role='worker', labels={},
+                          node_count=count, next_number=0, epoch=1, image_id='ubuntu', flavor_id='m1.small', nodes=[],
+                          status=states.CREATE_IN_PROGRESS)
+        cluster.nodegroups.append(group)
+        members.add(cluster, group, count)
+    return change
+
+
+def drop_group(name: str = 'pool') -> Change:
+    def change(cluster: Cluster) -> None:
+        group = next(group for group in cluster.nodegroups if group.name == name)
+        members.drop(group.nodes)
+        group.status = states.DELETE_IN_PROGRESS
+    return change
+
+
+def upgrade(batch_size: int = 1) -> Change:
+    def change(cluster: Cluster) -> None:
+        group = workers(cluster)
+        group.epoch, group.batch_size, group.image_id = group.epoch + 1, batch_size, 'ubuntu-new'
+        group.status = states.UPDATE_IN_PROGRESS
+    return change
+
+
+def loaded(story: Story, cluster: str) -> Cluster:
+    """The row with all that hangs off it."""
+    with story.world.db.read() as session:
+        return session.scalars(sa.select(Cluster).where(Cluster.uuid == cluster).options(
+            sa.orm.selectinload(Cluster.nodegroups).selectinload(NodeGroup.nodes))).one()
+
+
+def numbers(story: Story, cluster: str, group: str = 'default-worker') -> dict[int, str]:
+    [found] = [g for g in loaded(story, cluster).nodegroups if g.name == group]
+    return {node.number: node.status for node in found.nodes}
+
+
+def history(story: Story, cluster: str) -> list[tuple[str, str | None]]:
+    return [(o.kind, o.outcome) for o in db.list_operations(story.world.db, cluster)]
+
+
+def failed_member(stack: fakes.FakeStack, number: int, reason: str) -> list[clients.FailedResource]:
+    """What Heat lists for a member that failed: the leaf, and every nested stack above it."""
+    group, member = f'group-of-{stack.id}', f'member-{number}-of-{stack.id}'
+    return [clients.FailedResource(name, kind, text, 's', physical, holder) for name, kind, text, holder, physical in (
+        ('kube_minions', 'kube_minions.yaml', f'resources.kube_minions: {reason}', stack.id, group),
+        (str(number), 'worker.yaml', reason, group, member),
+        ('node_config_deployment', 'OS::Heat::WaitCondition', reason, member, 'x'))]
+
+
+@pytest.fixture
+def running(story: Story, cluster: str) -> str:
+    """A cluster that is complete: one master, two workers with the numbers 0 and 1."""
+    story.run(4)
+    assert story.clusters()[0].status == 'CREATE_COMPLETE'
+    story.cloud.calls.clear()
+    return cluster
+
+
+@pytest.fixture
+def story(world: steps.World, cloud: fakes.FakeCloud) -> Story:
+    return Story(world, cloud)
+
+
+# -- resize --------------------------------------------------------------------------------------------------------
+
+def test_resize_adds_members_and_touches_no_other(story: Story, running: str) -> None:
+    [stack] = story.cloud.all_stacks()
+    before = dict(stack.files)
+    request(story, running, resize(4))
+    story.run(3)
+
+    assert numbers(story, running) == dict.fromkeys(range(4), 'CREATE_COMPLETE')
+    assert stack.members == {'kube_masters.yaml': {0}, 'kube_minions.yaml': {0, 1, 2, 3}}
+    assert {name for name in before if before[name] != stack.files[name]} == {'kube_minions.yaml'}
+    row = loaded(story, running)
+    assert (row.status, row.leased_by, row.check_at) == ('UPDATE_COMPLETE', None, None)
+    assert {g.status for g in row.nodegroups} == {'CREATE_COMPLETE', 'UPDATE_COMPLETE'}
+    assert history(story, running) == [('create', 'complete'), ('resize', 'complete')]
+    assert (story.cloud.calls.count('update'), story.cloud.calls.count('outputs')) == (1, 1)
+
+
+def test_members_that_stay_are_written_as_they_were(story: Story, running: str) -> None:
+    """A newer release of templates must not change what runs."""
+    with story.world.db.write() as session:
+        row = session.scalars(sa.select(Cluster)).one()
+        text = dict(row.stack_text)
+        text['files'] = text['files'] | {'kube_minions.yaml': text['files']['kube_minions.yaml'].replace(
+            '"m1.small"', '"m1.older"')}
+        row.stack_text = text
+    request(story, running, resize(1))
+    request(story, running, resize(3))
+    story.run(3)
+
+    [stack] = story.cloud.all_stacks()
+    assert 'm1.older' in stack.files['kube_minions.yaml']
+    assert stack.members['kube_minions.yaml'] == {0, 2, 3}
+
+
+def test_named_member_goes_and_no_number_comes_back(story: Story, running: str) -> None:
+    request(story, running, resize(1, '0'))
+    story.run(3)
+    request(story, running, resize(2))
+    story.run(3)
+
+    assert numbers(story, running) == {1: 'CREATE_COMPLETE', 2: 'CREATE_COMPLETE'}
+    assert story.cloud.all_stacks()[0].members['kube_minions.yaml'] == {1, 2}
+
+
+def test_resize_to_nothing_and_back(story: Story, running: str) -> None:
+    request(story, running, resize(0))
+    story.run(3)
+    assert (numbers(story, running), story.cloud.all_stacks()[0].members['kube_minions.yaml']) == ({}, set())
+
+    request(story, running, resize(1))
+    story.run(3)
+    assert numbers(story, running) == {2: 'CREATE_COMPLETE'}
+
+
+def test_only_new_members_cost_new_user_data(story: Story, running: str) -> None:
+    stack = story.cloud.all_stacks()[0]
+    master, worker = stack.parameters['master_user_data'], stack.parameters['worker_user_data']
+    request(story, running, resize(1))
+    story.run(3)
+    assert (stack.parameters['master_user_data'], stack.parameters['worker_user_data']) == (master, worker)
+
+    request(story, running, resize(2))
+    story.run(3)
+    assert stack.parameters['master_user_data'] == master
+    assert stack.parameters['worker_user_data'] != worker, 'the certificate to join with is a new one'
+
+
+def test_unknown_name_is_refused_and_nothing_changes(story: Story, running: str) -> None:
+    with pytest.raises(errors.Invalid, match="has no node '7', 'x'"):
+        request(story, running, resize(1, '7', 'x'))
+
+    assert loaded(story, running).status == 'CREATE_COMPLETE'
+
+
+# -- queue ---------------------------------------------------------------------------------------------------------
+
+def test_update_during_an_update_is_applied_next(story: Story, running: str) -> None:
+    request(story, running, resize(3))
+    story.make_due()
+    story.round()
+    request(story, running, resize(5))
+    story.make_due()
+    story.round()
+    [stack] = story.cloud.all_stacks()
+    assert stack.members['kube_minions.yaml'] == {0, 1, 2}, 'Heat is not disturbed while it works'
+    story.heat_works()
+    story.make_due()
+    story.round()
+    assert stack.members['kube_minions.yaml'] == {0, 1, 2, 3, 4}
+    assert history(story, running)[1:] == [('resize', 'complete'), ('resize', None)]
+    story.run(3)
+
+    assert history(story, running)[1:] == [('resize', 'complete')] * 2
+    assert numbers(story, running) == dict.fromkeys(range(5), 'CREATE_COMPLETE')
+    assert story.cloud.calls.count('update') == 2
+
+
+def test_three_nodegroups_asked_for_at_once_all_come_to_be(story: Story, running: str) -> None:
+    for name in ('one', 'two', 'three'):
+        request(story, running, add_group(name), 'nodegroup_create')
+    story.run(4)
+
+    row = loaded(story, running)
+    assert row.status == 'UPDATE_COMPLETE'
+    assert {g.status for g in row.nodegroups} == {'CREATE_COMPLETE'}
+    assert len({g.stack_id for g in row.nodegroups}) == 4 == len(story.cloud.all_stacks())
+    assert numbers(story, running, 'two') == dict.fromkeys(range(2), 'CREATE_COMPLETE')
+    assert {o for _, o in history(story, running)} == {'complete'}
+
+
+def test_update_that_fails_while_another_waits_does_not_take_that_one_along(story: Story, running: str) -> None:
+    request(story, running, resize(3))
+    story.make_due()
+    story.round()
+    [stack] = story.cloud.all_stacks()
+    stack.status = 'UPDATE_FAILED'
+    stack.failed = failed_member(stack, 2, 'WaitConditionFailure: no kubelet')
+    request(story, running, resize(4))
+    story.run(3)
+
+    assert history(story, running)[1:] == [('resize', 'failed'), ('resize', 'complete')]
+    assert numbers(story, running) == dict.fromkeys((0, 1, 3, 4), 'CREATE_COMPLETE'), 'the failed one is replaced'
+
+
+def test_delete_overtakes_a_running_update(story: Story, api: Api, running: str) -> None:
+    request(story, running, resize(3))
+    request(story, running, add_group(), 'nodegroup_create')
+    story.make_due()
+    story.round()
+    assert len(story.cloud.all_stacks()) == 2
+    api('DELETE', f'/v1/clusters/{running}')
+    story.run(4)
+
+    assert (story.clusters(), story.cloud.all_stacks(), story.cloud.granted) == ([], [], set())
+    assert history(story, running)[1:] == [('resize', 'superseded'), ('nodegroup_create', 'superseded'),
+                                           ('delete', 'complete')]
+
+
+# -- nodegroups ----------------------------------------------------------------------------------------------------
+
+def test_nodegroup_comes_and_goes(story: Story, running: str) -> None:
+    request(story, running, add_group(), 'nodegroup_create')
+    story.run(3)
+    [_, stack] = story.cloud.all_stacks()
+    assert stack.members == {'kube_minions.yaml': {0, 1}}
+    request(story, running, drop_group(), 'nodegroup_delete')
+    story.run(4)
+
+    assert [g.name for g in loaded(story, running).nodegroups] == ['default-master', 'default-worker']
+    assert len(story.cloud.all_stacks()) == 1
+    assert story.count(Node) == 3
+    assert loaded(story, running).status == 'UPDATE_COMPLETE'
+
+
+def test_nodegroup_that_fails_fails_alone(story: Story, running: str) -> None:
+    request(story, running, add_group(), 'nodegroup_create')
+    request(story, running, resize(3))
+    story.make_due()
+    story.round()
+    [_, stack] = story.cloud.all_stacks()
+    stack.status = 'CREATE_FAILED'
+    stack.failed = failed_member(stack, 1, 'Quota exceeded for instances')
+    story.run(3)
+
+    row = loaded(story, running)
+    pool = next(g for g in row.nodegroups if g.name == 'pool')
+    assert (row.status, row.error_code) == ('UPDATE_FAILED', 'QUOTA_EXCEEDED')
+    assert (pool.status, pool.error_code, workers(row).status) == ('CREATE_FAILED', 'QUOTA_EXCEEDED', 'UPDATE_COMPLETE')
+    assert [(n.number, n.status, n.error_code) for n in pool.nodes] == [
+        (0, 'CREATE_FAILED', None), (1, 'CREATE_FAILED', 'QUOTA_EXCEEDED')]
+    assert story.cloud.calls.count('failures') == 1, 'the walk is done once'
+
+    request(story, running, resize(2))  # any later change tries again what has failed
+    story.run(4)
+    row = loaded(story, running)
+    assert (row.status, {g.status for g in row.nodegroups}, row.error_code) == (
+        'UPDATE_COMPLETE', {'CREATE_COMPLETE', 'UPDATE_COMPLETE'}, None)
+    assert set(numbers(story, running, 'pool')) == {2, 3}
+
+
+# -- upgrade -------------------------------------------------------------------------------------------------------
+
+def test_upgrade_replaces_so_many_at_a_time(story: Story, running: str) -> None:
+    request(story, running, resize(5))
+    story.run(3)
+    request(story, running, upgrade(2), 'upgrade')
+    [stack] = story.cloud.all_stacks()
+    seen = [stack.members['kube_minions.yaml']]
+    for _ in range(8):
+        story.run(1)
+        if stack.members['kube_minions.yaml'] != seen[-1]:
+            seen.append(stack.members['kube_minions.yaml'])
+
+    assert seen == [{0, 1, 2, 3, 4}, {2, 3, 4, 5, 6}, {4, 5, 6, 7, 8}, {5, 6, 7, 8, 9}]
+    row = loaded(story, running)
+    assert row.status == 'UPDATE_COMPLETE'
+    assert {(node.epoch, node.image_id) for node in workers(row).nodes} == {(2, 'ubuntu-new')}
+    assert history(story, running)[-1] == ('upgrade', 'complete')
+
+
+def test_upgrade_that_fails_stops_at_its_batch_and_goes_on_when_asked_again(story: Story, running: str) -> None:
+    request(story, running, upgrade(), 'upgrade')
+    story.make_due()
+    story.round()
+    [stack] = story.cloud.all_stacks()
+    stack.status, stack.failed = 'UPDATE_FAILED', failed_member(stack, 2, 'WaitConditionFailure: disk full')
+    story.run(2)
+    row = loaded(story, running)
+    assert (row.status, row.error_code) == ('UPDATE_FAILED', 'NODE_FAILED')
+    assert stack.members['kube_minions.yaml'] == {1, 2}
+
+    stack.failed = []
+    request(story, running, lambda cluster: None, 'upgrade')
+    story.run(6)
+    assert loaded(story, running).status == 'UPDATE_COMPLETE'
+    assert {node.epoch for node in workers(loaded(story, running)).nodes} == {2}
+    assert len(numbers(story, running)) == 2
+
+
+# -- stop ----------------------------------------------------------------------------------------------------------
+
+def test_create_that_is_stopped_leaves_nothing_in_the_cloud(story: Story, api: Api, cluster: str) -> None:
+    story.make_due()
+    story.round()
+    [operation] = db.list_operations(story.world.db, cluster)
+    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    story.run(4)
+
+    row = loaded(story, cluster)
+    assert (row.status, row.error_code, row.stack_id, story.cloud.all_stacks()) == (
+        'CREATE_FAILED', 'CANCELLED', None, [])
+    assert {group.stack_id for group in row.nodegroups} == {None}
+    assert history(story, cluster) == [('create', 'failed')]
+    api('DELETE', f'/v1/clusters/{cluster}')
+    story.run(2)
+    assert (story.clusters(), story.cloud.granted) == ([], set())
+
+
+def test_create_that_is_stopped_before_it_began_makes_no_stack(story: Story, cluster: str) -> None:
+    [operation] = db.list_operations(story.world.db, cluster)
+    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    story.run(2)
+
+    assert loaded(story, cluster).status == 'CREATE_FAILED'
+    assert 'create' not in story.cloud.calls
+
+
+def test_update_that_is_stopped_keeps_what_is_and_goes_on_from_there(story: Story, running: str) -> None:
+    operation = request(story, running, resize(4))
+    story.make_due()
+    story.round()
+    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    story.make_due()
+    story.round()
+    story.make_due()
+    story.round()
+
+    row = loaded(story, running)
+    assert (row.status, row.error_code) == ('UPDATE_FAILED', 'CANCELLED')
+    assert story.cloud.calls.count('cancel') == 1
+    assert history(story, running)[-1] == ('resize', 'failed')
+    request(story, running, resize(2))
+    story.run(4)
+    assert loaded(story, running).status == 'UPDATE_COMPLETE'
+    assert len(story.cloud.all_stacks()[0].members['kube_minions.yaml']) == 2
+
+
+def test_stop_that_comes_too_late_is_no_failure(story: Story, running: str) -> None:
+    operation = request(story, running, resize(4))
+    story.make_due()
+    story.round()
+    story.heat_works()
+    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    story.run(2)
+
+    assert (loaded(story, running).status, history(story, running)[-1]) == ('UPDATE_COMPLETE', ('resize', 'complete'))
+    with pytest.raises(errors.Conflict, match='has ended already, as complete'):
+        db.request_cancel(story.world.db, ADMIN, operation.uuid)
+
+
+def test_what_cannot_be_stopped_is_said(story: Story, api: Api, running: str) -> None:
+    first = request(story, running, resize(3))
+    request(story, running, resize(4))
+    with pytest.raises(errors.Conflict, match='is not the only one'):
+        db.request_cancel(story.world.db, ADMIN, first.uuid)
+    api('DELETE', f'/v1/clusters/{running}')
+    deleting = db.list_operations(story.world.db, running)[-1]
+
+    with pytest.raises(errors.Conflict, match='cannot be stopped'):
+        db.request_cancel(story.world.db, ADMIN, deleting.uuid)
+    with pytest.raises(errors.NotFound):
+        db.request_cancel(story.world.db, db.Scope('p2'), deleting.uuid)
+
+
+# -- time ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('what', ['create', 'update', 'delete'])
+def test_operation_ends_although_heat_never_does(story: Story, api: Api, cluster: str, what: str) -> None:
+    if what != 'create':
+        story.run(4)
+        request(story, cluster, resize(3)) if what == 'update' else api('DELETE', f'/v1/clusters/{cluster}')
+    story.make_due()
+    story.round()
+    with story.world.db.write() as session:
+        past = models.utcnow() - datetime.timedelta(minutes=71)
+        session.execute(sa.update(Cluster).values(created_at=past, updated_at=past if what != 'create' else None))
+    story.make_due()
+    story.round()
+
+    row = loaded(story, cluster)
+    assert (row.status, row.error_code) == (f'{what.upper()}_FAILED', 'TIMEOUT')
+    assert 'is not done after 71 minutes, and 60 were given' in row.status_reason
+    assert history(story, cluster)[-1][1] == 'failed'
+    assert (row.leased_by, row.check_at) == (None, None)
+
+
+# -- delete --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('state', ['disabled', 'gone'])
+def test_delete_in_a_project_that_is_closed(story: Story, api: Api, running: str, state: str) -> None:
+    request(story, running, add_group(), 'nodegroup_create')
+    story.run(3)
+    story.cloud.project_states['p1'] = state
+    api('DELETE', f'/v1/clusters/{running}')
+    story.run(6)
+
+    assert (story.clusters(), story.cloud.all_stacks()) == ([], [])
+
+
+def test_load_balancers_made_inside_go_first(story: Story, api: Api, running: str) -> None:
+    story.cloud.balancers = {
+        'lb1': clients.LoadBalancer('lb1', 'svc', f'Kubernetes external service a/b from cluster {running}', 'ACTIVE'),
+        'lb2': clients.LoadBalancer('lb2', 'other', 'of somebody else', 'ACTIVE')}
+    api('DELETE', f'/v1/clusters/{running}')
+    story.run(5)
+
+    assert (story.clusters(), list(story.cloud.balancers)) == ([], ['lb2'])
+    calls = story.cloud.calls
+    assert calls.index('delete_load_balancer') < calls.index('delete')
+    assert calls.count('load_balancers') == 2, 'once more to see that they are gone, and never after that'
+
+
+def test_load_balancer_that_does_not_go_is_named(story: Story, api: Api, running: str) -> None:
+    balancer = clients.LoadBalancer('lb1', 'svc', f'x from cluster {running}', 'PENDING_UPDATE')
+    story.cloud.balancers = {'lb1': balancer}
+
+    def busy(call: str, when: str) -> None:
+        if call == 'delete_load_balancer':
+            raise clients.Clash('immutable (HTTP 409)')
+    story.cloud.hook = busy
+    api('DELETE', f'/v1/clusters/{running}')
+    story.run(2)
+    assert loaded(story, running).status == 'DELETE_IN_PROGRESS'
+    with story.world.db.write() as session:
+        session.execute(sa.update(Cluster).values(updated_at=models.utcnow() - datetime.timedelta(hours=2)))
+    story.run(1)
+
+    row = loaded(story, running)
+    assert (row.status, row.error_code) == ('DELETE_FAILED', 'LOADBALANCER')
+    assert 'svc (lb1, PENDING_UPDATE)' in row.status_reason
+
+
+def blocked(story: Story, api: Api, cluster: str, **query: str) -> None:
+    """Ask for a delete that Heat cannot carry out, because something is in use."""
+    api('DELETE', f'/v1/clusters/{cluster}')
+    story.make_due()
+    story.round()
+    [stack] = story.cloud.all_stacks()
+    stack.status = 'DELETE_FAILED'
+    stack.failed = [clients.FailedResource(
+        'subnet', 'OS::Neutron::Subnet', 'Conflict: Unable to complete operation on subnet. One or more ports have an '
+        'IP allocation from this subnet.', 's', 'subnet-1', stack.id)]
+    story.cloud.users['subnet-1'] = ['Port lb-vip (p1) of Octavia lb9']
+
+
+def test_what_blocks_a_delete_is_named(story: Story, api: Api, running: str) -> None:
+    blocked(story, api, running)
+    story.run(1)
+
+    row = loaded(story, running)
+    assert (row.status, row.error_code) == ('DELETE_FAILED', 'IN_USE')
+    assert 'Port lb-vip (p1) of Octavia lb9' in row.status_reason
+
+
+def test_forced_delete_gives_up_on_what_blocks_and_says_what_it_left(story: Story, api: Api, running: str) -> None:
+    blocked(story, api, running)
+    story.run(1)
+    [stack] = story.cloud.all_stacks()
+    db.request_delete(story.world.db, ADMIN, running, Operation(uuid=str(uuid.uuid4()), user_id='u', kind='delete'),
+                      force=True)
+    story.make_due()
+    story.round()
+    stack.status = 'DELETE_FAILED'
+    story.run(2)
+
+    assert story.clusters() == []
+    last = db.list_operations(story.world.db, running)[-1]
+    assert last.outcome == 'complete'
+    assert stack.id in last.text and 'Port lb-vip (p1)' in last.text
+
+
+def test_forced_delete_does_without_a_cloud_that_is_away(story: Story, api: Api, running: str) -> None:
+    def away(call: str, when: str) -> None:
+        raise clients.Away('Heat does not answer')
+    story.cloud.hook = away
+    db.request_delete(story.world.db, ADMIN, running, Operation(uuid=str(uuid.uuid4()), user_id='u', kind='delete'),
+                      force=True)
+    story.run(2)
+    assert len(story.clusters()) == 1, 'it is given a few tries'
+    story.run(4)
+
+    assert story.clusters() == []
+    assert 'Heat does not answer' in db.list_operations(story.world.db, running)[-1].text
+
+
+# -- watching ------------------------------------------------------------------------------------------------------
+
+def test_resources_are_counted_for_who_looks_and_for_nobody_else(story: Story, running: str) -> None:
+    operation = request(story, running, resize(3))
+    story.make_due()
+    story.round()
+    story.make_due()
+    story.round()
+    assert 'progress' not in story.cloud.calls
+    db.watch(story.world.db, running)
+    story.make_due()
+    story.round()
+
+    assert story.cloud.calls.count('progress') == 1
+    found = db.get_operation(story.world.db, ADMIN, operation.uuid)
+    assert (found.resources_done, found.resources_total) == (3, 10)
+
+
+def test_estimate_is_of_operations_of_that_size(story: Story, running: str) -> None:
+    with story.world.db.write() as session:
+        for nodes, seconds in ((3, 30), (3, 32), (3, 34), *[(50, 900)] * 20):
+            asked = models.utcnow()
+            session.add(Operation(
+                uuid=str(uuid.uuid4()), cluster_id=running, project_id='p1', user_id='u', kind='resize', generation=1,
+                driver='k8s_ubuntu', node_count=nodes, outcome='complete', created_at=asked,
+                ended_at=asked + datetime.timedelta(seconds=seconds)))
+    operation = request(story, running, resize(45))
+    assert 600 < db.estimate_s(story.world.db, operation) < 1000
+    small = Operation(driver='k8s_ubuntu', kind='upgrade', node_count=3)
+    assert db.estimate_s(story.world.db, small) is None
+
+
+# -- death ---------------------------------------------------------------------------------------------------------
+
+def check_nothing_is_doubled(story: Story, cluster: str) -> None:
+    """Stacks are those that rows own, with the members that rows have."""
+    row = loaded(story, cluster)
+    assert {g.stack_id for g in row.nodegroups} == {s.id for s in story.cloud.all_stacks()}
+    for group in row.nodegroups:
+        stack = story.cloud.stacks_by_project['p1'][group.stack_id]
+        name = 'kube_masters.yaml' if group.role == 'master' else 'kube_minions.yaml'
+        assert stack.members[name] == {node.number for node in group.nodes}, group.name
+        assert len(group.nodes) == group.node_count
+        assert {node.status for node in group.nodes} <= {'CREATE_COMPLETE'}
+
+
+#: kind -> (what was there before, the change, calls that are made for it).
+CHANGES: dict[str, tuple[list[Change], Change, tuple[str, ...]]] = {
+    'resize out': ([], resize(4), ('look', 'update', 'outputs')),
+    'resize in': ([], resize(1, '0'), ('look', 'update', 'outputs')),
+    'nodegroup create': ([], add_group(), ('look', 'outputs', 'create')),
+    'nodegroup delete': ([add_group()], drop_group(), ('look', 'delete')),
+    'upgrade': ([resize(3)], upgrade(2), ('look', 'update', 'outputs')),
+}
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+@pytest.mark.parametrize(('kind', 'victim'), [(kind, call) for kind, item in CHANGES.items() for call in item[2]])
+def test_conductor_that_dies_in_a_change(story: Story, running: str, kind: str, victim: str, moment: str) -> None:
+    first, change, _ = CHANGES[kind]
+    for step in first:
+        request(story, running, step)
+        story.run(4)
+    request(story, running, change, kind)
+    deaths = dying(story.cloud, victim, moment)
+    story.run()
+
+    assert deaths, 'the call was never made, so this shows nothing'
+    assert loaded(story, running).status == 'UPDATE_COMPLETE'
+    assert history(story, running)[-1] == (kind, 'complete')
+    check_nothing_is_doubled(story, running)
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+@pytest.mark.parametrize('number', range(1, 12))
+@pytest.mark.parametrize('kind', CHANGES)
+def test_conductor_that_dies_at_a_write_of_a_change(
+        story: Story, running: str, kind: str, number: int, moment: str) -> None:
+    first, change, _ = CHANGES[kind]
+    for step in first:
+        request(story, running, step)
+        story.run(4)
+    request(story, running, change, kind)
+    deaths = 0
+    with DiesInTheDatabase(story.world.db, number, moment) as killer:
+        for _ in range(6):
+            try:
+                story.look()
+            except fakes.Died:
+                deaths += 1
+                break
+            with_time_passing(story, killer)
+    story.run()
+
+    assert deaths or number > 6, 'nobody died, so this shows nothing'
+    assert loaded(story, running).status == 'UPDATE_COMPLETE'
+    assert history(story, running)[-1] == (kind, 'complete')
+    check_nothing_is_doubled(story, running)
+
+
+def test_update_that_heat_took_and_did_not_say_so_is_not_sent_again(story: Story, running: str) -> None:
+    def hook(name: str, when: str) -> None:
+        if (name, when) == ('update', 'after'):
+            story.cloud.hook = None
+            raise clients.Away('Updating the stack: gateway time-out (HTTP 504)')
+    story.cloud.hook = hook
+    request(story, running, resize(3))
+    story.run(4)
+
+    assert story.cloud.calls.count('update') == 1
+    assert loaded(story, running).status == 'UPDATE_COMPLETE'
+    check_nothing_is_doubled(story, running)
+
+
+def test_stale_update_of_a_conductor_that_slept_is_put_right(story: Story, running: str) -> None:
+    """It wakes up after others have done the work and more, and sends what it was about to send."""
+    [stack] = story.cloud.all_stacks()
+    old = (dict(stack.files), stack.tags)
+    request(story, running, resize(4))
+    story.make_due()
+    story.round()
+    stack.files, stack.tags = old[0], (*old[1][:2], 'rev-1')  # Heat took the stale one last
+    story.run(4)
+
+    assert loaded(story, running).status == 'UPDATE_COMPLETE'
+    check_nothing_is_doubled(story, running)
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+@pytest.mark.parametrize('victim', ['cancel', 'look'])
+def test_conductor_that_dies_while_it_stops_an_update(story: Story, running: str, victim: str, moment: str) -> None:
+    operation = request(story, running, resize(4))
+    story.make_due()
+    story.round()
+    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    deaths = dying(story.cloud, victim, moment)
+    for _ in range(4):  # Heat does not end it by itself meanwhile
+        story.make_due()
+        story.round()
+
+    assert deaths, 'the call was never made, so this shows nothing'
+    assert (loaded(story, running).status, history(story, running)[-1]) == ('UPDATE_FAILED', ('resize', 'failed'))
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+@pytest.mark.parametrize('victim', ['load_balancers', 'delete_load_balancer', 'look', 'delete', 'revoke_roles'])
+def test_conductor_that_dies_in_the_delete_of_a_cluster_with_everything(
+        story: Story, api: Api, running: str, victim: str, moment: str) -> None:
+    request(story, running, add_group(), 'nodegroup_create')
+    story.run(3)
+    story.cloud.balancers = {'lb1': clients.LoadBalancer('lb1', 'svc', f'x from cluster {running}', 'ACTIVE')}
+    api('DELETE', f'/v1/clusters/{running}')
+    deaths = dying(story.cloud, victim, moment)
+    story.run()
+
+    assert deaths, 'the call was never made, so this shows nothing'
+    assert (story.clusters(), story.cloud.all_stacks(), story.cloud.granted, story.cloud.balancers) == (
+        [], [], set(), {})
+    assert [story.count(m) for m in (NodeGroup, Node, models.Key)] == [0, 0, 0]
