@@ -15,19 +15,33 @@ import pathlib
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent import futures
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import yaml
-from functional.service import Service, connect, is_old, poll, remove_leftovers, unique_name
+from functional.service import PREFIX, Service, connect, is_old, poll, remove_leftovers, unique_name
 from openstack import config as cloud_config
 from openstack import exceptions as sdk_exc
 
 TOOLS = pathlib.Path(os.environ.get('MAGNUM_LITE_CLOUD_TOOLS')
                      or pathlib.Path(__file__).parents[3] / 'shared' / 'cloud')
 SIGNAL = TOOLS / 'signal'
+#: `pytestmark` of a module of tests on a real cloud whose nodes are played.
+MARKS = [
+    pytest.mark.functional,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),  # the SDK's, of its own code
+    pytest.mark.skipif(not os.environ.get('OS_CLOUD'), reason='OS_CLOUD names no cloud'),
+    pytest.mark.skipif(not SIGNAL.exists(), reason=f'nobody to play the nodes: there is no {SIGNAL.name} where '
+                                                   'MAGNUM_LITE_CLOUD_TOOLS says'),
+]
+#: Seconds between looks that no message asked for: long, so that only a message explains a cluster begun at once.
+LONG_TICK_S = 60
+
+Say = Callable[[str], None]
 #: Seconds for what a cloud does on a busy machine: a cluster's stack comes, or goes.
 STACK_S = 400
 #: Seconds for the cloud to tidy up behind a stack that is gone (users of its own, ports).
@@ -118,6 +132,35 @@ class Sandbox:
             identity.delete_endpoint(endpoint)
             if not services:
                 identity.delete_service(service)
+            identity.delete_region(region)
+
+
+    @contextlib.contextmanager
+    def region(self, instead: Mapping[str, str]) -> Iterator[str]:
+        """A region with the services that a cluster needs, some of them, by type, at `instead` (http://host:port).
+
+        The path of an address, which may hold the project, stays as it is.
+        """
+        identity = self.admin.identity
+        types = {s.id: s.type for s in identity.services()}
+        name = unique_name()
+        region = identity.create_region(id=name)
+        made = []
+        try:
+            for known in list(identity.endpoints(interface='public')):
+                kind = types[known.service_id]
+                if kind not in ('identity', 'image', 'compute', 'network', 'orchestration') or (
+                        known.region_id or '').startswith(PREFIX):
+                    continue
+                url = known.url
+                if kind in instead:
+                    url = instead[kind] + url[len('http://') + len(url.split('/')[2]):]
+                made.append(identity.create_endpoint(
+                    service_id=known.service_id, interface='public', url=url, region_id=region.id))
+            yield name
+        finally:
+            for endpoint in made:
+                identity.delete_endpoint(endpoint)
             identity.delete_region(region)
 
 
@@ -260,6 +303,31 @@ class Cluster:
         for table, column in (('clusters', 'uuid'), ('nodegroups', 'cluster_id'), ('cluster_keys', 'cluster_id')):
             assert not self.service.rows(f'SELECT id FROM {table} WHERE {column} = :uuid', uuid=self.uuid), table
         assert not self.service.rows('SELECT id FROM nodes WHERE nodegroup_id NOT IN (SELECT uuid FROM nodegroups)')
+
+
+#: A cluster template that the test cloud can make clusters of.
+TEMPLATE = {'name': 'fn-template', 'coe': 'kubernetes', 'image_id': 'ubuntu', 'flavor_id': 'm1.small',
+            'master_flavor_id': 'm1.small', 'external_network_id': 'public', 'keypair_id': 'testkey'}
+
+
+def post(service: Service, project: Project, path: str, headers: dict[str, str] | None = None, **body: Any,
+         ) -> tuple[int, Any]:
+    return service.request('POST', f'/v1/{path}', body, headers=headers or project.headers)
+
+
+def ask(service: Service, project: Project, *, template: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None, **body: Any) -> Cluster:
+    """Ask for a cluster, and for the template it needs. A 503 stores nothing and says "try again": a busy cloud."""
+    def send(path: str, expected: int, **values: Any) -> Any:
+        for _ in range(5):
+            status, answer = post(service, project, path, headers, **values)
+            if status != 503:
+                break
+        assert status == expected, answer
+        return answer
+
+    found = send('clustertemplates', 201, **TEMPLATE, **(template or {}))
+    return Cluster(service, project, send('clusters', 202, cluster_template_id=found['uuid'], **body)['uuid'])
 
 
 # -- a broker that can fail ----------------------------------------------------------------------------------------

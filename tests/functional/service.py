@@ -304,21 +304,29 @@ class Service:
             poll(functools.partial(ready, process), START_S,
                  functools.partial('the {0.kind} is ready:\n{0.text}'.format, process), every_s=0.1)
 
-    def kill_conductor(self) -> None:
-        """End the oldest conductor with SIGKILL."""
-        process = self.conductors.pop(0)
+    @property
+    def past(self) -> list[Process]:
+        """The processes that have ended."""
+        return list(self._past)
+
+    def kill_conductor(self, process: Process | None = None) -> None:
+        """End a conductor, default the oldest, with SIGKILL."""
+        process = self._take(process)
         process.kill()
+
+    def _take(self, process: Process | None) -> Process:
+        process = process or self.conductors[0]
+        self.conductors.remove(process)
         self._past.append(process)
+        return process
 
     def freeze_conductor(self) -> None:
         """Have the oldest conductor stand still, so that it never hears the answer to a call under way."""
         self.conductors[0].popen.send_signal(signal.SIGSTOP)
 
-    def stop_conductor(self) -> float:
-        """End the oldest conductor with SIGTERM; returns the seconds it took, which are at most STOP_S."""
-        process = self.conductors.pop(0)
-        self._past.append(process)
-        return process.terminate()
+    def stop_conductor(self, process: Process | None = None) -> float:
+        """End a conductor, default the oldest, with SIGTERM; returns the seconds it took, which are at most STOP_S."""
+        return self._take(process).terminate()
 
     def stop(self) -> None:
         """Stop everything, and remove database and virtual host. Raises AssertionError if a process is too slow."""

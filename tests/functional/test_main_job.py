@@ -11,7 +11,6 @@ import datetime
 import ipaddress
 import json
 import os
-import pathlib
 import random
 import shutil
 import subprocess
@@ -24,120 +23,33 @@ import pytest
 import requests
 import sqlalchemy as sa
 from functional import service as services
-from functional.cloud import SIGNAL, STACK_S, Cluster, Forwarder, Project, Sandbox
-from functional.service import Service, poll, start_service
+from functional.cloud import (
+    LONG_TICK_S,
+    MARKS,
+    STACK_S,
+    TEMPLATE,
+    Cluster,
+    Forwarder,
+    Project,
+    Sandbox,
+    Say,
+    ask,
+    post,
+)
+from functional.service import Service, poll
 from keystoneauth1 import session as ksa_session
 from keystoneauth1.identity import v3
 
-pytestmark = [
-    pytest.mark.functional,
-    pytest.mark.timeout(900),
-    pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),  # the SDK's, of its own code
-    pytest.mark.skipif(not os.environ.get('OS_CLOUD'), reason='OS_CLOUD names no cloud'),
-    pytest.mark.skipif(not SIGNAL.exists(), reason=f'nobody to play the nodes: there is no {SIGNAL.name} where '
-                                                   'MAGNUM_LITE_CLOUD_TOOLS says'),
-]
+pytest_plugins = ('functional.fixtures',)
+pytestmark = MARKS
 
 #: A stored cluster is answered at once, with or without a broker; one call to a broker that hangs takes 5 s.
 AT_ONCE_S = 3
-#: Seconds between looks that no message asked for: long, so that only a message explains a cluster begun at once.
-LONG_TICK_S = 60
-TEMPLATE = {'name': 'fn-template', 'coe': 'kubernetes', 'image_id': 'ubuntu', 'flavor_id': 'm1.small',
-            'master_flavor_id': 'm1.small', 'external_network_id': 'public', 'keypair_id': 'testkey'}
 NODE_REASON = 'step install ended with 100: no space left on device'
 CIDR = '10.77.0.0/24'
 KEYS = 4
 SEED = 20
 STORIES = ('whole', 'no host', 'node fails', 'credential', 'existing network')
-
-
-Say = Callable[[str], None]
-
-
-@pytest.fixture(scope='module')
-def say(request: pytest.FixtureRequest) -> Say:
-    """Write a line to the terminal, whether the test fails or not."""
-    plugins = request.config.pluginmanager
-
-    def write(line: str) -> None:
-        with plugins.get_plugin('capturemanager').global_and_fixture_disabled():
-            plugins.get_plugin('terminalreporter').write_line(f'\n  {line}')
-    return write
-
-
-@pytest.fixture(scope='module')
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    """The cloud, cleaned of what killed runs left behind. While the tests run, its projects are in clouds.yaml."""
-    made = Sandbox(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('cloud'))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('OS_CLIENT_CONFIG_FILE', str(made.clouds_file))
-        made.remove_leftovers()
-        yield made
-        made.close()
-
-
-@pytest.fixture(scope='module')
-def running() -> list[Service]:
-    """The services that run now."""
-    return []
-
-
-@pytest.fixture(scope='module')
-def service(sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One API, one conductor."""
-    made = start_service(sandbox.cloud_name, tmp_path_factory.mktemp('service'),
-                         extra={'conductor': {'tick': LONG_TICK_S}})
-    running.append(made)
-    yield made
-    running.remove(made)
-    made.stop()
-
-
-@pytest.fixture
-def lone(sandbox: Sandbox, running: list[Service], tmp_path: pathlib.Path) -> Iterator[Callable[..., Service]]:
-    """Start services without conductors: tests that end processes have one of their own."""
-    with contextlib.ExitStack() as undo:
-        def start(**options: Any) -> Service:
-            made = start_service(sandbox.cloud_name, tmp_path / str(len(running)), conductors=0, **options)
-            running.append(made)
-            undo.callback(made.stop)
-            undo.callback(running.remove, made)
-            return made
-        yield start
-
-
-@pytest.fixture(autouse=True)
-def logs(running: list[Service]) -> Iterator[None]:
-    """Print what the services logged during a test: pytest shows it when the test fails."""
-    yield
-    for made in running:
-        made.print_logs()
-
-
-@pytest.fixture
-def project(sandbox: Sandbox) -> Iterator[Project]:
-    with sandbox.project() as made:
-        yield made
-
-
-def post(service: Service, project: Project, path: str, headers: dict[str, str] | None = None, **body: Any,
-         ) -> tuple[int, Any]:
-    return service.request('POST', f'/v1/{path}', body, headers=headers or project.headers)
-
-
-def ask(service: Service, project: Project, *, template: dict[str, Any] | None = None,
-        headers: dict[str, str] | None = None, **body: Any) -> Cluster:
-    """Ask for a cluster, and for the template it needs. A 503 stores nothing and says "try again": a busy cloud."""
-    def send(path: str, expected: int, **values: Any) -> Any:
-        for _ in range(5):
-            status, answer = post(service, project, path, headers, **values)
-            if status != 503:
-                break
-        assert status == expected, answer
-        return answer
-
-    found = send('clustertemplates', 201, **TEMPLATE, **(template or {}))
-    return Cluster(service, project, send('clusters', 202, cluster_template_id=found['uuid'], **body)['uuid'])
 
 
 # -- clusters that are asked for at once -----------------------------------------------------------------------------
@@ -367,6 +279,11 @@ def test_a_node_that_reports_failure_fails_the_cluster_with_its_words(
     assert NODE_REASON in shown['status_reason']
     assert NODE_REASON in shown['faults']['default-master']
     assert [(o['outcome'], o['code']) for o in cluster.operations] == [('failed', 'NODE_FAILED')]
+    _, body = cluster.service.request('GET', f'/v1/clusters/{cluster.uuid}/nodes', headers=cluster.project.headers)
+    assert [(n['name'].rpartition('-')[2], n['status'], n['code']) for n in body['nodes']] == [
+        ('0', 'CREATE_FAILED', 'NODE_FAILED')]
+    assert NODE_REASON in body['nodes'][0]['status_reason']
+    assert shown['error_code'] == 'NODE_FAILED'
     cluster.delete()
 
 

@@ -17,12 +17,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from functional.cloud import TOOLS
 from functional.service import Service, poll, start_service
 from oslo_config import cfg
 
 from magnum_lite import certs, config, db, keystore
 
 NODES_HOME = pathlib.Path(os.environ.get('NODES_HOME', ''))
+#: The tools of the nodes stand beside those of the cloud.
+NODE_TOOLS = TOOLS.parent / 'nodes'
 LAYER = NODES_HOME / 'overlay' / 'kubernetes'
 PREFIX = os.environ.get('NODES_PREFIX', 'real')
 MASTERS, WORKERS = 1, 2
@@ -55,7 +58,7 @@ pytestmark = [pytest.mark.nodes, pytest.mark.timeout(TIMEOUT_MIN * 60 + 300),
 
 @pytest.fixture(scope='module')
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    started = start_service(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('real'))
+    started = start_service(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('real'), extra={'health': {'interval': 3}})
     yield started
     started.print_logs()
     started.stop()
@@ -179,3 +182,59 @@ def test_no_token_to_join_with_is_left(kubeconfig: pathlib.Path) -> None:
                     'type=bootstrap.kubernetes.io/token')
 
     assert found['items'] == []
+
+
+def show(service: Service, cluster: dict[str, Any]) -> dict[str, Any]:
+    """What the API says of the cluster now."""
+    status, body = service.request('GET', f'/v1/clusters/{cluster["uuid"]}')
+    assert status == 200, body
+    return dict(body)
+
+
+def node_names(service: Service, cluster: dict[str, Any]) -> set[str]:
+    """The names of its nodes, by the API."""
+    status, body = service.request('GET', f'/v1/clusters/{cluster["uuid"]}/nodes')
+    assert status == 200, body
+    return {node['name'] for node in body['nodes']}
+
+
+def is_healthy(service: Service, cluster: dict[str, Any]) -> None:
+    """Wait until the engine and just the nodes that there are are well."""
+    wanted = {'api': 'ok'} | {f'{name}.Ready': 'True' for name in node_names(service, cluster)}
+    poll(lambda: show(service, cluster)['health_status_reason'] == wanted, 120,
+         lambda: f'all is well: {show(service, cluster)}')
+    assert show(service, cluster)['health_status'] == 'HEALTHY'
+
+
+def test_health_is_what_the_engine_says(service: Service, cluster: dict[str, Any]) -> None:
+    is_healthy(service, cluster)
+
+
+def test_nodes_come_and_go_and_a_dead_one_is_seen(
+        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path) -> None:
+    """One joins that was not there when the cluster was made, a named one goes, and what was crashed is unhealthy."""
+    def resize(count: int, *remove: str) -> None:
+        status, body = service.request('POST', f'/v1/clusters/{cluster["uuid"]}/actions/resize', {
+            'node_count': count, 'nodes_to_remove': list(remove)})
+        assert status == 202, body
+        service.wait(cluster['uuid'], 'UPDATE_COMPLETE', timeout_s=TIMEOUT_MIN * 60)
+
+    def ready() -> set[str]:
+        return {n['metadata']['name'] for n in kubectl(kubeconfig, 'get', 'nodes')['items']
+                if any(c['type'] == 'Ready' and c['status'] == 'True' for c in n['status']['conditions'])}
+
+    before = node_names(service, cluster)
+    resize(WORKERS + 1)
+    [new] = node_names(service, cluster) - before
+    assert new in ready()
+
+    resize(WORKERS, '0')
+    assert node_names(service, cluster) == {name for name in before | {new} if not name.endswith('worker-0')}
+    is_healthy(service, cluster)  # although the engine still knows the one that was removed
+
+    crashed = next(name for name in before if name.endswith('worker-1'))
+    subprocess.run([str(NODE_TOOLS / 'kill'), crashed], check=True, stdout=subprocess.DEVNULL)
+    poll(lambda: show(service, cluster)['health_status'] == 'UNHEALTHY', 120,
+         lambda: f'the crashed one is seen: {show(service, cluster)}')
+    assert [k for k, v in show(service, cluster)['health_status_reason'].items() if v != 'True' and v != 'ok'] == [
+        f'{crashed}.Ready']
