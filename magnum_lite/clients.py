@@ -157,16 +157,21 @@ _OUTAGES: dict[str, outage.Outage] = {}
 @contextlib.contextmanager
 def _calling(what: str) -> Iterator[None]:
     """The same for a call that is tried again until it works: the log says once a minute that it does not."""
+    away: Away | None = None
     try:
         with _translated(what):
             yield
     except Away as e:
-        _OUTAGES.setdefault(what, outage.Outage(what, 'Clusters wait for it and are tried again')).failed(str(e))
-        raise
+        away = e
     except CloudError:
         _works(what)
         raise
-    _works(what)
+    if away is None:
+        _works(what)
+        return
+    # Not inside the `except`, where the log would write the exception a second time.
+    _OUTAGES.setdefault(what, outage.Outage(what, 'Clusters wait for it and are tried again')).failed(str(away))
+    raise away
 
 
 def _works(what: str) -> None:
@@ -367,6 +372,14 @@ class Flavor:
     disk_gb: int
 
 
+def _in_catalog(own: session.Session, service: str, interface: str, region: str | None) -> bool:
+    """Whether the catalog of a session's token has this service type."""
+    try:
+        return own.get_endpoint(service_type=service, interface=interface, region_name=region) is not None
+    except ksa_exc.EndpointNotFound:  # what some plugins raise; others return None
+        return False
+
+
 class Lookups:
     """What a caller can see of the cloud. Each method raises Gone, Clash (ambiguous), Refused or Away."""
 
@@ -377,11 +390,7 @@ class Lookups:
     def has(self, service: str) -> bool:
         """Whether the caller's catalog has this service type."""
         with _translated(f'Looking for the {service} service'):
-            try:
-                return self._cloud.session.get_endpoint(
-                    service_type=service, interface=self._interface, region_name=self._region) is not None
-            except ksa_exc.EndpointNotFound:  # what the plugin of a checked token raises; others return None
-                return False
+            return _in_catalog(self._cloud.session, service, self._interface, self._region)
 
     def image(self, ref: str) -> Image:
         """An image by id or name."""
@@ -559,8 +568,7 @@ class Cloud:
         """
         with _calling('Looking for load balancers'):
             own = self._session_in(project_id, as_admin)
-            if own.get_endpoint(service_type='load-balancer', interface=self._group.interface,
-                                region_name=self._group.region_name) is None:
+            if not _in_catalog(own, 'load-balancer', self._group.interface, self._group.region_name):
                 return []
             return [LoadBalancer(b.id, b.name, b.description or '', b.provisioning_status)
                     for b in self._connection(own).load_balancer.load_balancers(project_id=project_id)
