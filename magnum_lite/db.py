@@ -659,14 +659,15 @@ def claim_followed(db: Database, holder: str, *, projects: int, lease_s: float, 
         rows = session.execute(sa.select(
             Cluster.uuid, Cluster.project_id, Cluster.status, Cluster.generation, Cluster.cancelled_generation,
             Cluster.failures, Cluster.create_timeout, sa.func.coalesce(Cluster.watched_until > now(), sa.false()),
-            sa.func.coalesce(Cluster.updated_at, Cluster.created_at), NodeGroup.stack_id, NodeGroup.status).join(
+            sa.func.coalesce(Cluster.updated_at, Cluster.created_at), NodeGroup.stack_id, NodeGroup.status).outerjoin(
                 NodeGroup, NodeGroup.cluster_id == Cluster.uuid).where(Cluster.leased_by == holder)).all()
     found: dict[str, Followed] = {}
     for *columns, stack_id, status in rows:
         cluster = found.get(columns[0])
         if cluster is None:
             cluster = found[columns[0]] = Followed(*columns, groups=[])
-        cluster.groups.append((stack_id, status))
+        if status is not None:  # else it has no nodegroups, and is to be looked at all the same
+            cluster.groups.append((stack_id, status))
     return list(found.values())
 
 

@@ -311,6 +311,14 @@ def test_followed_clusters_of_a_project_come_together(any_database: db.Database)
     assert follow(any_database, 'c') == []
 
 
+def test_cluster_without_nodegroups_is_followed_too(any_database: db.Database) -> None:
+    cluster = new_cluster(any_database, new_template(any_database), stack_id='s')
+    with any_database.write() as session:
+        session.execute(sa.delete(NodeGroup))
+
+    assert [(f.uuid, f.groups) for f in follow(any_database, 'a')] == [(cluster.uuid, [])]
+
+
 def test_claiming_what_is_followed_takes_the_same_statements_at_any_size(any_database: db.Database) -> None:
     template = new_template(any_database)
     counts = []
