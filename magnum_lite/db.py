@@ -82,6 +82,8 @@ class Database:
         self.engine = facade.writer.get_engine()
         if self.engine.dialect.name == 'sqlite':
             _tame_sqlite(self.engine)
+        else:
+            _bound_idle_transactions(self.engine)
         self._reader = orm.sessionmaker(self.engine, expire_on_commit=False)
         self._writer = orm.sessionmaker(self.engine.execution_options(magnum_lite_writes=True), expire_on_commit=False)
 
@@ -115,6 +117,30 @@ def _tame_sqlite(engine: sa.Engine) -> None:
         if statement == 'BEGIN' and conn.get_execution_options().get('magnum_lite_writes'):
             statement = 'BEGIN IMMEDIATE'
         return statement, parameters
+
+
+#: Seconds that the server leaves a transaction open in which nothing happens. No longer than the shortest lease.
+IDLE_TRANSACTION_S = 10
+
+
+def _bound_idle_transactions(engine: sa.Engine) -> None:
+    """Have the server end the transaction of a process that stands still, or that has lost its network.
+
+    Its locks would stop every other conductor, whose claims come to the same rows: seen with SIGSTOP. Nothing of ours
+    waits for anything but the database while it has a transaction open. MySQL knows no such limit, which reads the
+    comment as one; there the locks stay until it ends the connection.
+    """
+    seconds = IDLE_TRANSACTION_S
+    statement = (f"SET idle_in_transaction_session_timeout = '{seconds}s'" if engine.dialect.name == 'postgresql' else
+                 f'SET @magnum_lite = 0 /*M!100300 , SESSION idle_transaction_timeout = {seconds} */')
+
+    @sa.event.listens_for(engine, 'connect')
+    def connect(connection: Any, record: Any) -> None:
+        with contextlib.closing(connection.cursor()) as cursor:
+            cursor.execute(statement)
+        connection.commit()
+
+    engine.dispose()  # of the connection by which oslo.db has tried the server
 
 
 P = ParamSpec('P')
@@ -641,20 +667,22 @@ def claim_followed(db: Database, holder: str, *, projects: int, lease_s: float, 
     """Lease the clusters with a stack of up to `projects` projects in which one is due.
 
     What is due within `horizon_s` comes along: all stacks of a project are looked at in one call, so they should be
-    due together. Three statements at any number of clusters.
+    due together. Four statements at any number of clusters.
     """
     has_stack = Cluster.stack_id.is_not(None)
+    soon = sa.and_(Cluster.check_at <= now(horizon_s), Cluster.leased_until.is_(None))
+    wanted = sa.and_(has_stack, sa.or_(_due(), soon))
     with db.read() as session:
         due = session.scalars(sa.select(Cluster.project_id).where(_due(), has_stack).group_by(
             Cluster.project_id).order_by(sa.func.min(Cluster.check_at)).limit(projects)).all()
-    if not due:
+        ids = session.scalars(sa.select(Cluster.id).where(Cluster.project_id.in_(due), wanted)).all() if due else []
+    if not ids:
         return []
-    soon = sa.and_(Cluster.check_at <= now(horizon_s), Cluster.leased_until.is_(None))
     with db.write() as session:
-        session.execute(sa.update(Cluster).where(
-            Cluster.project_id.in_(due), has_stack, sa.or_(_due(), soon)).values(
-                leased_by=holder, leased_until=now(lease_s), check_at=None).execution_options(
-                    synchronize_session=False))
+        # By id, as every other write comes to the row: one that came by the index of a column that those change would
+        # wait for them while they wait for it.
+        session.execute(sa.update(Cluster).where(Cluster.id.in_(ids), wanted).values(
+            leased_by=holder, leased_until=now(lease_s), check_at=None).execution_options(synchronize_session=False))
     with db.read() as session:
         rows = session.execute(sa.select(
             Cluster.uuid, Cluster.project_id, Cluster.status, Cluster.generation, Cluster.cancelled_generation,

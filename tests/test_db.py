@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import threading
+import time
 import uuid
 from concurrent import futures
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from conftest import counted_statements
+from oslo_config import cfg
+from oslo_db import exception as db_exc
 
 from magnum_lite import db, errors, members, models
 from magnum_lite.models import Cluster, ClusterTemplate, NodeGroup, Operation
@@ -408,3 +411,23 @@ def test_service_reports_count(any_database: db.Database) -> None:
 def test_naive_times_are_not_stored() -> None:
     with pytest.raises(ValueError, match='naive'):
         models.UTCDateTime().process_bind_param(datetime.datetime(2026, 1, 1), None)
+
+
+def test_process_that_stands_still_in_a_transaction_does_not_stop_the_others(
+        any_database: db.Database, conf: cfg.ConfigOpts, monkeypatch: pytest.MonkeyPatch) -> None:
+    if any_database.engine.dialect.name == 'sqlite':
+        pytest.skip('a file has no server that could end it')
+    cluster = new_cluster(any_database, new_template(any_database))
+    monkeypatch.setattr(db, 'IDLE_TRANSACTION_S', 1)
+    frozen = db.Database(conf, connection=any_database.url)
+
+    with pytest.raises(db_exc.DBError), frozen.write() as session:
+        session.execute(sa.update(Cluster).where(Cluster.uuid == cluster.uuid).values(name='frozen'))
+        begun = time.monotonic()
+        assert db.claim(any_database, 'other', limit=1, lease_s=60) == [cluster.uuid]
+        waited_s = time.monotonic() - begun
+        session.execute(sa.select(Cluster.id))
+    frozen.engine.dispose()
+
+    assert 0.3 < waited_s < 10
+    assert db.get_cluster(any_database, ADMIN, cluster.uuid).name != 'frozen'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import uuid
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import fakes
 import pytest
 import sqlalchemy as sa
 from conftest import Api
+from oslo_db import exception as db_exc
 from test_reconcile import ADMIN, DiesInTheDatabase, Story, dying, with_time_passing
 
 from magnum_lite import clients, db, errors, members, models, states
@@ -614,6 +616,32 @@ def test_conductor_that_dies_at_a_write_of_a_change(
     assert deaths or number > 6, 'nobody died, so this shows nothing'
     assert loaded(story, running).status == 'UPDATE_COMPLETE'
     assert history(story, running)[-1] == (kind, 'complete')
+    check_nothing_is_doubled(story, running)
+
+
+class GivesUp(DiesInTheDatabase):
+    """Has the database give up the n-th write for the sake of another one."""
+
+    def commit(self, connection: sa.Connection) -> None:
+        with contextlib.suppress(fakes.Died):
+            super().commit(connection)
+            return
+        raise db_exc.DBDeadlock
+
+
+@pytest.mark.parametrize('number', range(1, 8))
+def test_write_that_the_database_gives_up_is_no_mistake_and_costs_one_look(
+        story: Story, running: str, number: int, caplog: pytest.LogCaptureFixture) -> None:
+    request(story, running, resize(4))
+    with GivesUp(story.world.db, number, 'before') as database:
+        for _ in range(5):
+            story.round()
+            with_time_passing(story, database)
+
+    assert database.seen >= number, 'nothing was given up, so this shows nothing'
+    assert (loaded(story, running).status, loaded(story, running).leased_by) == ('UPDATE_COMPLETE', None)
+    assert history(story, running)[-1] == ('resize', 'complete')
+    assert not [record for record in caplog.records if record.levelname in ('WARNING', 'ERROR')]
     check_nothing_is_doubled(story, running)
 
 

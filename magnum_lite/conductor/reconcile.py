@@ -34,9 +34,19 @@ def visit(task: steps.Task) -> None:
 
     Raises nothing but oslo.db's DBConnectionError when the database is away: the lease then runs out.
     """
+    _give_back(task, lambda: _try(VISITS[task.cluster.status], task))
+
+
+def back_off_from(task: steps.Task, error: Exception) -> None:
+    """Give one cluster back after a call that was made for it, and others, did not work out. Raises as `visit` does."""
+    _give_back(task, lambda: error)
+
+
+def _give_back(task: steps.Task, work: Callable[[], Exception | None]) -> None:
+    """Do the work on a cluster, and give the cluster back as its end says."""
     cluster = task.cluster
     try:
-        ended_by = _try(VISITS[cluster.status], task)
+        ended_by = work()
         if isinstance(ended_by, errors.Failed):
             _fail(task, ended_by)
         elif isinstance(ended_by, errors.Retry):
@@ -48,16 +58,22 @@ def visit(task: steps.Task) -> None:
     except errors.LeaseLost:  # perhaps from what was to be written about the others
         LOG.info('Cluster %s: somebody else has it now, or it was asked for something else', cluster.uuid)
         db.release(task.world.db, cluster, task.holder, check_in_s=0)
+    except db_exc.DBDeadlock:  # nothing was written: as if we had died before it
+        LOG.info('Cluster %s: the database gave a write up for the sake of another one; it is looked at again',
+                 cluster.uuid)
+        db.release(task.world.db, cluster, task.holder, check_in_s=0)
 
 
 def _try(step: Callable[..., None], *args: Any) -> Exception | None:
-    """What a step ended with, None if it did all. Raises LeaseLost, and oslo.db's error if the database is away.
+    """What a step ended with, None if it did all.
+
+    Raises LeaseLost, and oslo.db's error if the database is away or gave up a write for another one's sake.
 
     Dealt with outside of the `except`, where the log would write every line's exception a second time.
     """
     try:
         step(*args)
-    except (errors.LeaseLost, db_exc.DBConnectionError):  # without the database nothing can be written about it
+    except (errors.LeaseLost, db_exc.DBConnectionError, db_exc.DBDeadlock):  # nothing can be written about it
         raise
     except Exception as e:
         return e

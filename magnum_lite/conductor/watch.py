@@ -14,7 +14,7 @@ from typing import Any
 import oslo_messaging
 from oslo_log import log
 
-from magnum_lite import clients, db, errors, models, rpc, states
+from magnum_lite import clients, db, models, rpc, states
 from magnum_lite.conductor import reconcile, steps
 
 LOG = log.getLogger(__name__)
@@ -52,8 +52,7 @@ def follow(world: steps.World, holder: str, clusters: Sequence[db.Followed], sub
                 _count(world, cluster, seen, as_admin)
     except Exception as e:
         for row in db.list_held(world.db, holder, [c.uuid for c in clusters]):
-            with contextlib.suppress(errors.LeaseLost):
-                reconcile.back_off(steps.Task(world, row, holder, {}, as_admin), e)
+            reconcile.back_off_from(steps.Task(world, row, holder, {}, as_admin), e)
         return
     quiet = [c for c in clusters if _is_quiet(world, c, seen)]
     if quiet:
@@ -117,8 +116,7 @@ def visit(world: steps.World, holder: str, uuid: str, seen: Mapping[str, clients
             if cluster.failures and cluster.stack_id is None and cluster.status == states.DELETE_IN_PROGRESS:
                 as_admin = world.cloud.project_state(cluster.project_id) != 'enabled'
         except clients.CloudError as e:
-            with contextlib.suppress(errors.LeaseLost):
-                reconcile.back_off(steps.Task(world, cluster, holder, seen), e)
+            reconcile.back_off_from(steps.Task(world, cluster, holder, seen), e)
             continue
         reconcile.visit(steps.Task(world, cluster, holder, seen, as_admin))
 

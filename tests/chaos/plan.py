@@ -151,7 +151,7 @@ def _overlap(one: Fault, other: Fault) -> bool:
 #: engine that dies of that keeps the lock of its resource until the engine is restarted.
 CLOUD_FAULTS = {
     'heat-api stop': (25, 3, 15), 'heat-api pause': (25, 3, 12), 'heat-engine pause': (25, 3, 12),
-    'heat-engine stop': (10, 1, 6), 'mq stop': (15, 2, 6)}
+    'heat-engine stop': (5, 1, 6), 'mq stop': (15, 2, 6)}
 
 
 def _cloud_faults(chance: random.Random, seconds: float) -> list[Fault]:
@@ -164,5 +164,5 @@ def _cloud_faults(chance: random.Random, seconds: float) -> list[Fault]:
             [*CLOUD_FAULTS], [often for often, _, _ in CLOUD_FAULTS.values()])[0]
         _, least_s, most_s = CLOUD_FAULTS[kind]
         faults.append(Fault(-1, kind, at_s, chance.uniform(least_s, most_s)))
-        at_s += faults[-1].for_s + chance.uniform(8, 20)
+        at_s += faults[-1].for_s + chance.uniform(8, 20) * (2 if seconds > 300 else 1)
     return faults

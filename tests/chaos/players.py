@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,14 +18,15 @@ from chaos.faults import Faults
 from chaos.nodes import Away, Nodes
 from functional.cloud import Project
 from functional.service import Service
-from oslo_config import cfg
 
-from magnum_lite import db, errors, members, models, states
+from magnum_lite import states
 
 #: Seconds between looks at all rows.
 LOOK_S = 0.25
 #: Seconds between two tries of a request that was answered with 5xx, and tries of it.
 AGAIN_S, TRIES = 2, 60
+#: Kind of event -> kind of operation.
+KINDS = {'resize': 'resize', 'add': 'nodegroup_create', 'drop': 'nodegroup_delete'}
 
 
 class Watch:
@@ -88,18 +88,12 @@ class World:
     nodes: Nodes
     watch: Watch
     faults: Faults
-    database: db.Database
     #: Seconds without any change in Heat after which its stack counts as lost.
     quiet_s: float
     #: When everybody gives up, of time.monotonic().
     deadline: float
     headers: list[dict[str, str]]
     say: Callable[[str], None]
-
-
-def database(url: str) -> db.Database:
-    """The service's database, for what the API does not offer."""
-    return db.Database(cfg.ConfigOpts(), connection=url)
 
 
 class Stuck(AssertionError):
@@ -117,11 +111,10 @@ class Player:
     asked: list[str] = field(default_factory=list)
     #: Heat was harmed while it worked on this cluster.
     excused: bool = False
-    #: Heat had lost the cluster's stack, and it was stopped.
-    lost: bool = False
+    #: How often Heat had lost the cluster's stack, so that it was stopped.
+    losses: int = 0
     left_out: int = 0
     _asked_at: float = 0.0
-    _was_lost: bool = False
 
     @property
     def project(self) -> Project:
@@ -179,20 +172,20 @@ class Player:
 
     def _change(self, event: plan.Event) -> bool:
         """Ask for a change. Returns False where there is nothing to change, because the create has failed."""
-        if event.kind == 'add':
-            self.groups[event.group] = str(uuid.uuid4())
-        owner = self.groups.get(event.group, self.uuid)
-        if event.kind != 'drop':
-            self.world.nodes.expect(owner, event.nodes)
-        operation = models.Operation(uuid=str(uuid.uuid4()), user_id='chaos', kind=event.kind)
-        try:
-            db.request_update(self.world.database, db.Scope('', all_projects=True), self.uuid, operation,
-                              lambda cluster: apply(cluster, event, owner))
-        except errors.Conflict:
-            assert self.excused, f'{self.story.name}: {event} was refused'
+        if event.group == 'default-worker' or event.group in self.groups:
+            self.world.nodes.expect(self.groups.get(event.group, self.uuid), event.nodes)
+        method, path, body = {
+            'resize': ('POST', 'actions/resize', {'node_count': event.count, 'nodegroup': event.group}),
+            'add': ('POST', 'nodegroups', {'name': event.group, 'node_count': event.count}),
+            'drop': ('DELETE', f'nodegroups/{event.group}', None)}[event.kind]
+        status, answer = self._send(method, f'/v1/clusters/{self.uuid}/{path}', body)
+        if status == 409 and self.excused:
             return False
-        self._asked_at = time.monotonic()
-        self.asked.append(event.kind)
+        assert status in (202, 204), f'{self.story.name}: {event}: {status} {answer}'
+        if event.kind == 'add':
+            self.groups[event.group] = answer['uuid']
+            self.world.nodes.expect(answer['uuid'], event.nodes)
+        self.asked.append(KINDS[event.kind])
         return True
 
     # Waiting.
@@ -221,19 +214,18 @@ class Player:
     def _stop(self, row: dict[str, Any]) -> None:
         """Heat has lost the stack: stop the operation. A delete is told to Heat again, as an operator would."""
         assert self.excused, f'{self.story.name} {self.uuid}: Heat does nothing any more, and nobody harmed it: {row}'
-        self._was_lost, self.lost = self.lost, True
+        self.losses += 1
         self.world.say(f'{self.story.name} {self.uuid}: Heat has lost its stack in {row["status"]}')
-        running = self.world.service.rows(
-            'SELECT uuid FROM operations WHERE cluster_id = :uuid AND outcome IS NULL', uuid=self.uuid)
-        if row['status'] == states.DELETE_IN_PROGRESS or self._was_lost:
-            self.world.faults.restart_heat()
+        if row['status'] == states.DELETE_IN_PROGRESS or self.losses > 1:
+            if self.losses > 2:
+                self.world.faults.restart_heat()
             for stack_id in self.stack_ids():
                 self.project.cloud.orchestration.delete_stack(stack_id)
             return
-        try:
-            db.request_cancel(self.world.database, db.Scope('', all_projects=True), running[0]['uuid'])
-            self._asked_at = time.monotonic()
-        except errors.Conflict:  # several are carried out together
+        running = self.world.service.rows(
+            'SELECT uuid FROM operations WHERE cluster_id = :uuid AND outcome IS NULL', uuid=self.uuid)
+        status, _ = self._send('DELETE', f'/v1/operations/{running[0]["uuid"]}')
+        if status == 409:  # several are carried out together
             self.delete()
 
     def stack_ids(self) -> list[str]:
@@ -277,37 +269,3 @@ class Loss:
             found += sorted((r['resource_name'], r['resource_status'], r['physical_resource_id'] or '')
                             for r in answer.json()['resources'])
         return found if busy else None
-
-
-# -- what the API will offer ---------------------------------------------------------------------------------------
-
-def apply(cluster: models.Cluster, event: plan.Event, owner: str) -> None:
-    """Write on a locked cluster what an event asks for."""
-    changes: dict[str, Callable[[models.Cluster, plan.Event, str], None]] = {
-        'resize': _resize, 'add': _add, 'drop': _drop}
-    changes[event.kind](cluster, event, owner)
-
-
-def _group(cluster: models.Cluster, name: str) -> models.NodeGroup:
-    return next(group for group in cluster.nodegroups if group.name == name)
-
-
-def _resize(cluster: models.Cluster, event: plan.Event, owner: str) -> None:
-    group = _group(cluster, event.group)
-    members.resize(cluster, group, event.count)
-    # One that is still to be made is made as it now is.
-    group.status = group.status if group.status == states.CREATE_IN_PROGRESS else states.UPDATE_IN_PROGRESS
-
-
-def _add(cluster: models.Cluster, event: plan.Event, owner: str) -> None:
-    group = models.NodeGroup(
-        uuid=owner, project_id=cluster.project_id, name=event.group, role='worker', labels={}, node_count=event.count,
-        next_number=0, epoch=1, image_id=None, flavor_id=None, nodes=[], status=states.CREATE_IN_PROGRESS)
-    cluster.nodegroups.append(group)
-    members.add(cluster, group, event.count)
-
-
-def _drop(cluster: models.Cluster, event: plan.Event, owner: str) -> None:
-    group = _group(cluster, event.group)
-    members.drop(group.nodes)
-    group.status = states.DELETE_IN_PROGRESS

@@ -50,8 +50,8 @@ needs_cloud = [
 SEED = int(os.environ.get('CHAOS_SEED', '1'))
 CLUSTERS = int(os.environ.get('CHAOS_CLUSTERS', '12'))
 SECONDS = float(os.environ.get('CHAOS_SECONDS', '60'))
-LEASE_S = int(os.environ.get('CHAOS_LEASE', '12'))
 IS_LONG = CLUSTERS > 20
+LEASE_S = int(os.environ.get('CHAOS_LEASE', '20' if IS_LONG else '12'))
 PROJECTS = 5 if IS_LONG else 3
 #: Seconds for everything to settle after the last request, and to be deleted at the end.
 SETTLE_S = 1500 if IS_LONG else 240
@@ -134,8 +134,8 @@ def playing(service: Service, projects: list[Project], made: plan.Plan, say: Say
     crowd = nodes.Nodes(projects)
     faults = Faults(service, list(made.faults), watch.killed, say)
     try:
-        yield players.World(service, projects, templates, crowd, watch, faults, players.database(service.database_url),
-                            QUIET_S, time.monotonic() + SECONDS + SETTLE_S, headers, say)
+        yield players.World(service, projects, templates, crowd, watch, faults, QUIET_S,
+                            time.monotonic() + SECONDS + SETTLE_S, headers, say)
     finally:
         faults.stop()
         crowd.stop()
@@ -193,11 +193,11 @@ def differences(player: players.Player) -> list[str]:
     """What of a cluster's rows is not as its story says."""
     story, row = player.story, player.world.watch.rows.get(player.uuid)
     status = player.status
-    who = f'{story.name} {player.uuid} (excused: {player.excused}, lost: {player.lost})'
+    who = f'{story.name} {player.uuid} (excused: {player.excused}, lost: {player.losses})'
     if status != story.status:
         if not player.excused:
             return [f'{who} is {status} and must be {story.status}: {row}']
-        if not (states.is_failed(status) or player.lost or player.left_out):
+        if not (states.is_failed(status) or player.losses or player.left_out):
             return [f'{who} is {status} and must be {story.status}, which no harm of Heat explains: {row}']
     if row is None:
         return []
@@ -352,7 +352,7 @@ def say_figures(world: players.World, everybody: list[players.Player], settled_s
     takeovers = world.watch.takeovers_s
     say('faults: ' + ', '.join(f'{kind} {n}' for kind, n in sorted(world.faults.counts.items())))
     say(f'clusters that Heat was harmed under {sum(p.excused for p in everybody)}, that it lost '
-        f'{sum(p.lost for p in everybody)}; requests left out {sum(p.left_out for p in everybody)}')
+        f'{sum(p.losses > 0 for p in everybody)}; requests left out {sum(p.left_out for p in everybody)}')
     say(f'"somebody else has it now": {sum(t.count("somebody else has it now") for t in texts)}')
     if takeovers:
         say(f'clusters taken over from killed conductors: {len(takeovers)}, median {statistics.median(takeovers):.1f} '
