@@ -336,7 +336,7 @@ def test_claiming_what_is_followed_takes_the_same_statements_at_any_size(any_dat
         with any_database.write() as session:
             session.execute(sa.update(Cluster).values(leased_by=None, leased_until=None))
         counts.append(len(sent))
-    assert (len(clusters), counts[0], counts[1]) == (600, 4, 4)
+    assert (len(clusters), counts[0], counts[1]) == (600, 5, 5)
 
 
 def test_look_that_is_asked_for_while_somebody_looks_is_not_forgotten(any_database: db.Database) -> None:
