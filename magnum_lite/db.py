@@ -452,10 +452,16 @@ def set_health(db: Database, scope: Scope, ident: str, *, status: str | None, re
         ).execution_options(synchronize_session=False))
 
 
+#: Seconds that a delete is given before another request for it has it sent to Heat again, and again after as many.
+RESEND_S = 60
+
+
 @transaction
 def request_delete(db: Database, scope: Scope, ident: str, operation: Operation, *,
                    force: bool = False) -> tuple[Cluster, Operation | None]:
     """Ask for a cluster to be deleted, whatever it is doing. Asking again is no second operation.
+
+    But if it has run for `RESEND_S` the row gets a new generation, for which Heat is told again: it may have lost it.
 
     `force`: what cannot be deleted in the cloud is left there. `operation` is completed here with what only the row
     knows. Returns the cluster and the operation that deletes it: that one, or the one that runs. Raises NotFound,
@@ -464,11 +470,15 @@ def request_delete(db: Database, scope: Scope, ident: str, operation: Operation,
     with _locked(db, scope, ident) as (session, cluster):
         forced = cluster.delete_forced or force
         if cluster.status == states.DELETE_IN_PROGRESS:
-            session.execute(sa.update(Cluster).where(Cluster.id == cluster.id).values(
-                check_at=now(), delete_forced=forced).execution_options(synchronize_session=False))
-            return cluster, session.scalars(sa.select(Operation).where(
+            running = session.scalars(sa.select(Operation).where(
                 Operation.cluster_id == cluster.uuid, Operation.outcome.is_(None)).order_by(
                     Operation.id.desc()).limit(1)).first()
+            sent = 1 + cluster.generation - (running or cluster).generation
+            age_s = (models.utcnow() - (cluster.updated_at or cluster.created_at)).total_seconds()
+            session.execute(sa.update(Cluster).where(Cluster.id == cluster.id).values(
+                check_at=now(), delete_forced=forced, generation=cluster.generation + (age_s > sent * RESEND_S),
+            ).execution_options(synchronize_session=False))
+            return cluster, running
         session.execute(sa.update(Operation).where(
             Operation.cluster_id == cluster.uuid, Operation.outcome.is_(None)).values(
                 outcome='superseded', ended_at=models.utcnow(), text='A request to delete the cluster came in.'))
@@ -623,6 +633,17 @@ def _due() -> sa.ColumnElement[bool]:
         sa.and_(Cluster.check_at <= now(), Cluster.leased_until.is_(None)), Cluster.leased_until < now()))
 
 
+def _lease(db: Database, holder: str, ids: Sequence[int], which: sa.ColumnElement[bool], lease_s: float) -> None:
+    """Lease those of these rows for which `which` still holds.
+
+    By id, as every other write comes to the row: one that came by the index of a column that those change would wait
+    for them while they wait for it.
+    """
+    with db.write() as session:
+        session.execute(sa.update(Cluster).where(Cluster.id.in_(ids), which).values(
+            leased_by=holder, leased_until=now(lease_s), check_at=None).execution_options(synchronize_session=False))
+
+
 @transaction
 def claim(db: Database, holder: str, *, limit: int, lease_s: float) -> Sequence[str]:
     """Lease up to `limit` due clusters that have no stack yet, longest overdue first, and return their uuids.
@@ -636,9 +657,7 @@ def claim(db: Database, holder: str, *, limit: int, lease_s: float) -> Sequence[
         ids = session.scalars(sa.select(Cluster.id).where(fresh).order_by(Cluster.check_at).limit(limit)).all()
     if not ids:
         return []
-    with db.write() as session:
-        session.execute(sa.update(Cluster).where(Cluster.id.in_(ids), fresh).values(
-            leased_by=holder, leased_until=now(lease_s), check_at=None).execution_options(synchronize_session=False))
+    _lease(db, holder, ids, fresh, lease_s)
     with db.read() as session:
         return session.scalars(sa.select(Cluster.uuid).where(Cluster.leased_by == holder)).all()
 
@@ -654,6 +673,7 @@ class Followed:
     project_id: str
     status: str
     generation: int
+    sent_generation: int
     cancelled_generation: int
     failures: int
     create_timeout: int | None
@@ -678,15 +698,11 @@ def claim_followed(db: Database, holder: str, *, projects: int, lease_s: float, 
         ids = session.scalars(sa.select(Cluster.id).where(Cluster.project_id.in_(due), wanted)).all() if due else []
     if not ids:
         return []
-    with db.write() as session:
-        # By id, as every other write comes to the row: one that came by the index of a column that those change would
-        # wait for them while they wait for it.
-        session.execute(sa.update(Cluster).where(Cluster.id.in_(ids), wanted).values(
-            leased_by=holder, leased_until=now(lease_s), check_at=None).execution_options(synchronize_session=False))
+    _lease(db, holder, ids, wanted, lease_s)
     with db.read() as session:
         rows = session.execute(sa.select(
-            Cluster.uuid, Cluster.project_id, Cluster.status, Cluster.generation, Cluster.cancelled_generation,
-            Cluster.failures, Cluster.create_timeout, sa.func.coalesce(Cluster.watched_until > now(), sa.false()),
+            Cluster.uuid, Cluster.project_id, Cluster.status, Cluster.generation, Cluster.sent_generation,
+            Cluster.cancelled_generation, Cluster.failures, Cluster.create_timeout, sa.func.coalesce(Cluster.watched_until > now(), sa.false()),
             sa.func.coalesce(Cluster.updated_at, Cluster.created_at), NodeGroup.stack_id, NodeGroup.status).outerjoin(
                 NodeGroup, NodeGroup.cluster_id == Cluster.uuid).where(Cluster.leased_by == holder)).all()
     found: dict[str, Followed] = {}
@@ -785,18 +801,28 @@ def held(db: Database, cluster: Cluster, holder: str, *, lease_s: float, guarded
             orm.attributes.set_committed_value(cluster, name, value)
 
 
+#: Seconds after which a cluster is looked at that somebody worked on without a lease: when Heat has taken what he sent.
+RECHECK_S = 3
+
+
 @transaction
 def release(db: Database, cluster: Cluster, holder: str, *, check_in_s: float | None) -> None:
     """Give a cluster back, due again in so many seconds (None: when somebody asks for something).
 
-    If somebody asked for a look meanwhile it is due now. A lease that is lost is not an error here.
+    If somebody asked for a look meanwhile it is due now. If the lease is lost, which is not an error here, `holder` may
+    have slept through it between his last write and a call, and so have sent what was out of date: then the cluster is
+    looked at soon, also when nobody waits for it or somebody else has it.
     """
     later = sa.null() if check_in_s is None else now(check_in_s)
     with db.write() as session:
-        session.execute(sa.update(Cluster).where(
+        given_back = session.execute(sa.update(Cluster).where(
             Cluster.uuid == cluster.uuid, Cluster.leased_by == holder).values(
                 leased_by=None, leased_until=None, check_at=sa.func.coalesce(Cluster.check_at, later),
             ).execution_options(synchronize_session=False))
+        if not given_back.rowcount:
+            session.execute(sa.update(Cluster).where(
+                Cluster.uuid == cluster.uuid, sa.or_(Cluster.check_at.is_(None), Cluster.leased_by.is_not(None)),
+            ).values(check_at=now(RECHECK_S)).execution_options(synchronize_session=False))
 
 
 @transaction
@@ -809,9 +835,11 @@ def hand_back(db: Database, holder: str) -> int:
 
 @transaction
 def has_owner(db: Database, owner: Cluster | NodeGroup) -> bool:
-    """Whether there still is such a cluster or nodegroup, whoever holds it."""
+    """Whether there still is such a cluster or nodegroup, whoever holds it, and it is to have a stack."""
+    model = type(owner)
     with db.read() as session:
-        return session.scalar(sa.select(type(owner).id).where(type(owner).uuid == owner.uuid)) is not None
+        return session.scalar(sa.select(model.id).where(
+            model.uuid == owner.uuid, model.stack_text.is_not(None))) is not None
 
 
 @transaction

@@ -24,7 +24,9 @@ from magnum_lite.conductor import diagnose, steps
 
 LOG = log.getLogger(__name__)
 
-RELEASED = {'leased_by': None, 'leased_until': None, 'check_at': None, 'failures': 0, 'watched_until': None}
+#: A look that is asked for later than now is for what `db.release` says, and stays.
+RELEASED = {'leased_by': None, 'leased_until': None, 'failures': 0, 'watched_until': None,
+            'check_at': sa.case((models.Cluster.check_at > db.now(), models.Cluster.check_at), else_=None)}
 #: After so many calls in a row that did not work out, a delete that is forced goes on without them.
 FORCED_AFTER = 3
 
@@ -34,7 +36,7 @@ def visit(task: steps.Task) -> None:
 
     Raises nothing but oslo.db's DBConnectionError when the database is away: the lease then runs out.
     """
-    _give_back(task, lambda: _try(VISITS[task.cluster.status], task))
+    _give_back(task, lambda: _try(VISITS.get(task.cluster.status, _rest), task))
 
 
 def back_off_from(task: steps.Task, error: Exception) -> None:
@@ -192,7 +194,37 @@ def _empty(task: steps.Task) -> None:
     steps.ensure_project_left(task)
 
 
-#: What a status asks for. A status that is not here asks for nothing and is never due.
+def _rest(task: steps.Task) -> None:
+    """Nothing is asked for. But somebody who slept through his lease may have sent Heat a text that was out of date.
+
+    What then is another one than the stored text is put right as any change is; it is no operation, as nobody asked.
+    """
+    cluster = task.cluster
+    stale = [owner for owner in task.owners if _is_stale(task, owner)]
+    if not stale:
+        if cluster.failures:
+            task.note(failures=0)
+        db.release(task.world.db, cluster, task.holder, check_in_s=None)
+        return
+    with task.world.db.write() as session:
+        db.move(session, cluster, 'update', holder=task.holder, generation=cluster.generation + 1,
+                **RELEASED | {'check_at': db.now()})
+        session.execute(sa.update(models.NodeGroup).where(models.NodeGroup.id.in_(
+            [group.id for owner in stale for group in task.groups_of(owner)])).values(
+                status=states.UPDATE_IN_PROGRESS, status_reason=None, error_code=None))
+    LOG.warning('Cluster %s: its stacks %s have another text than they should, from a conductor that was stopped for '
+                'longer than its lease. They are put right.', cluster.uuid, [owner.stack_id for owner in stale])
+
+
+def _is_stale(task: steps.Task, owner: steps.Owner) -> bool:
+    """Whether a stack that is done has another text than the stored one. Older stacks bear no number."""
+    stack = task.stack(owner)
+    return (task.cluster.status in states.TRANSITIONS['update'] and stack is not None
+            and stack.revision not in (0, owner.revision)
+            and all(group.status.endswith('_COMPLETE') for group in task.groups_of(owner)))
+
+
+#: What a status asks for. What is not here asks for nothing; somebody only wants it looked at.
 VISITS = {states.CREATE_IN_PROGRESS: _create, states.UPDATE_IN_PROGRESS: _converge, states.DELETE_IN_PROGRESS: _delete}
 
 

@@ -36,6 +36,9 @@ STACK_NAME_PREFIX = 30
 CERTIFICATE_MARGIN = datetime.timedelta(hours=1)
 #: Seconds until Heat has forgotten a stack that is deleted.
 CLEARING_UP_S = 0.5
+#: Seconds after which a stack that was to be deleted and does not say that it is being deleted is deleted again. Heat
+#: drops a delete without a word when the stack changes at that moment (heat/engine/stack.py, converge_stack).
+UNHEARD_S = 20
 #: Minutes that Heat has beyond a stack's time to say itself that the stack has failed.
 OVERDUE_MARGIN_MIN = 10
 
@@ -140,7 +143,7 @@ class Task:
 
     def is_overdue(self) -> bool:
         """Whether the operation's time is over. Heat watches over its own part; this is for when it does not."""
-        return is_overdue(self.timeout_min, self.age_s)
+        return states.is_busy(self.cluster.status) and is_overdue(self.timeout_min, self.age_s)
 
     def wait(self, what: str = 'its stack') -> errors.Retry:
         """The exception that says: nothing is wrong, look again after a while. Raises Failed if the time is over."""
@@ -367,9 +370,10 @@ def send(task: Task, owner: Owner, stack: clients.Stack, *, settled: bool) -> No
     cluster, driver = task.cluster, task.driver
     rendered = _rendered(task, owner)
     text = driver.with_members(owner.stack_text or {}, rendered)
-    # What its members are still to report, or have failed to, may be made anew; nobody else reads user-data.
-    roles = {group.role for group in task.groups_of(owner)
-             if any(not node.status.endswith('_COMPLETE') for node in members.wanted(group))}
+    # What its members are still to report, or have failed to, may be made anew; nobody else reads user-data. Nor is it
+    # known who is missing from a stack that has another text than the stored one.
+    roles = {group.role for group in task.groups_of(owner) if stack.revision != owner.revision
+             or any(not node.status.endswith('_COMPLETE') for node in members.wanted(group))}
     gone = driver.numbers(owner.stack_text or {})
     before = owner.sent_generation
     with task.save(owner, guarded=True, stack_text=text, revision=owner.revision + 1,
@@ -481,10 +485,10 @@ def ensure_gone(task: Task, owner: Owner) -> None:
         return
     if stack.status == 'DELETE_COMPLETE':  # Heat clears up behind it, with the role that we have on the project
         raise errors.Retry(CLEARING_UP_S)
-    if stack.status != 'DELETE_IN_PROGRESS':
-        if stack.status == 'DELETE_FAILED' and owner.sent_generation == cluster.generation:
-            task.note()
-            raise StackFailed(diagnose.explain(task, stack))
+    if stack.status == 'DELETE_FAILED' and owner.sent_generation == cluster.generation:
+        task.note()
+        raise StackFailed(diagnose.explain(task, stack))
+    if _is_to_be_deleted(task, owner, stack):
         with task.save() as session:
             db.begin_operation(session, cluster)
         with contextlib.suppress(clients.Gone):
@@ -492,6 +496,20 @@ def ensure_gone(task: Task, owner: Owner) -> None:
         task.note(owner, stack_id=stack.id, sent_generation=cluster.generation)
         LOG.info('Cluster %s: stack %s is being deleted', cluster.uuid, stack.id)
     raise task.wait(f'stack {stack.id}')
+
+
+def _is_to_be_deleted(task: Task, owner: Owner, stack: clients.Stack) -> bool:
+    """Whether Heat is to be told: once for each time that something was asked for, whatever the stack says.
+
+    Heat may have lost the delete that it says is in progress, with its engine's memory; it takes another one and begins
+    anew.
+    """
+    if owner.sent_generation != task.cluster.generation:
+        return True
+    if stack.status == 'DELETE_IN_PROGRESS':
+        return False
+    # Of a create that is stopped, what was sent is the create.
+    return task.cluster.status == states.CREATE_IN_PROGRESS or task.age_s > UNHEARD_S
 
 
 def ensure_nodegroup_gone(task: Task, group: models.NodeGroup) -> None:

@@ -82,6 +82,8 @@ def _is_quiet(world: steps.World, cluster: db.Followed, seen: Mapping[str, clien
     if cluster.failures or cluster.cancelled_generation >= cluster.generation:
         return False
     deleting = cluster.status == states.DELETE_IN_PROGRESS
+    if deleting and cluster.sent_generation < cluster.generation:
+        return False
     busy = [stack_id for stack_id, status in cluster.groups if states.is_busy(status)]
     for stack_id in busy:
         stack = seen.get(stack_id or '')
