@@ -231,7 +231,26 @@ def test_lease_that_is_over_is_claimed_again_and_the_first_holder_can_write_noth
 
     [row] = db.list_held(any_database, 'second')
     assert (row.failures, row.node_count, row.status, row.uuid) == (0, 2, 'CREATE_IN_PROGRESS', second.uuid)
-    assert (row.check_at, row.leased_until) == (None, second.leased_until)
+    assert row.leased_until == second.leased_until
+
+
+def test_cluster_that_somebody_left_without_a_lease_is_looked_at_again(any_database: db.Database) -> None:
+    """He may have sent something while he had none: also when nobody waits for the cluster, or another one has it."""
+    cluster = new_cluster(any_database, new_template(any_database))
+    claim(any_database, 'second')
+    db.release(any_database, cluster, 'first', check_in_s=None)
+    db.release(any_database, cluster, 'second', check_in_s=None)
+    assert 0 < min(db.due_in_s(any_database)) <= db.RECHECK_S
+
+    with any_database.write() as session:
+        session.execute(sa.update(Cluster).values(check_at=None))
+    db.release(any_database, cluster, 'first', check_in_s=None)
+    assert 0 < min(db.due_in_s(any_database)) <= db.RECHECK_S
+
+    with any_database.write() as session:
+        session.execute(sa.update(Cluster).values(check_at=db.now(100)))
+    db.release(any_database, cluster, 'first', check_in_s=None)
+    assert min(db.due_in_s(any_database)) > 90, 'a look comes anyway, in its time'
 
 
 def test_lease_lasts_by_the_clock_of_the_database(any_database: db.Database) -> None:
@@ -373,6 +392,23 @@ def test_asking_twice_to_delete_is_one_operation(any_database: db.Database) -> N
     history = db.list_operations(any_database, cluster.uuid)
     assert [(o.kind, o.outcome, o.generation) for o in history] == [('create', 'superseded', 1), ('delete', None, 2)]
     assert {g.status for g in db.get_cluster(any_database, P1, cluster.uuid).nodegroups} == {'DELETE_IN_PROGRESS'}
+
+
+def test_asking_again_after_a_while_has_the_delete_sent_again_once_a_minute(any_database: db.Database) -> None:
+    cluster = new_cluster(any_database, new_template(any_database))
+    db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))
+    seen = []
+    for age_s in (0, db.RESEND_S + 1, db.RESEND_S + 1, 2 * db.RESEND_S + 1):
+        with any_database.write() as session:
+            session.execute(sa.update(Cluster).values(updated_at=models.utcnow() - datetime.timedelta(seconds=age_s)))
+        seen.append(db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))[1])
+        seen.append(db.get_cluster(any_database, P1, cluster.uuid).generation)
+
+    assert seen[1::2] == [2, 3, 3, 4]
+    assert {(o.kind, o.generation) for o in seen[::2]} == {('delete', 2)}
+    assert len(db.list_operations(any_database, cluster.uuid)) == 2
+    with any_database.write() as session:
+        assert len(db.end_operations(session, db.get_cluster(any_database, P1, cluster.uuid), 'complete')) == 1
 
 
 def test_destroyed_cluster_takes_its_rows_along_but_not_its_history(any_database: db.Database) -> None:

@@ -445,8 +445,10 @@ def test_conductor_that_lost_its_lease_changes_nothing(story: Story, cluster: st
     with pytest.raises(errors.LeaseLost):
         task.note(status_reason='I was here')
 
-    assert vars_of(story.clusters()[0]) == before
+    assert vars_of(story.clusters()[0]) | {'check_at': None} == before
     assert len(story.cloud.all_stacks()) == 1
+    story.run(1)
+    assert vars_of(story.clusters()[0]) == before, 'it has the cluster looked at, and that is all'
 
 
 def test_conductor_that_slept_through_a_delete_removes_the_stack_it_made(

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import fakes
 import pytest
@@ -519,6 +520,61 @@ def test_forced_delete_does_without_a_cloud_that_is_away(story: Story, api: Api,
     assert 'Heat does not answer' in db.list_operations(story.world.db, running)[-1].text
 
 
+def age(story: Story, seconds: float) -> None:
+    """Have the operation been asked for so long ago."""
+    with story.world.db.write() as session:
+        session.execute(sa.update(Cluster).values(updated_at=models.utcnow() - datetime.timedelta(seconds=seconds)))
+
+
+@pytest.mark.parametrize('status', ['CREATE_COMPLETE', 'DELETE_IN_PROGRESS'])
+def test_delete_is_sent_once_also_when_heat_says_so_late(story: Story, api: Api, running: str, status: str) -> None:
+    api('DELETE', f'/v1/clusters/{running}')
+    [stack] = story.cloud.all_stacks()
+    for _ in range(4):
+        story.make_due()
+        story.round()
+        stack.status = status
+    assert story.cloud.calls.count('delete') == 1
+
+    age(story, steps.UNHEARD_S + 1)
+    story.make_due()
+    story.round()
+    assert story.cloud.calls.count('delete') == (1 if status == 'DELETE_IN_PROGRESS' else 2), 'what is dropped is not'
+
+
+def test_delete_that_heat_lost_is_sent_again_when_asked_for_again(story: Story, api: Api, running: str) -> None:
+    request(story, running, add_group(), 'nodegroup_create')
+    story.run(3)
+    api('DELETE', f'/v1/clusters/{running}')
+    lost = [fakes.FakeStack.seen(stack).id for stack in story.cloud.all_stacks()]
+    for expected in (1, 1):
+        story.make_due()
+        story.round()
+        assert story.cloud.calls.count('delete') == expected
+        api('DELETE', f'/v1/clusters/{running}')
+
+    age(story, db.RESEND_S + 1)
+    api('DELETE', f'/v1/clusters/{running}')
+    story.make_due()
+    story.round()
+    assert (story.cloud.calls.count('delete'), len(lost)) == (2, 2), 'the nodegroup, which goes first'
+    del story.cloud.stacks_by_project['p1'][lost[1]]
+    for _ in range(2):
+        story.make_due()
+        story.round()
+    assert story.cloud.calls.count('delete') == 3
+    age(story, 2 * db.RESEND_S + 1)
+    api('DELETE', f'/v1/clusters/{running}')
+    story.make_due()
+    story.round()
+    assert story.cloud.calls.count('delete') == 4
+    story.run(3)
+
+    assert (story.clusters(), story.cloud.all_stacks(), story.cloud.granted) == ([], [], set())
+    assert history(story, running)[-1] == ('delete', 'complete')
+    assert [kind for kind, _ in history(story, running)].count('delete') == 1
+
+
 # -- watching ------------------------------------------------------------------------------------------------------
 
 def test_resources_are_counted_for_who_looks_and_for_nobody_else(story: Story, running: str) -> None:
@@ -671,6 +727,140 @@ def test_stale_update_of_a_conductor_that_slept_is_put_right(story: Story, runni
 
     assert loaded(story, running).status == 'UPDATE_COMPLETE'
     check_nothing_is_doubled(story, running)
+
+
+def sleeping(story: Story, call: str, meanwhile: Callable[[], None]) -> list[int]:
+    """Have the process be stopped before its first call of this name; `meanwhile` others have its leases.
+
+    Returns a list that holds 1 once it was.
+    """
+    slept: list[int] = []
+
+    def hook(name: str, when: str) -> None:
+        if (name, when) == (call, 'before') and not slept:
+            slept.append(1)
+            meanwhile()
+    story.cloud.hook = hook
+    return slept
+
+
+@pytest.mark.parametrize('answer', [None, clients.Away('gateway time-out (HTTP 504)')])
+@pytest.mark.parametrize('meanwhile', [resize(1, '0'), add_group(), lambda cluster: None])
+def test_update_that_is_sent_after_everything_was_done_without_it_is_put_right(
+        story: Story, running: str, meanwhile: Change, answer: Exception | None) -> None:
+    """A conductor is stopped between storing a text and sending it, and wakes up when nobody waits any more."""
+    def others_work() -> None:
+        request(story, running, meanwhile)
+        story.run(6)
+        assert (loaded(story, running).status, loaded(story, running).check_at) == ('UPDATE_COMPLETE', None)
+        check_nothing_is_doubled(story, running)
+
+        def answered(name: str, when: str) -> None:
+            if (name, when) == ('update', 'after') and answer:
+                story.cloud.hook = None
+                raise answer
+        story.cloud.hook = answered
+
+    request(story, running, resize(4))
+    slept = sleeping(story, 'update', others_work)
+    story.make_due()
+    story.round()
+    row = loaded(story, running)
+    stack = story.cloud.stacks_by_project['p1'][row.stack_id]
+    assert slept and f'rev-{row.revision}' not in stack.tags, 'the stale one is there, or this shows nothing'
+    assert (row.status, row.leased_by) == ('UPDATE_COMPLETE', None)
+    before, user_data = history(story, running), stack.parameters['worker_user_data']
+    story.heat_works()
+    story.run(4)
+
+    row = loaded(story, running)
+    assert (row.status, row.leased_by, row.check_at, row.failures) == ('UPDATE_COMPLETE', None, None, 0)
+    assert f'rev-{row.revision}' in stack.tags
+    assert stack.parameters['worker_user_data'] != user_data, 'who is made anew joins with a new certificate'
+    assert history(story, running) == before
+    check_nothing_is_doubled(story, running)
+
+
+def test_update_that_is_sent_while_another_one_finds_that_all_is_done_is_put_right(
+        story: Story, running: str) -> None:
+    """The other one has looked at the stack before, and writes that all is done after."""
+    request(story, running, resize(4))
+    story.make_due()
+    story.round()
+    story.heat_works()
+    [stack] = story.cloud.all_stacks()
+
+    def wake_up() -> None:
+        stack.files = stack.files | {'kube_minions.yaml': before['kube_minions.yaml']}
+        stack.tags, stack.status = (*stack.tags[:2], 'rev-1'), 'UPDATE_IN_PROGRESS'
+        db.release(story.world.db, loaded(story, running), 'sleeper', check_in_s=1)
+    before = dict(loaded_text(story, running)['files'])
+    before['kube_minions.yaml'] = before['kube_minions.yaml'].replace("'3':", "'9':").replace('"3":', '"9":')
+    slept = sleeping(story, 'outputs', wake_up)
+    story.make_due()
+    story.round()
+    row = loaded(story, running)
+    assert slept and row.status == 'UPDATE_COMPLETE' and row.check_at is not None
+    story.run(4)
+
+    assert (loaded(story, running).status, loaded(story, running).check_at) == ('UPDATE_COMPLETE', None)
+    check_nothing_is_doubled(story, running)
+
+
+def loaded_text(story: Story, cluster: str) -> dict[str, Any]:
+    with story.world.db.read() as session:
+        return session.scalars(sa.select(Cluster.stack_text).where(Cluster.uuid == cluster)).one()
+
+
+def test_stale_text_of_one_stack_is_put_right_beside_a_nodegroup_that_has_failed(story: Story, running: str) -> None:
+    request(story, running, add_group(), 'nodegroup_create')
+    story.make_due()
+    story.round()
+    [stack, pool] = story.cloud.all_stacks()
+    pool.status = 'CREATE_FAILED'
+    story.run(3)
+    assert loaded(story, running).status == 'UPDATE_FAILED'
+    stack.tags = (*stack.tags[:2], 'rev-999')
+    db.make_due(story.world.db, running)
+    story.run(4)
+
+    row = loaded(story, running)
+    assert (row.status, workers(row).status, row.check_at) == ('UPDATE_FAILED', 'UPDATE_COMPLETE', None)
+    assert f'rev-{row.revision}' in stack.tags
+    assert pool.status == 'CREATE_FAILED' and 'NODE' not in history(story, running)[-1]
+
+
+def test_look_at_a_cluster_at_rest_survives_a_cloud_that_is_away(story: Story, running: str) -> None:
+    age(story, 100 * 3600)
+    db.make_due(story.world.db, running)
+    left = [clients.Away('Heat does not answer')] * 3
+
+    def hook(name: str, when: str) -> None:
+        if (name, when) == ('look', 'before') and left:
+            raise left.pop()
+    story.cloud.hook = hook
+    story.run(2)
+    row = loaded(story, running)
+    assert (row.status, row.failures, row.leased_by) == ('CREATE_COMPLETE', 2, None)
+    story.run(2)
+
+    row = loaded(story, running)
+    assert (left, row.status, row.failures, row.check_at) == ([], 'CREATE_COMPLETE', 0, None)
+
+
+def test_conductor_that_slept_through_the_stop_of_its_create_removes_the_stack_it_made(
+        story: Story, api: Api, cluster: str) -> None:
+    [operation] = db.list_operations(story.world.db, cluster)
+
+    def others_work() -> None:
+        db.request_cancel(story.world.db, ADMIN, operation.uuid)
+        story.run(3)
+        assert loaded(story, cluster).status == 'CREATE_FAILED'
+    slept = sleeping(story, 'create', others_work)
+    story.run(3)
+
+    assert slept and story.cloud.all_stacks() == []
+    assert (loaded(story, cluster).status, loaded(story, cluster).check_at) == ('CREATE_FAILED', None)
 
 
 @pytest.mark.parametrize('moment', ['before', 'after'])
