@@ -702,7 +702,8 @@ def claim_followed(db: Database, holder: str, *, projects: int, lease_s: float, 
     with db.read() as session:
         rows = session.execute(sa.select(
             Cluster.uuid, Cluster.project_id, Cluster.status, Cluster.generation, Cluster.sent_generation,
-            Cluster.cancelled_generation, Cluster.failures, Cluster.create_timeout, sa.func.coalesce(Cluster.watched_until > now(), sa.false()),
+            Cluster.cancelled_generation, Cluster.failures, Cluster.create_timeout,
+            sa.func.coalesce(Cluster.watched_until > now(), sa.false()),
             sa.func.coalesce(Cluster.updated_at, Cluster.created_at), NodeGroup.stack_id, NodeGroup.status).outerjoin(
                 NodeGroup, NodeGroup.cluster_id == Cluster.uuid).where(Cluster.leased_by == holder)).all()
     found: dict[str, Followed] = {}

@@ -85,6 +85,7 @@ class Audit:
         yield from self._stacks()
         yield from self._roles()
         yield from self._rows_without_stack()
+        yield from self._other_texts()
         yield from self._stuck()
         yield from self._keys()
         yield from self._services()
@@ -206,6 +207,27 @@ class Audit:
                 uuid=uuidutils.generate_uuid(), user_id='doctor', kind='delete'))
         return Finding(f'Cluster {cluster.uuid} of project {cluster.project_id} is {cluster.status} and has a stack '
                        f'that Heat does not know, {cluster.stack_id}', 'Ask for the deletion of the cluster', mend)
+
+    def _other_texts(self) -> Iterator[Finding]:
+        """Stacks of clusters at rest that were last sent another text than the stored one. Older ones bear no number.
+
+        Rows are newer than the list of stacks, so a cluster that has just changed is left out; as is what has failed,
+        whose text may never have been sent.
+        """
+        for cluster in self._rows.clusters:
+            young = self._rows.clock - (cluster.updated_at or cluster.created_at) < OVERDUE
+            if young or states.is_busy(cluster.status) or cluster.status not in states.TRANSITIONS['update']:
+                continue
+            listed = self._projects[cluster.project_id].stacks if cluster.project_id in self._projects else {}
+            for row in (cluster, *(group for group in cluster.nodegroups if not group.is_default)):
+                stack = listed.get(row.stack_id or '')
+                done = all(group.status.endswith('_COMPLETE') for group in cluster.nodegroups
+                           if group is row or (group.is_default and row is cluster))
+                if stack is not None and done and stack.revision not in (0, row.revision):
+                    yield Finding(f'Stack {stack.name} ({stack.id}) of cluster {cluster.uuid} in project '
+                                  f'{cluster.project_id} has text number {stack.revision} and should have '
+                                  f'{row.revision}', 'Have a conductor put it right',
+                                  lambda uuid=cluster.uuid: db.make_due(self._db, uuid))  # type: ignore[misc]
 
     def _stuck(self) -> Iterator[Finding]:
         for cluster in self._rows.clusters:

@@ -104,6 +104,25 @@ def test_stack_without_a_row_is_deleted(examine: Doctor, database: db.Database, 
     assert 'is being deleted. Run this again when it is gone.' in examine.said[0]
 
 
+def test_stack_with_another_text_than_the_stored_one_is_put_right(
+        examine: Doctor, complete: fakes.FakeStack, cluster: str, database: db.Database,
+        set_columns: Callable[..., None]) -> None:
+    """Sent by a conductor that had slept, and was killed before it could say so."""
+    complete.tags = (clients.TAG, cluster, 'rev-7')
+    set_columns(models.Cluster, revision=1, updated_at=models.utcnow())
+    assert examine() == 0, 'it may have changed since the stacks were listed'
+
+    set_columns(models.Cluster, updated_at=models.utcnow() - doctor.OVERDUE)
+    assert examine(fix=True) == 0
+    assert examine.said[0] == (f'Stack c1-{cluster} ({complete.id}) of cluster {cluster} in project p1 has text number '
+                               '7 and should have 1. Have a conductor put it right (--fix does).')
+    assert min(db.due_in_s(database)) <= 0
+
+    set_columns(models.Cluster, status='UPDATE_FAILED', check_at=None)
+    set_columns(models.NodeGroup, status='UPDATE_FAILED')
+    assert examine() == 0, 'Heat may have refused the text'
+
+
 def test_role_without_a_cluster_is_taken_back_when_the_stacks_are_gone(
         examine: Doctor, database: db.Database, cloud: fakes.FakeCloud, complete: fakes.FakeStack) -> None:
     destroy(database)
