@@ -69,6 +69,8 @@ class Nodes:
         #: id of a member -> (whether it is fine, when it reported last).
         self.sent: dict[str, tuple[bool, float]] = {}
         self.problems: dict[str, int] = {}
+        #: Seconds that Heat took to list the stacks of a project, each time that it did.
+        self.answers_s: list[float] = []
         self._stopping = threading.Event()
         self._pool = futures.ThreadPoolExecutor(4, thread_name_prefix='nodes')
         self._threads = [threading.Thread(target=self._run, args=(p,), name=f'nodes of {p.name}') for p in projects]
@@ -93,7 +95,10 @@ class Nodes:
     def _run(self, project: Project) -> None:
         while not self._stopping.wait(ROUND_S):
             try:
-                waiting = [m for m in members(project) if m.status in ('CREATE_IN_PROGRESS', 'UPDATE_IN_PROGRESS')]
+                asked_at = time.monotonic()
+                found = members(project)
+                self.answers_s.append(time.monotonic() - asked_at)
+                waiting = [m for m in found if m.status in ('CREATE_IN_PROGRESS', 'UPDATE_IN_PROGRESS')]
                 list(self._pool.map(lambda member: self._report(project, member), waiting))
             except Away as e:
                 self._note(e)

@@ -184,6 +184,7 @@ def test_chaos(service: Service, projects: list[Project], sandbox: Sandbox, say:
         problems += left(service, projects)
         problems += check_takeovers(world)
         problems += complaints(service)
+        problems += drowned(world)
     for problem in problems:
         say(f'WRONG: {problem}')
     if problems:
@@ -357,6 +358,14 @@ def check_takeovers(world: players.World) -> list[str]:
     return found + [f'nobody took over {uuid}' for uuid in world.watch.orphans]
 
 
+def drowned(world: players.World) -> list[str]:
+    """Whether Heat was too slow for the lease, a share of which is all that a conductor waits for an answer."""
+    usual_s, bearable_s = statistics.median(world.nodes.answers_s or [float('inf')]), LEASE_S * 0.4 / 2
+    return [] if usual_s < bearable_s else [
+        f'Heat usually took {usual_s:.1f} s to list stacks, so nothing here tells of us: run it with a CHAOS_LEASE of '
+        f'{usual_s / 0.4 * 4:.0f}, or on a machine that is not so busy']
+
+
 def complaints(service: Service) -> list[str]:
     """Lines of conductors that tell of a mistake of ours."""
     found = []
@@ -381,4 +390,7 @@ def say_figures(world: players.World, everybody: list[players.Player], settled_s
         say(f'clusters taken over from killed conductors: {len(takeovers)}, median {statistics.median(takeovers):.1f} '
             f's, longest {max(takeovers):.1f} s')
     say(f'nodes reported {len(world.nodes.sent)}, tries that failed {sum(world.nodes.problems.values())}')
+    answers_s = world.nodes.answers_s or [float('inf')]
+    say(f'lists of stacks {len(answers_s)}: median {statistics.median(answers_s):.2f} s, '
+        f'longest {max(answers_s):.1f} s')
     say(f'settled after {settled_s:.0f} s, deleted in {deleted_s:.0f} s, all {all_s:.0f} s')
