@@ -30,7 +30,7 @@ import fakes
 import pytest
 import sqlalchemy as sa
 import webob
-from conftest import TEMPLATE, Api, Nudges, counted_statements, scratch_database
+from conftest import TEMPLATE, Api, Nudges, SigningHere, counted_statements, scratch_database
 from gabbi import case, driver, fixture
 from gabbi.driver import test_pytest
 from gabbi.handlers import base
@@ -163,7 +163,8 @@ def stage() -> Iterator[Stage]:
         models.Base.metadata.create_all(database.engine)
         services: Any = Services(
             conf=settings.conf, db=database, cloud=cloud, drivers=drivers.load(settings.conf), nudger=Nudges(),
-            notifier=notify.Notifier(settings.conf), enforcer=policies.enforcer(settings.conf))
+            notifier=notify.Notifier(settings.conf), enforcer=policies.enforcer(settings.conf),
+            signer=SigningHere(settings.conf, database))
         with contextlib.closing(Watched(api_app.make_app(services), services)) as application:
             yield Stage(settings, database, cloud, application)
         database.engine.dispose()
@@ -1138,7 +1139,7 @@ def test_changes_at_the_same_time_all_come_to_be(
     """MariaDB would show each transaction the nodegroups and nodes from before it waited for the lock."""
     services: Any = Services(conf=conf, db=any_database, cloud=cloud, drivers=drivers.load(conf), nudger=nudges,
                              notifier=notify.Notifier(conf),
-                             enforcer=policies.enforcer(conf))
+                             enforcer=policies.enforcer(conf), signer=None)
     api, path = Api(api_app.make_app(services)), f'/v1/clusters/{uuid_of(1)}'
     store_template(any_database)
     store_cluster(any_database, 1)
@@ -1161,7 +1162,7 @@ def test_one_of_two_nodegroups_with_one_name_comes_to_be(
         conf: Any, any_database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges) -> None:
     services: Any = Services(conf=conf, db=any_database, cloud=cloud, drivers=drivers.load(conf), nudger=nudges,
                              notifier=notify.Notifier(conf),
-                             enforcer=policies.enforcer(conf))
+                             enforcer=policies.enforcer(conf), signer=None)
     api = Api(api_app.make_app(services))
     store_template(any_database)
     store_cluster(any_database, 1)

@@ -13,7 +13,7 @@ from conftest import RABBITMQ, rabbitmq_answers
 from oslo_config import cfg
 
 from magnum_lite import background, rpc
-from magnum_lite.conductor import endpoint
+from magnum_lite.conductor import endpoint, steps
 
 BROKERS = ['fake://', *([RABBITMQ] if rabbitmq_answers() else [])]
 
@@ -30,10 +30,10 @@ def topic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize('url', BROKERS)
-def test_nudge_wakes_a_conductor(conf: cfg.ConfigOpts, topic: None, url: str) -> None:
+def test_nudge_wakes_a_conductor(conf: cfg.ConfigOpts, topic: None, url: str, world: steps.World) -> None:
     use(conf, url)
     wake = threading.Event()
-    server = rpc.server(conf, endpoint.Endpoint(wake))
+    server = rpc.server(conf, endpoint.Endpoint(wake, world))
     server.start()
     try:
         rpc.Nudger(conf).nudge('5d7e1b5c-0000-4000-8000-000000000001')
