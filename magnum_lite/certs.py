@@ -170,7 +170,8 @@ def read_request(text: str, *, takes_ed25519: bool = False) -> x509.CertificateS
         raise Refused(f'The csr has {len(text)} characters and may have {MAX_REQUEST}')
     try:
         request = x509.load_pem_x509_csr(text.encode())
-        problem = _problem_of_key(request, takes_ed25519) or ''.join(map(_problem_of, request.extensions))
+        problem = _problem_of_key(request, takes_ed25519) or '; '.join(
+            filter(None, map(_problem_of, request.extensions)))
         if not problem and not request.is_signature_valid:
             problem = 'it is not signed with the key that it names'
     except (ValueError, TypeError, exceptions.UnsupportedAlgorithm, x509.DuplicateExtension,

@@ -39,7 +39,7 @@ from oslo_config import fixture as config_fixture
 from oslo_db import exception as db_exc
 from oslo_policy import _checks as policy
 
-from magnum_lite import clients, config, db, drivers, members, models, notify, outage, states
+from magnum_lite import certs, clients, config, db, drivers, keystore, members, models, notify, outage, states
 from magnum_lite.api import app as api_app
 from magnum_lite.api import policies, resources
 from magnum_lite.api.request import Services
@@ -232,6 +232,28 @@ class Complete(fixture.GabbiFixture):
         for number in range(1, 7):
             store_cluster(App.now.database, number, project_id='p2' if number == 6 else 'p1',
                           stack_id=f'stack-{number}', api_address='https://192.0.2.1:6443')
+
+
+class Authorities(fixture.GabbiFixture):
+    """Authorities of c1, c2, c6, c7 and c8, with their names above the PEM. The key of c2 does not open."""
+
+    def start_fixture(self) -> None:
+        now = App.now
+        keystore.create_key_file(now.conf.conf.keystore.key_file)
+        store = keystore.KeyStore(now.conf.conf)
+        store_template(now.database, uuid=str(uuid.UUID(int=7)), name='plain', tls_disabled=True)
+        store_cluster(now.database, 7, cluster_template_id=str(uuid.UUID(int=7)), api_address='http://192.0.2.7:8080')
+        store_cluster(now.database, 8, status=states.CREATE_IN_PROGRESS)
+        made = certs.make_ca('ca', life=datetime.timedelta(days=1000))
+        with now.database.write() as session:
+            session.execute(sa.update(models.Cluster).where(models.Cluster.name == 'c5').values(driver='gone'))
+            for number, purposes in ((1, ('ca', 'etcd', 'front-proxy', 'service-account')), (2, ('ca',)),
+                                     (6, ('ca',)), (7, ('ca',)), (8, ('ca',))):
+                for purpose in purposes:
+                    store.put(session, uuid_of(number), purpose, certs.Pair(
+                        f'{purpose} of c{number}\n{made.certificate}', made.private_key))
+            session.flush()
+            session.execute(sa.update(models.Key).where(models.Key.cluster_id == uuid_of(2)).values(private_key='x'))
 
 
 class Running(fixture.GabbiFixture):
