@@ -81,6 +81,8 @@ class Signer:
         Raises the HttpError that the answer tells of; Unavailable if none comes in time, or the broker is down.
         """
         timeout_s = float(self._conf.certificates.sign_timeout)
+        if not self._free.acquire(blocking=False):
+            raise errors.Unavailable(f'{MOST_CALLS} requests wait for a conductor already. Try again later.')
         try:
             answer = self._bounded(lambda: self._call(request, timeout_s), timeout_s)
         except (futures.TimeoutError, oslo_messaging.MessagingTimeout) as e:
@@ -98,8 +100,6 @@ class Signer:
 
     def _bounded(self, call: Callable[[], dict[str, Any]], timeout_s: float) -> dict[str, Any]:
         """Wait for a call for so long. It goes on alone: oslo.messaging waits for a broker without end (18.3)."""
-        if not self._free.acquire(blocking=False):
-            raise errors.Unavailable(f'{MOST_CALLS} calls wait for an answer already.')
         future: futures.Future[dict[str, Any]] = futures.Future()
 
         def run() -> None:

@@ -12,12 +12,14 @@ import os
 import pathlib
 import socket
 import threading
+import time
 import types
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import fakes
+import oslo_messaging
 import pytest
 import sqlalchemy as sa
 import webob
@@ -230,3 +232,25 @@ def counted_statements(database: db.Database) -> Iterator[list[str]]:
         sa.event.remove(database.engine, 'before_cursor_execute', note)
 
 
+BROKERS = ['fake://', *([RABBITMQ] if rabbitmq_answers() else [])]
+
+
+def use(conf: cfg.ConfigOpts, url: str) -> None:
+    """Have a broker used."""
+    oslo_messaging.TransportURL.parse(conf)
+    conf.set_override('transport_url', url)
+
+
+@pytest.fixture
+def topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue of the test's own: the broker may be serving others."""
+    monkeypatch.setattr(rpc, 'TOPIC', f'{rpc.TOPIC}-test-{time.monotonic_ns()}')
+
+
+@pytest.fixture
+def silent_broker() -> Iterator[str]:
+    """Takes connections and never answers: what a paused RabbitMQ looks like."""
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        listener.listen(16)
+        yield f'rabbit://guest:guest@127.0.0.1:{listener.getsockname()[1]}/'

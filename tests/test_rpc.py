@@ -5,28 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
 
-import oslo_messaging
 import pytest
-from conftest import RABBITMQ, rabbitmq_answers
+from conftest import BROKERS, use
 from oslo_config import cfg
 
 from magnum_lite import background, rpc
 from magnum_lite.conductor import endpoint, steps
-
-BROKERS = ['fake://', *([RABBITMQ] if rabbitmq_answers() else [])]
-
-
-def use(conf: cfg.ConfigOpts, url: str) -> None:
-    oslo_messaging.TransportURL.parse(conf)
-    conf.set_override('transport_url', url)
-
-
-@pytest.fixture
-def topic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A queue of the test's own: the broker may be serving others."""
-    monkeypatch.setattr(rpc, 'TOPIC', f'{rpc.TOPIC}-test-{time.monotonic_ns()}')
 
 
 @pytest.mark.parametrize('url', BROKERS)
@@ -41,15 +26,6 @@ def test_nudge_wakes_a_conductor(conf: cfg.ConfigOpts, topic: None, url: str, wo
     finally:
         server.stop()
         server.wait()
-
-
-@pytest.fixture
-def silent_broker() -> Iterator[str]:
-    """Takes connections and never answers: what a paused RabbitMQ looks like."""
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        listener.listen(16)
-        yield f'rabbit://guest:guest@127.0.0.1:{listener.getsockname()[1]}/'
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning', 'ignore::ResourceWarning')
