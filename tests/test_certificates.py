@@ -78,19 +78,20 @@ def test_public_part_takes_two_statements_and_no_private_one(api: Api, services:
     assert len(statements) == 2 and not any('private_key' in statement for statement in statements)
 
 
-def test_both_authorities_are_shown_while_they_are_exchanged(
-        api: Api, services: Services, complete: str, ca: certs.Pair) -> None:
+@pytest.mark.parametrize('phase', range(1, models.ROTATION_PHASES + 1))
+def test_while_authorities_are_exchanged_both_are_shown_and_one_signs(
+        api: Api, world: steps.World, complete: str, csr: str, ca: certs.Pair, phase: int) -> None:
     newer = certs.make_ca('newer', life=datetime.timedelta(days=1))
-    with services.db.write() as session:  # a table without the constraint that forbids the second one
-        for statement in ('CREATE TABLE copy AS SELECT * FROM cluster_keys', 'DROP TABLE cluster_keys',
-                          'ALTER TABLE copy RENAME TO cluster_keys',
-                          "INSERT INTO cluster_keys SELECT * FROM cluster_keys WHERE purpose = 'ca'"):
-            session.execute(sa.text(statement))
-        session.execute(sa.text('UPDATE cluster_keys SET id = 99, certificate = :pem '
-                                'WHERE rowid = (SELECT max(rowid) FROM cluster_keys)'), {'pem': newer.certificate})
+    with world.db.write() as session:
+        world.keystore.put(session, complete, 'ca', newer, is_next=True)
+        session.execute(sa.update(models.Cluster).values(rotation=phase))
 
     assert api('GET', f'/v1/certificates/{complete}').json['pem'] == ca.certificate + newer.certificate
     assert api('GET', f'/v1/certificates/{complete}/etcd').json['pem'] == ca.certificate
+    pem = api('POST', '/v1/certificates', {'cluster_uuid': complete, 'csr': csr}).json['pem']
+    signer = ca if phase == 1 else newer
+    x509.load_pem_x509_certificate(pem.encode()).verify_directly_issued_by(
+        x509.load_pem_x509_certificate(signer.certificate.encode()))
 
 
 def test_deleted_cluster_has_no_certificates(api: Api, services: Services, complete: str) -> None:

@@ -8,11 +8,11 @@ whoever made the cluster.
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from magnum_lite import certs, db, drivers, errors, models
-from magnum_lite.api import nodegroups
+from magnum_lite import certs, db, drivers, errors, models, states
+from magnum_lite.api import nodegroups, request
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CERTIFICATE, KUBECONFIG
 
@@ -55,6 +55,33 @@ def create(req: Request) -> dict[str, Any]:
     return _body(req, _Shown(cluster.uuid, issued['pem'], values['csr'], values['ca_cert_type']))
 
 
+def rotate(req: Request) -> Answer:
+    """Ask for all authorities of a cluster to be exchanged for new ones.
+
+    That replaces every member three times: so that all trust the new authorities beside the old ones; so that the new
+    ones sign; so that the old ones are forgotten. The cluster works meanwhile. An exchange that has failed or was
+    stopped goes on where it was, with this or with any other change. Raises Invalid where the cluster cannot do it.
+    """
+    if req.body is not None:
+        raise errors.Invalid('The exchange of authorities takes no body.')
+
+    def change(cluster: models.Cluster) -> None:
+        request.refuse(nodegroups.driver_of(req, cluster).check_rotation(cluster))
+        if cluster.rotation and states.is_busy(cluster.status):
+            raise errors.Conflict(f'The authorities of cluster {cluster.uuid} are being exchanged already: this is '
+                                  f'phase {cluster.rotation} of {models.ROTATION_PHASES}.')
+        if cluster.rotation:
+            return
+        cluster.rotation = 1
+        for group in cluster.nodegroups:
+            if group.status != states.DELETE_IN_PROGRESS:
+                nodegroups.check_alive(group)
+                group.epoch += 1
+                nodegroups.start(group)
+
+    return req.ask(req.path['ident'], 'rotate', change)
+
+
 def rotate_credentials(req: Request) -> NoReturn:
     """Exchange what a cluster signs in to the cloud with. No driver gives its clusters any."""
     cluster, _ = db.list_certificates(req.services.db, req.scope, req.path['ident'])
@@ -91,16 +118,14 @@ def create_kubeconfig(req: Request) -> Answer:
 
 @dataclass(frozen=True)
 class _Issue:
-    """What is handed out with a kubeconfig. Never print it: there is a key in the text."""
+    """What is handed out with a kubeconfig, in which there is a private key."""
 
-    kubeconfig: str
+    kubeconfig: str = field(repr=False)
     cluster_uuid: str
     user: str
     group: str
     serial: str
     expires_at: datetime.datetime
-
-    __repr__ = object.__repr__
 
 
 def _access(cluster: models.Cluster, driver: drivers.Driver) -> drivers.Access:

@@ -61,6 +61,7 @@ ROUTES = (
     Route('GET', '/v1/clusters/{ident}/operations', operations.index, 'operation:get_all', query=PAGES),
     Route('GET', '/v1/operations/{ident}', operations.get, 'operation:get'),
     Route('DELETE', '/v1/operations/{ident}', operations.delete, 'operation:cancel', 202),
+    Route('PATCH', '/v1/certificates/{ident}', certificates.rotate, 'certificate:rotate_ca', 202),
     Route('POST', '/v1/certificates', certificates.create, 'certificate:create', 201),
     Route('GET', '/v1/certificates/{ident}', certificates.get, 'certificate:get', query=('ca_cert_type',)),
     Route('GET', '/v1/certificates/{ident}/{type}', certificates.get, 'certificate:get'),

@@ -66,7 +66,7 @@ def sign(world: steps.World, scope: db.Scope, cluster_uuid: str, purpose: str, c
     """
     cluster = db.get_cluster(world.db, scope, cluster_uuid)
     driver = world.drivers.get(cluster.driver)
-    pairs = world.keystore.load(world.db, cluster.uuid)
+    pairs = world.keystore.load(world.db, cluster)
     if driver is None or purpose not in driver.signing.purposes or purpose not in pairs:
         raise errors.Conflict(f'Cluster {cluster_uuid} has no authority {purpose} that signs.')
     try:
