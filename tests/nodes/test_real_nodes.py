@@ -55,8 +55,8 @@ def _lack() -> str | None:
 LACK = _lack()
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(TIMEOUT_MIN * 60 + 300),
               pytest.mark.skipif(LACK is not None, reason=f'real nodes: {LACK}'),
-              # openstacksdk says it to everybody who connects
-              pytest.mark.filterwarnings('ignore:Support for InfluxDB')]
+              # openstacksdk says it to everybody who connects, and of its own code
+              pytest.mark.filterwarnings('ignore:Support for InfluxDB', 'ignore::PendingDeprecationWarning')]
 
 
 @pytest.fixture(scope='module')
