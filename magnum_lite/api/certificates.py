@@ -113,7 +113,7 @@ def create_kubeconfig(req: Request) -> Answer:
               f'group {group}, valid until {issued["until"]}')
     made = _Issue(text, cluster.uuid, req.caller.user_id, group, issued['serial'],
                   datetime.datetime.fromisoformat(issued['until']))
-    return Answer(KUBECONFIG.show(made, req.version), req.location(operation))
+    return Answer(KUBECONFIG.show(made, req.version), req.location(operation) | {'Cache-Control': 'no-store'})
 
 
 @dataclass(frozen=True)
