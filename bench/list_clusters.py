@@ -83,7 +83,7 @@ def main() -> None:
             fill(database, args.clusters)
             application = app.make_app(Services(
                 conf=conf, db=database, cloud=fakes.FakeCloud(), drivers=drivers.load(conf), nudger=None,
-                enforcer=policies.enforcer(conf)))
+                enforcer=policies.enforcer(conf), notifier=None, signer=None))
             pages = {'/v1/clusters?limit=1': 1, '/v1/clusters': args.clusters, '/v1/clusters/detail': args.clusters}
             for path, expected in pages.items():
                 seconds(application, path, expected)  # caches fill

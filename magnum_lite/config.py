@@ -131,6 +131,19 @@ cluster_opts = [
     cfg.IntOpt('ca_days', default=3650, min=1, help='Days for which the authorities of a new cluster are valid.'),
 ]
 
+x509_opts = [
+    cfg.IntOpt('term_of_validity', default=365, min=1,
+               help='Days for which a certificate is valid that a user has asked for with a CSR. It never outlives its '
+                    'authority. Engines cannot take a certificate back, so do not make it longer than needed.'),
+]
+
+certificates_opts = [
+    cfg.IntOpt('kubeconfig_hours', default=8, min=1, max=168,
+               help='Hours for which the certificate in a kubeconfig is valid that the service issues.'),
+    cfg.IntOpt('sign_timeout', default=10, min=1, max=60,
+               help='Seconds that a request for a certificate waits for a conductor, before it is answered with 503.'),
+]
+
 drivers_opts = [
     cfg.MultiStrOpt('path', default=[],
                     help='Folders that hold driver folders, beside the built-in ones. A driver found here takes the '
@@ -164,6 +177,8 @@ GROUPS: dict[str, list[cfg.Opt]] = {
     'cluster': cluster_opts,
     'drivers': drivers_opts,
     'quotas': quota_opts,
+    'x509': x509_opts,
+    'certificates': certificates_opts,
 }
 #: The service's own identity: keystoneauth's options, under the name that operators know.
 AUTH_GROUP = 'keystone_auth'

@@ -545,6 +545,17 @@ def request_cancel(db: Database, scope: Scope, uuid: str) -> Operation:
         return operation
 
 
+@transaction
+def record(db: Database, cluster: Cluster, operation: Operation, text: str) -> None:
+    """Store an operation that was done when it was asked for and has changed nothing of the cluster."""
+    operation.cluster_id, operation.project_id = cluster.uuid, cluster.project_id
+    operation.generation, operation.driver = cluster.generation, cluster.driver
+    operation.created_at = operation.begun_at = operation.ended_at = models.utcnow()
+    operation.outcome, operation.text = 'complete', text
+    with db.write() as session:
+        session.add(operation)
+
+
 #: Seconds for which resources are counted after somebody has looked at an operation.
 WATCH_S = 60
 
@@ -881,6 +892,21 @@ def destroy_cluster(session: orm.Session, cluster: Cluster) -> None:
 
 
 # -- keys, services ------------------------------------------------------------------------------------------------
+
+@transaction
+def list_certificates(db: Database, scope: Scope, ident: str) -> tuple[Cluster, dict[str, str]]:
+    """A cluster with its template, and the public parts of its keys by purpose, as PEM. Raises NotFound, Conflict.
+
+    Two statements, neither of which reads a private part. Where a purpose has several, all are in it, oldest first.
+    """
+    with db.read() as session:
+        cluster = _one(session, Cluster, 'Cluster', scope, ident, orm.joinedload(Cluster.template, innerjoin=True))
+        found: dict[str, str] = {}
+        for purpose, pem in session.execute(sa.select(Key.purpose, Key.certificate).where(
+                Key.cluster_id == cluster.uuid).order_by(Key.id)):
+            found[purpose] = found.get(purpose, '') + pem
+        return cluster, found
+
 
 @transaction
 def list_keys(db: Database, cluster_uuid: str) -> Sequence[Key]:

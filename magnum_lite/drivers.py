@@ -152,6 +152,34 @@ class Health:
     reason: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Signing:
+    """Which authorities users see and may have sign: `types` from the ca_cert_type of a request to the purpose."""
+
+    types: Mapping[str, str] = field(default_factory=dict)
+    takes_ed25519: bool = False
+
+    #: The authority for every other type, and for none.
+    DEFAULT = 'ca'
+
+    def purpose(self, ca_cert_type: str | None) -> str:
+        """The purpose of the authority that is meant."""
+        return self.types.get(ca_cert_type or '', self.DEFAULT)
+
+    @property
+    def purposes(self) -> set[str]:
+        """All that may be meant."""
+        return {self.DEFAULT, *self.types.values()}
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a user gets into a cluster: `groups` of the engine by policy rule, of which the first that holds decides."""
+
+    authority: str
+    groups: Mapping[str, str]
+
+
 FORMATS = jsonschema.FormatChecker(formats=())
 
 
@@ -205,6 +233,9 @@ class Driver:
         self.keys = {name: KeySpec(**spec) for name, spec in self.manifest.get('keys', {}).items()}
         self.certificates = {
             name: CertificateSpec(**spec) for name, spec in self.manifest.get('certificates', {}).items()}
+        self.signing = Signing(**self.manifest.get('signing', {}))
+        access = self.manifest.get('access')
+        self.access = Access(access['authority'], access['groups']) if access else None
         self._cross_check()
 
     def __repr__(self) -> str:
@@ -228,6 +259,10 @@ class Driver:
         for name, spec in self.certificates.items():
             if name in self.keys or self.keys.get(spec.signed_by, spec) is spec:
                 raise self._error(f'manifest.yaml $.certificates.{name}', 'no such authority, or a name used twice')
+        authorities = {name for name, spec in self.keys.items() if spec.kind == 'ca'}
+        shown = {*self.signing.types.values(), *([self.access.authority] if self.access else [])}
+        if unknown := sorted(shown - authorities):
+            raise self._error('manifest.yaml $.signing or $.access', f'there is no authority {", ".join(unknown)}')
         health = self.manifest.get('health', {})
         for purpose in (health.get('authority'), health.get('certificate', {}).get('signed_by')):
             if purpose is not None and (purpose not in self.keys or self.keys[purpose].kind != 'ca'):
@@ -640,6 +675,20 @@ class Driver:
                 break
             reason[key] = text
         return Health(healthy, reason)
+
+
+    # How a user gets in.
+
+    def render_access(self, cluster: models.Cluster, *, authority: str, user: str, certificate: str,
+                      private_key: str) -> str:
+        """Render what a user's client reads, of PEM texts: the cluster's authority, and the user's own pair.
+
+        Only where there is `access`. Needs `template`. Raises `DriverError`.
+        """
+        text, _ = self._template(self.manifest['access']['template'], {
+            'cluster': cluster, 'template': cluster.template, 'authority': authority, 'user': user,
+            'certificate': certificate, 'private_key': private_key})
+        return text
 
 
 class _Wanted:

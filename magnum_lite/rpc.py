@@ -1,22 +1,34 @@
 """The messages between API and conductors, over oslo.messaging with native threads.
 
-There is one so far: `nudge(uuid)`, a cast that says "this cluster wants a look". It carries no work: the row does. A
-lost, doubled, late or forged nudge costs at most one look, so it is sent by a thread of its own, after the commit,
-and a broker that is down or hangs neither delays nor fails a request.
+`nudge(uuid)` is a cast that says "this cluster wants a look". It carries no work: the row does. A lost, doubled, late
+or forged nudge costs at most one look, so it is sent by a thread of its own, after the commit, and a broker that is
+down or hangs neither delays nor fails a request.
+
+`sign_certificate(...)` is a call: only conductors can open the keys of authorities. No private key travels, and errors
+come back as data, `{"code": HTTP status, "text": sentence}`, so that nothing of the other side is ever unpickled.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import oslo_messaging
 from oslo_config import cfg
+from oslo_log import log
 
-from magnum_lite import background, config, outage
+from magnum_lite import background, config, errors, outage
+
+LOG = log.getLogger(__name__)
 
 TOPIC = 'magnum-lite-conductor'
-VERSION = '1.0'
+#: Of the nudge, and of what conductors of the first release do not know.
+VERSION, SIGN_VERSION = '1.0', '1.1'
+#: Calls of one process that may wait for conductors at a time.
+MOST_CALLS = 32
 
 
 def transport(conf: cfg.ConfigOpts) -> oslo_messaging.Transport:
@@ -51,6 +63,70 @@ class Nudger:
 
     def _send(self, uuid: str) -> None:
         self._client.cast({}, 'nudge', uuid=uuid)
+
+
+class Signer:
+    """Has conductors sign requests for certificates."""
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        self._conf = conf
+        self._free = threading.BoundedSemaphore(MOST_CALLS)
+        self._has_worked = False
+        self._away = outage.Outage('Signing by a conductor', 'Requests for certificates are answered with 503 '
+                                   'meanwhile. See [DEFAULT] transport_url, and whether a conductor runs')
+
+    def sign_certificate(self, **request: Any) -> dict[str, Any]:
+        """What `conductor.endpoint.sign_certificate` answers to the request, in [certificates] sign_timeout seconds.
+
+        Raises the HttpError that the answer tells of; Unavailable if none comes in time, or the broker is down.
+        """
+        timeout_s = float(self._conf.certificates.sign_timeout)
+        if not self._free.acquire(blocking=False):
+            raise errors.Unavailable(f'{MOST_CALLS} requests wait for a conductor already. Try again later.')
+        try:
+            answer = self._bounded(lambda: self._call(request, timeout_s), timeout_s)
+        except (futures.TimeoutError, oslo_messaging.MessagingTimeout) as e:
+            self._away.failed(f'no answer within {timeout_s:.0f} s')
+            raise errors.Unavailable(f'No conductor has answered within {timeout_s:.0f} s, and only they can sign. '
+                                     'Try again later.') from e
+        except Exception as e:  # kombu's, amqp's, oslo.messaging's, a conductor that does not know the method
+            self._away.failed(f'{type(e).__name__}: {e}')
+            raise errors.Unavailable('No conductor can be reached now, and only they can sign. Try again later.') from e
+        self._away.works()
+        if 'code' in answer:
+            kinds = {kind.code: kind for kind in (errors.Invalid, errors.NotFound, errors.Conflict)}
+            raise kinds.get(answer['code'], errors.Unavailable)(answer['text'])
+        return answer
+
+    def _bounded(self, call: Callable[[], dict[str, Any]], timeout_s: float) -> dict[str, Any]:
+        """Wait for a call for so long. It goes on alone: oslo.messaging waits for a broker without end (18.3)."""
+        future: futures.Future[dict[str, Any]] = futures.Future()
+
+        def run() -> None:
+            try:
+                future.set_result(call())
+            except Exception as e:
+                future.set_exception(e)
+            finally:
+                self._free.release()
+
+        threading.Thread(target=run, name='sign', daemon=True).start()
+        return future.result(timeout_s)
+
+    @functools.cached_property
+    def _client(self) -> Any:
+        return oslo_messaging.get_rpc_client(
+            transport(self._conf), oslo_messaging.Target(topic=TOPIC, version=VERSION), retry=0)
+
+    def _call(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        if not self._has_worked:
+            # The first call makes the queue for answers, whatever `retry` says: a broker that refuses is found out by
+            # what gives up at once, and does no harm.
+            self._client.cast({}, 'nudge', uuid=request['cluster_uuid'])
+        answer: dict[str, Any] = self._client.prepare(version=SIGN_VERSION, timeout=timeout_s).call(
+            {}, 'sign_certificate', **request)
+        self._has_worked = True
+        return answer
 
 
 def server(conf: cfg.ConfigOpts, endpoint: Any) -> oslo_messaging.MessageHandlingServer:

@@ -11,22 +11,26 @@ import json
 import os
 import pathlib
 import socket
+import threading
+import time
+import types
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import fakes
+import oslo_messaging
 import pytest
 import sqlalchemy as sa
 import webob
 from oslo_config import cfg
 from oslo_config import fixture as config_fixture
 
-from magnum_lite import certs, config, db, drivers, keystore, models, notify
+from magnum_lite import certs, config, db, drivers, keystore, models, notify, rpc
 from magnum_lite.api import app as api_app
 from magnum_lite.api import policies
 from magnum_lite.api.request import Services
-from magnum_lite.conductor import steps
+from magnum_lite.conductor import endpoint, steps
 
 SERVERS = {
     'mariadb': os.environ.get('TEST_MARIADB', 'mysql+pymysql://root@127.0.0.1:3306/?charset=utf8mb4'),
@@ -129,11 +133,27 @@ def nudges() -> Nudges:
     return Nudges()
 
 
+class SigningHere:
+    """Takes the place of `rpc.Signer`: what a conductor answers, without a message in between."""
+
+    def __init__(self, conf: cfg.ConfigOpts, database: db.Database) -> None:
+        self._conf, self._database = conf, database
+
+    def sign_certificate(self, **request: Any) -> dict[str, Any]:
+        signer = rpc.Signer(self._conf)
+        world: Any = types.SimpleNamespace(
+            db=self._database, drivers=drivers.load(self._conf), keystore=keystore.KeyStore(self._conf))
+        signer._call = lambda request, timeout_s: endpoint.Endpoint(
+            threading.Event(), world).sign_certificate({}, **request)
+        return signer.sign_certificate(**request)
+
+
 @pytest.fixture
 def services(conf: cfg.ConfigOpts, database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges) -> Services:
     """What the handlers of the API act on."""
     return Services(conf=conf, db=database, cloud=cloud, drivers=drivers.load(conf), nudger=nudges,
-                    notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf))
+                    notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf),
+                    signer=SigningHere(conf, database))
 
 
 @pytest.fixture(scope='session')
@@ -212,3 +232,25 @@ def counted_statements(database: db.Database) -> Iterator[list[str]]:
         sa.event.remove(database.engine, 'before_cursor_execute', note)
 
 
+BROKERS = ['fake://', *([RABBITMQ] if rabbitmq_answers() else [])]
+
+
+def use(conf: cfg.ConfigOpts, url: str) -> None:
+    """Have a broker used."""
+    oslo_messaging.TransportURL.parse(conf)
+    conf.set_override('transport_url', url)
+
+
+@pytest.fixture
+def topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue of the test's own: the broker may be serving others."""
+    monkeypatch.setattr(rpc, 'TOPIC', f'{rpc.TOPIC}-test-{time.monotonic_ns()}')
+
+
+@pytest.fixture
+def silent_broker() -> Iterator[str]:
+    """Takes connections and never answers: what a paused RabbitMQ looks like."""
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        listener.listen(16)
+        yield f'rabbit://guest:guest@127.0.0.1:{listener.getsockname()[1]}/'

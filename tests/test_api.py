@@ -30,7 +30,7 @@ import fakes
 import pytest
 import sqlalchemy as sa
 import webob
-from conftest import TEMPLATE, Api, Nudges, counted_statements, scratch_database
+from conftest import TEMPLATE, Api, Nudges, SigningHere, counted_statements, scratch_database
 from gabbi import case, driver, fixture
 from gabbi.driver import test_pytest
 from gabbi.handlers import base
@@ -39,7 +39,7 @@ from oslo_config import fixture as config_fixture
 from oslo_db import exception as db_exc
 from oslo_policy import _checks as policy
 
-from magnum_lite import clients, config, db, drivers, members, models, notify, outage, states
+from magnum_lite import certs, clients, config, db, drivers, keystore, members, models, notify, outage, states
 from magnum_lite.api import app as api_app
 from magnum_lite.api import policies, resources
 from magnum_lite.api.request import Services
@@ -163,7 +163,8 @@ def stage() -> Iterator[Stage]:
         models.Base.metadata.create_all(database.engine)
         services: Any = Services(
             conf=settings.conf, db=database, cloud=cloud, drivers=drivers.load(settings.conf), nudger=Nudges(),
-            notifier=notify.Notifier(settings.conf), enforcer=policies.enforcer(settings.conf))
+            notifier=notify.Notifier(settings.conf), enforcer=policies.enforcer(settings.conf),
+            signer=SigningHere(settings.conf, database))
         with contextlib.closing(Watched(api_app.make_app(services), services)) as application:
             yield Stage(settings, database, cloud, application)
         database.engine.dispose()
@@ -231,6 +232,28 @@ class Complete(fixture.GabbiFixture):
         for number in range(1, 7):
             store_cluster(App.now.database, number, project_id='p2' if number == 6 else 'p1',
                           stack_id=f'stack-{number}', api_address='https://192.0.2.1:6443')
+
+
+class Authorities(fixture.GabbiFixture):
+    """Authorities of c1, c2, c6, c7 and c8, with their names above the PEM. The key of c2 does not open."""
+
+    def start_fixture(self) -> None:
+        now = App.now
+        keystore.create_key_file(now.conf.conf.keystore.key_file)
+        store = keystore.KeyStore(now.conf.conf)
+        store_template(now.database, uuid=str(uuid.UUID(int=7)), name='plain', tls_disabled=True)
+        store_cluster(now.database, 7, cluster_template_id=str(uuid.UUID(int=7)), api_address='http://192.0.2.7:8080')
+        store_cluster(now.database, 8, status=states.CREATE_IN_PROGRESS)
+        made = certs.make_ca('ca', life=datetime.timedelta(days=1000))
+        with now.database.write() as session:
+            session.execute(sa.update(models.Cluster).where(models.Cluster.name == 'c5').values(driver='gone'))
+            for number, purposes in ((1, ('ca', 'etcd', 'front-proxy', 'service-account')), (2, ('ca',)),
+                                     (6, ('ca',)), (7, ('ca',)), (8, ('ca',))):
+                for purpose in purposes:
+                    store.put(session, uuid_of(number), purpose, certs.Pair(
+                        f'{purpose} of c{number}\n{made.certificate}', made.private_key))
+            session.flush()
+            session.execute(sa.update(models.Key).where(models.Key.cluster_id == uuid_of(2)).values(private_key='x'))
 
 
 class Running(fixture.GabbiFixture):
@@ -1138,7 +1161,7 @@ def test_changes_at_the_same_time_all_come_to_be(
     """MariaDB would show each transaction the nodegroups and nodes from before it waited for the lock."""
     services: Any = Services(conf=conf, db=any_database, cloud=cloud, drivers=drivers.load(conf), nudger=nudges,
                              notifier=notify.Notifier(conf),
-                             enforcer=policies.enforcer(conf))
+                             enforcer=policies.enforcer(conf), signer=None)
     api, path = Api(api_app.make_app(services)), f'/v1/clusters/{uuid_of(1)}'
     store_template(any_database)
     store_cluster(any_database, 1)
@@ -1161,7 +1184,7 @@ def test_one_of_two_nodegroups_with_one_name_comes_to_be(
         conf: Any, any_database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges) -> None:
     services: Any = Services(conf=conf, db=any_database, cloud=cloud, drivers=drivers.load(conf), nudger=nudges,
                              notifier=notify.Notifier(conf),
-                             enforcer=policies.enforcer(conf))
+                             enforcer=policies.enforcer(conf), signer=None)
     api = Api(api_app.make_app(services))
     store_template(any_database)
     store_cluster(any_database, 1)

@@ -560,6 +560,9 @@ def test_a_folder_of_the_operator_wins_over_the_built_in_one(
     ('manifest.yaml', 'signed_by: ca', 'signed_by: cb', r'\$\.certificates\.join: no such authority'),
     ('manifest.yaml', 'per_node: flannel_network_subnetlen', 'per_node: nope', 'there is no label nope'),
     ('manifest.yaml', 'authority: ca', 'authority: etc', r'\$\.health: there is no authority etc'),
+    ('manifest.yaml', 'types: {etcd: etcd', 'types: {etcd: etc', 'access: there is no authority etc'),
+    ('manifest.yaml', 'front-proxy: front-proxy}', 'x: service-account}', 'there is no authority service-account'),
+    ('manifest.yaml', 'groups: {project_member', 'groups: {everybody', r"access\.groups: 'everybody' is not one"),
     ('manifest.yaml', 'path: /api', 'path: api', r'\$\.health\.requests\.nodes\.path: '),
     ('manifest.yaml', 'provides:', 'provides: [', r'manifest\.yaml: '),
 ])

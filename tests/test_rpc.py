@@ -5,35 +5,20 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
 
-import oslo_messaging
 import pytest
-from conftest import RABBITMQ, rabbitmq_answers
+from conftest import BROKERS, use
 from oslo_config import cfg
 
 from magnum_lite import background, rpc
-from magnum_lite.conductor import endpoint
-
-BROKERS = ['fake://', *([RABBITMQ] if rabbitmq_answers() else [])]
-
-
-def use(conf: cfg.ConfigOpts, url: str) -> None:
-    oslo_messaging.TransportURL.parse(conf)
-    conf.set_override('transport_url', url)
-
-
-@pytest.fixture
-def topic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A queue of the test's own: the broker may be serving others."""
-    monkeypatch.setattr(rpc, 'TOPIC', f'{rpc.TOPIC}-test-{time.monotonic_ns()}')
+from magnum_lite.conductor import endpoint, steps
 
 
 @pytest.mark.parametrize('url', BROKERS)
-def test_nudge_wakes_a_conductor(conf: cfg.ConfigOpts, topic: None, url: str) -> None:
+def test_nudge_wakes_a_conductor(conf: cfg.ConfigOpts, topic: None, url: str, world: steps.World) -> None:
     use(conf, url)
     wake = threading.Event()
-    server = rpc.server(conf, endpoint.Endpoint(wake))
+    server = rpc.server(conf, endpoint.Endpoint(wake, world))
     server.start()
     try:
         rpc.Nudger(conf).nudge('5d7e1b5c-0000-4000-8000-000000000001')
@@ -41,15 +26,6 @@ def test_nudge_wakes_a_conductor(conf: cfg.ConfigOpts, topic: None, url: str) ->
     finally:
         server.stop()
         server.wait()
-
-
-@pytest.fixture
-def silent_broker() -> Iterator[str]:
-    """Takes connections and never answers: what a paused RabbitMQ looks like."""
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        listener.listen(16)
-        yield f'rabbit://guest:guest@127.0.0.1:{listener.getsockname()[1]}/'
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning', 'ignore::ResourceWarning')

@@ -61,7 +61,8 @@ class Application(core.ExplicitPecan):  # type: ignore[misc]
 def make_services(conf: cfg.ConfigOpts) -> Services:
     """What the API of this process works with. Raises DriverError for a driver folder that is wrong."""
     return Services(conf=conf, db=db.Database(conf), cloud=preflight.cloud(conf), drivers=drivers.load(conf),
-                    nudger=rpc.Nudger(conf), notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf))
+                    nudger=rpc.Nudger(conf), notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf),
+                    signer=rpc.Signer(conf))
 
 
 def make_app(services: Services) -> WSGI:

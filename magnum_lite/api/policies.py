@@ -53,6 +53,12 @@ OPERATIONS = [
     _rule('operation:cancel', MEMBER, 'Stop an operation.', 'DELETE', '/v1/operations/{ident}'),
     _rule('certificate:rotate_ca', MEMBER, 'Exchange the authorities of a cluster.', 'PATCH',
           '/v1/certificates/{ident}'),
+    _rule('certificate:get', READER, 'Show a certificate of a cluster.', 'GET', '/v1/certificates/{ident}'),
+    _rule('certificate:create', MEMBER, 'Have a certificate signed, in the name of anybody.', 'POST',
+          '/v1/certificates'),
+    _rule('credential:rotate', MEMBER, 'Exchange the credentials of a cluster.', 'PATCH', '/v1/credentials/{ident}'),
+    _rule('cluster:kubeconfig', READER, 'Get a kubeconfig that is valid for hours. The group in it goes by '
+          'project_member and project_reader.', 'POST', '/v1/clusters/{ident}/kubeconfig'),
 ]
 
 

@@ -33,6 +33,7 @@ class Services:
     nudger: rpc.Nudger
     notifier: notify.Notifier
     enforcer: policy.Enforcer
+    signer: rpc.Signer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +61,13 @@ class Request:
         """Whose rows exist for the caller."""
         return db.Scope(self.caller.project_id, all_projects=self.caller.is_admin)
 
+    def allows(self, rule: str) -> bool:
+        """Whether the policy allows `rule` to the caller."""
+        return bool(self.services.enforcer.authorize(rule, {}, self.caller.oslo))
+
     def authorize(self, rule: str) -> None:
         """Raise Forbidden unless the policy allows `rule` to the caller."""
-        if not self.services.enforcer.authorize(rule, {}, self.caller.oslo):
+        if not self.allows(rule):
             raise errors.Forbidden(f'Policy does not allow {rule} to be performed. Your roles on this project are: '
                                    f'{", ".join(self.caller.roles) or "none"}.')
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from magnum_lite import states
+from magnum_lite import certs, states
 from magnum_lite.api import versions
 from magnum_lite.schema import (
     BOOLEAN,
@@ -220,4 +220,21 @@ UPGRADE = Resource('upgrade', [
     Field('cluster_template', text(), 'Name or uuid of the template whose image and labels are wanted.', REQUIRED),
     Field('max_batch_size', integer(1), 'Nodes that are replaced at a time.', OPTIONAL, 1),
     Field('nodegroup', text(), 'Name or uuid; default the workers that came with the cluster.', OPTIONAL),
+])
+
+CERTIFICATE = Resource('certificate', [
+    Field('cluster_uuid', text(), 'Its cluster; by name or uuid in a request.', REQUIRED),
+    Field('csr', text(certs.MAX_REQUEST), 'Request for a client certificate (PKCS#10, PEM), as it was sent.', REQUIRED),
+    Field('pem', text(certs.MAX_REQUEST), 'The certificate; of an authority that is exchanged, both.'),
+    Field('ca_cert_type', text(), 'Which of the cluster\'s authorities signs; by default, and for a type that it does '
+          'not have, its main one.', OPTIONAL),
+])
+
+KUBECONFIG = Resource('kubeconfig', [
+    Field('kubeconfig', text(1_000_000), 'Text of the file, with a private key in it.'),
+    Field('cluster_uuid', UUID, 'Its cluster.'),
+    Field('user', text(), 'Id of the user that the engine is told of.'),
+    Field('group', text(), 'Group of the engine, which goes by the caller\'s role.'),
+    Field('serial', text(), 'Serial number of the certificate, in hex.'),
+    Field('expires_at', TIME, 'When the certificate ends. It cannot be taken back before.'),
 ])

@@ -62,6 +62,12 @@ ROUTES = (
     Route('GET', '/v1/operations/{ident}', operations.get, 'operation:get'),
     Route('DELETE', '/v1/operations/{ident}', operations.delete, 'operation:cancel', 202),
     Route('PATCH', '/v1/certificates/{ident}', certificates.rotate, 'certificate:rotate_ca', 202),
+    Route('POST', '/v1/certificates', certificates.create, 'certificate:create', 201),
+    Route('GET', '/v1/certificates/{ident}', certificates.get, 'certificate:get', query=('ca_cert_type',)),
+    Route('GET', '/v1/certificates/{ident}/{type}', certificates.get, 'certificate:get'),
+    Route('PATCH', '/v1/credentials/{ident}', certificates.rotate_credentials, 'credential:rotate', 202,
+          since=versions.CREDENTIALS),
+    Route('POST', '/v1/clusters/{ident}/kubeconfig', certificates.create_kubeconfig, 'cluster:kubeconfig', 201),
 )
 
 

@@ -117,7 +117,7 @@ class Conductor:
             self._reported_at = time.monotonic()
 
     def _nudges(self) -> Any:
-        return rpc.server(self._world.conf, endpoint.Endpoint(self._wake))
+        return rpc.server(self._world.conf, endpoint.Endpoint(self._wake, self._world))
 
     def _notifications(self) -> Any:
         return watch.listener(self._world, self._wake, self._stopping)

@@ -7,6 +7,7 @@ Needs a cloud named by OS_CLOUD, nodes for its servers with the Kubernetes layer
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import json
 import os
@@ -18,7 +19,9 @@ from typing import Any
 
 import pytest
 from functional.cloud import TOOLS
-from functional.service import Service, poll, start_service
+from functional.service import Service, connect, poll, start_service
+from keystoneauth1 import session
+from keystoneauth1.identity import v3
 from oslo_config import cfg
 
 from magnum_lite import certs, config, db, keystore, models
@@ -52,8 +55,8 @@ def _lack() -> str | None:
 LACK = _lack()
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(TIMEOUT_MIN * 60 + 300),
               pytest.mark.skipif(LACK is not None, reason=f'real nodes: {LACK}'),
-              # openstacksdk says it to everybody who connects
-              pytest.mark.filterwarnings('ignore:Support for InfluxDB')]
+              # openstacksdk says it to everybody who connects, and of its own code
+              pytest.mark.filterwarnings('ignore:Support for InfluxDB', 'ignore::PendingDeprecationWarning')]
 
 
 @pytest.fixture(scope='module')
@@ -183,6 +186,37 @@ def test_no_token_to_join_with_is_left(kubeconfig: pathlib.Path) -> None:
                     'type=bootstrap.kubernetes.io/token')
 
     assert found['items'] == []
+
+
+def test_a_member_may_do_all_and_a_reader_may_look(
+        service: Service, cluster: dict[str, Any], tmp_path: pathlib.Path) -> None:
+    """With the kubeconfig that each has from the API, by a token with this role alone."""
+    def enter(role: str) -> pathlib.Path:
+        with contextlib.closing(connect(os.environ['OS_CLOUD'])) as cloud:
+            made = cloud.identity.create_application_credential(
+                user=cloud.current_user_id, name=f'{PREFIX}-{secrets.token_hex(3)}', roles=[{'name': role}])
+            auth = v3.ApplicationCredential(
+                auth_url=cloud.config.get_auth_args()['auth_url'], application_credential_id=made.id,
+                application_credential_secret=made.secret)
+            status, body = service.request('POST', f'/v1/clusters/{cluster["uuid"]}/kubeconfig', headers={
+                'X-Auth-Token': str(session.Session(auth=auth).get_token())})
+            cloud.identity.delete_application_credential(cloud.current_user_id, made)
+        assert status == 201, body
+        path = tmp_path / role
+        path.write_text(body['kubeconfig'])
+        return path
+
+    member, reader = enter('member'), enter('reader')
+
+    assert len(kubectl(member, 'get', 'nodes')['items']) == MASTERS + WORKERS
+    pods = [pod['metadata']['name'] for pod in kubectl(reader, '-n', 'kube-system', 'get', 'pods')['items']]
+    pod = next(pod for pod in pods if pod.startswith('kube-proxy'))
+    delete = [str(LAYER / 'usr/bin/kubectl'), '-n', 'kube-system', 'delete', 'pod', pod, '--wait=false', '--kubeconfig']
+    refused = subprocess.run([*delete, str(reader)], capture_output=True, text=True, check=False)
+    assert refused.returncode and 'Forbidden' in refused.stderr
+    with pytest.raises(AssertionError, match='Forbidden'):
+        kubectl(reader, '-n', 'kube-system', 'get', 'secrets')
+    assert subprocess.run([*delete, str(member)], check=False).returncode == 0
 
 
 def show(service: Service, cluster: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ set_up_master() {
         kubectl --kubeconfig "$ADMIN" -n kube-system delete secrets \
             --field-selector type=bootstrap.kubernetes.io/token
         step 'apply the pod network'
-        retry 5 kubectl --kubeconfig "$ADMIN" apply -f "$NETWORK_MANIFEST"
+        retry 5 kubectl --kubeconfig "$ADMIN" apply -f "$NETWORK_MANIFEST" -f /opt/magnum-lite/access.yaml
     fi
     step 'wait for the API of this master'
     until_ok kubectl --kubeconfig "$ADMIN" --server "$NODE_API_URL" --request-timeout 10s get --raw /readyz
