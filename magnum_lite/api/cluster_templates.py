@@ -72,6 +72,8 @@ def update(req: Request) -> Answer:
     found = preflight.look(req.services.cloud, req.caller, _names(before, changed))
     if 'image_id' in changed:
         changed.setdefault('cluster_distro', _distro(found))
+        if before['driver'] is None and found.image:
+            changed.setdefault('driver', found.image.driver)
     _check_driver(req, before | changed, changed)
     template = db.update_template(req.services.db, req.scope, template, changed)
     return Answer(show(req, template), request.warnings(found.skipped))

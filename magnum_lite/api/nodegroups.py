@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid as uuidlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,6 +113,9 @@ def update(req: Request) -> Answer:
     def change(cluster: models.Cluster) -> None:
         seen[:] = [group := find(cluster, group_uuid)]
         check_alive(group)
+        if group.role == 'master' and not changed.keys() <= set(BOUNDS):
+            raise errors.Conflict(f'Nodegroup {group.name} holds the masters, whose labels and taints stay as they '
+                                  'are.')
         for name, value in changed.items():
             setattr(group, name, value)
         _check_consistent({name: getattr(group, name) for name in (*PATCHABLE, 'node_count')})
@@ -145,10 +149,12 @@ def delete(req: Request) -> Answer:
 
 
 def find(cluster: models.Cluster, ident: str) -> models.NodeGroup:
-    """A nodegroup of a cluster by uuid, name, or number in the database (api.md 0.2). Raises NotFound."""
-    for group in cluster.nodegroups:
-        if ident in (group.uuid, group.uuid.replace('-', ''), group.name, str(group.id)):
-            return group
+    """A nodegroup of a cluster by uuid, number in the database, or name (api.md 0.2). Raises NotFound."""
+    wanted = str(uuidlib.UUID(ident)) if uuidutils.is_uuid_like(ident) else ident
+    for of in (lambda group: group.uuid, lambda group: str(group.id), lambda group: group.name):
+        for group in cluster.nodegroups:
+            if of(group) == wanted:
+                return group
     raise errors.NotFound(f'Nodegroup {ident} could not be found in cluster {cluster.uuid}.')
 
 
