@@ -1274,18 +1274,6 @@ def test_without_an_image_service_there_are_no_templates(api: Api, cloud: fakes.
 PUBLIC = ['/', '/v1', '/v1/']
 
 
-@pytest.fixture
-def with_keystone(services: Services) -> Iterator[Api]:
-    """The application as operators run it. Nothing listens where its Keystone should be."""
-    services.conf.set_override('auth_strategy', 'keystone', 'api')
-    api_app.make_app(services)  # this makes the options known
-    services.conf.set_override('www_authenticate_uri', 'http://127.0.0.1:9/v3', 'keystone_authtoken')
-    try:
-        yield Api(api_app.make_app(services))
-    finally:
-        services.conf.clear_override('www_authenticate_uri', 'keystone_authtoken')
-
-
 @pytest.mark.parametrize('path', PUBLIC)
 def test_public_documents_need_no_token(with_keystone: Api, path: str) -> None:
     response = with_keystone('GET', path, headers={'X-Auth-Token': 'rubbish'})

@@ -12,7 +12,17 @@ import pytest
 
 from magnum_lite import config, drivers, errors
 from magnum_lite.api import policies, routes, versions
-from magnum_lite.api.resources import CLUSTER, CLUSTER_TEMPLATE, NODE, NODEGROUP, OPERATION, RESIZE, UPGRADE
+from magnum_lite.api.resources import (
+    CLUSTER,
+    CLUSTER_TEMPLATE,
+    NODE,
+    NODEGROUP,
+    OPERATION,
+    QUOTA,
+    RESIZE,
+    SERVICE,
+    UPGRADE,
+)
 from magnum_lite.conductor import diagnose
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -110,11 +120,12 @@ def test_every_route_has_a_rule_and_every_rule_a_route() -> None:
     known = {rule.name for rule in policies.OPERATIONS}
 
     assert named <= known
+    assert set(policies.ALL_PROJECTS) <= named and len(policies.BEYOND) == len(policies.ALL_PROJECTS)
     assert known - named == {'clustertemplate:publish', 'cluster:update_health_status', 'cluster:force_delete'}
 
 
 def test_every_since_is_a_version() -> None:
-    for resource in (CLUSTER, CLUSTER_TEMPLATE, NODE, NODEGROUP, OPERATION, RESIZE, UPGRADE):
+    for resource in (CLUSTER, CLUSTER_TEMPLATE, NODE, NODEGROUP, OPERATION, RESIZE, UPGRADE, QUOTA, SERVICE):
         for field in resource.fields:
             assert field.since in versions.VERSIONS
             assert field.doc.endswith('.'), field.name
