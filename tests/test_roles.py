@@ -14,8 +14,17 @@ import pytest
 import sqlalchemy as sa
 from conftest import TEMPLATE, Api
 from oslo_policy import _checks as policy
-from test_api import NEWER_UUID, TEMPLATE_UUID, Stage, group_uuid, stage, store_cluster, store_operation, \
-    store_template, uuid_of
+from test_api import (
+    NEWER_UUID,
+    TEMPLATE_UUID,
+    Stage,
+    group_uuid,
+    stage,
+    store_cluster,
+    store_operation,
+    store_template,
+    uuid_of,
+)
 
 from magnum_lite import db, models
 from magnum_lite.api import routes
@@ -159,7 +168,8 @@ def narrowed(services: Services) -> Services:
 
 
 @pytest.mark.parametrize(('method', 'path', 'status'), [
-    ('GET', '/v1/clusters/{ident}', 404), ('PATCH', '/v1/clusters/{ident}', 404), ('DELETE', '/v1/clusters/{ident}', 404),
+    ('GET', '/v1/clusters/{ident}', 404), ('PATCH', '/v1/clusters/{ident}', 404),
+    ('DELETE', '/v1/clusters/{ident}', 404),
     ('POST', '/v1/clusters/{ident}/actions/upgrade', 404), ('GET', '/v1/clustertemplates/{ident}', 404),
     ('PATCH', '/v1/clustertemplates/{ident}', 404), ('DELETE', '/v1/clustertemplates/{ident}', 404),
     ('GET', '/v1/clusters/{ident}/nodegroups', 404), ('GET', '/v1/clusters/{ident}/nodegroups/{group}', 404),
