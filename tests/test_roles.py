@@ -39,7 +39,8 @@ SECRET = 'treasure'
 GROUP_UUID = group_uuid(1, 'worker').replace('b', 'd', 1)
 OPERATION_UUID = 'e0000002-0000-4000-8000-000000000001'
 NAMES = {
-    '/v1/clustertemplates/{ident}': NEWER_UUID, '/v1/clusters/{ident}': uuid_of(1), '{group}': GROUP_UUID,
+    '/v1/clustertemplates/{ident}': NEWER_UUID, '/v1/clusters/{ident}': uuid_of(1),
+    '/v1/certificates/{ident}': uuid_of(1), '{group}': GROUP_UUID,
     '/v1/operations/{ident}': OPERATION_UUID, '{project_id}': 'p1', '{resource}': 'Cluster', '{ident}': 'nobody'}
 
 PATCH_NAME = [{'op': 'replace', 'path': '/name', 'value': 'renamed'}]
@@ -73,6 +74,7 @@ TABLE: dict[tuple[str, str], tuple[Any, int, int, int, int]] = {
     ('GET', '/v1/clusters/{ident}/operations'): (None, 200, 200, 200, 404),
     ('GET', '/v1/operations/{ident}'): (None, 200, 200, 200, 404),
     ('DELETE', '/v1/operations/{ident}'): (None, 403, 202, 202, 404),
+    ('PATCH', '/v1/certificates/{ident}'): (None, 403, 202, 202, 404),
     ('GET', '/v1/quotas'): (None, 403, 403, 200, 403),
     ('POST', '/v1/quotas'): ({'project_id': 'p1'}, 403, 403, 201, 403),
     ('GET', '/v1/quotas/{project_id}/{resource}'): (None, 200, 200, 200, 403),

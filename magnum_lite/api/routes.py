@@ -14,6 +14,7 @@ from typing import Any
 from magnum_lite import errors
 from magnum_lite.api import (
     actions,
+    certificates,
     cluster_templates,
     clusters,
     federations,
@@ -73,6 +74,7 @@ ROUTES = (
     Route('GET', '/v1/clusters/{ident}/operations', operations.index, 'operation:get_all', query=PAGES),
     Route('GET', '/v1/operations/{ident}', operations.get, 'operation:get'),
     Route('DELETE', '/v1/operations/{ident}', operations.delete, 'operation:cancel', 202),
+    Route('PATCH', '/v1/certificates/{ident}', certificates.rotate, 'certificate:rotate_ca', 202),
     Route('PATCH', '/v1/clustertemplates/{ident}', cluster_templates.update, 'clustertemplate:update'),
     Route('GET', '/v1/quotas', quotas.index, 'quota:get_all', query=PAGING),
     Route('POST', '/v1/quotas', quotas.create, 'quota:create', 201),
