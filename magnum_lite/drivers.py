@@ -236,6 +236,10 @@ class Driver:
             default = label.get('default')
             if default is not None and (problem := self._problem(label['schema'], default)):
                 raise self._error(f'manifest.yaml $.labels.{name}.default', problem)
+        try:
+            re.compile(self.manifest.get('node_labels', {}).get('refused', ''), re.VERBOSE)
+        except re.error as e:
+            raise self._error('manifest.yaml $.node_labels.refused', e) from e
         for item in self.manifest.get('ranges', ()):
             for label in {item['label'], item.get('per_node', item['label'])} - set(self.labels_known):
                 raise self._error('manifest.yaml $.ranges', f'there is no label {label}')
@@ -279,6 +283,12 @@ class Driver:
                 problem = f'Label {given} cannot be {value!r}: {problem}'
                 problems.append(self._sentence(problem, self.labels_known[name]))
         return problems
+
+    def check_node_labels(self, labels: Mapping[str, str]) -> list[str]:
+        """Say in sentences which labels of nodes the engine keeps for itself. Their spelling is not looked at."""
+        kept = self.manifest.get('node_labels')
+        return [f'A node cannot have the label {key!r:.80}: {kept["text"]}' for key in labels
+                if kept and re.fullmatch(kept['refused'], key, re.VERBOSE)]
 
     def labels(self, conf: cfg.ConfigOpts, labels: Mapping[str, str]) -> dict[str, Any]:
         """Return every label of the driver, typed: the manifest's default, the operator's, the given value.

@@ -60,7 +60,7 @@ def create(req: Request) -> Answer:
         raise errors.Invalid(f'Driver {driver.name} makes no nodegroups but those that come with a cluster.')
     if values['role'] == 'master':
         raise errors.Invalid('A further nodegroup cannot have the role master.')
-    _check_consistent(values)
+    _check_consistent(values, driver.check_node_labels(values['node_labels']))
     own_image = values['image_id'] is not None
     values['labels'] = _labels(cluster, values['labels'], values.pop('merge_labels'))
     values['flavor_id'] = values['flavor_id'] or cluster.flavor_id
@@ -118,7 +118,9 @@ def update(req: Request) -> Answer:
                                   'are.')
         for name, value in changed.items():
             setattr(group, name, value)
-        _check_consistent({name: getattr(group, name) for name in (*PATCHABLE, 'node_count')})
+        _check_consistent({name: getattr(group, name) for name in (*PATCHABLE, 'node_count')},
+                          driver_of(req, cluster).check_node_labels(changed['node_labels'])
+                          if 'node_labels' in changed else [])
         group.updated_at = models.utcnow()
         if not changed.keys() <= set(BOUNDS):
             start(group)
@@ -213,10 +215,12 @@ def check_bounds(group: models.NodeGroup, count: int) -> None:
                              f'{"any number of" if most is None else most} nodes, not {count}.')
 
 
-def _check_consistent(values: dict[str, Any]) -> None:
-    """Raise Conflict, as Magnum does, for counts that contradict each other and for ill spelled labels and taints."""
+def _check_consistent(values: dict[str, Any], problems: list[str]) -> None:
+    """Raise Conflict, as Magnum does, for counts that contradict each other and for ill spelled labels and taints.
+
+    And for what the driver finds wrong with them, which `problems` are.
+    """
     least, count, most = values['min_node_count'], values['node_count'], values['max_node_count']
-    problems = []
     if not least <= count <= (count if most is None else most):
         problems.append(f'node_count {count} must lie between min_node_count {least} and max_node_count {most}')
     for key, value in values['node_labels'].items():
