@@ -27,6 +27,9 @@ default_opts = [
     cfg.StrOpt('state_path', default='/var/lib/magnum-lite',
                help='Folder for what must outlive a restart: the SQLite database and the key file, where their '
                     'own options do not name another place.'),
+    cfg.IntOpt('service_down_time', default=180, min=1,
+               help='Seconds without a report after which `openstack coe service list` shows a conductor as down. They '
+                    'report every 30 s. Nothing else depends on it.'),
 ]
 
 api_opts = [

@@ -18,7 +18,7 @@ import random
 import re
 import statistics
 import uuid as uuidlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -147,7 +147,7 @@ P = ParamSpec('P')
 T = TypeVar('T')
 M = TypeVar('M', Cluster, ClusterTemplate)
 #: What belongs to a project and is listed in pages.
-Listed = Cluster | ClusterTemplate | NodeGroup | Operation
+Listed = Cluster | ClusterTemplate | NodeGroup | Operation | Quota
 
 
 def transaction(
@@ -170,7 +170,10 @@ class Scope:
 
 @dataclass(frozen=True)
 class Page:
-    """One page of a listing: at most `limit` rows after `marker` (a uuid), sorted by `sort_key` and then by age."""
+    """One page of a listing: at most `limit` rows after `marker`, sorted by `sort_key` and then by age.
+
+    The marker is a uuid, or the number of a row that has none.
+    """
 
     limit: int
     marker: str | None = None
@@ -210,7 +213,8 @@ def _paged(session: orm.Session, model: type[Listed], scope: Scope, page: Page,
     query = sa.select(model).where(visible).order_by(column.is_(None), order, model.id).limit(page.limit)
     if page.marker is None:
         return query
-    last = session.execute(sa.select(column, model.id).where(visible, model.uuid == page.marker)).one_or_none()
+    marked = model.id == int(page.marker) if model is Quota else model.uuid == page.marker
+    last = session.execute(sa.select(column, model.id).where(visible, marked)).one_or_none()
     if last is None:
         raise errors.NotFound(f'The marker {page.marker} could not be found.')
     value, last_id = last
@@ -277,6 +281,58 @@ def delete_template(db: Database, scope: Scope, template_uuid: str) -> None:
                              'Delete these first.') from e
 
 
+#: Columns of a template of which nothing goes into a cluster. Only these may change while clusters use it.
+LABELLING = frozenset(('name', 'tags', 'public', 'hidden'))
+
+
+def _may_change_in_use(changed: Mapping[str, Any]) -> bool:
+    """Whether a template that clusters use may change so: one thing at a time, as with Magnum (api.md 2.1)."""
+    if len(changed) != 1 or not changed.keys() <= LABELLING:
+        return False
+    return changed.get('public', True) is True and changed.get('tags', '') is not None
+
+
+@transaction
+def update_template(db: Database, scope: Scope, seen: ClusterTemplate, changed: Mapping[str, Any]) -> ClusterTemplate:
+    """Write these columns of a template, if it still is as it was `seen`. Returns it.
+
+    The row is locked before its clusters are looked for, and whoever stores one waits for that lock, so none can come
+    in between. Raises NotFound, Conflict if it has changed meanwhile, Invalid (as Magnum: 400) if clusters use it and
+    forbid the change.
+    """
+    with db.write() as session:
+        template = session.scalars(sa.select(ClusterTemplate).where(
+            ClusterTemplate.id == seen.id, _visible(ClusterTemplate, scope)).with_for_update()).first()
+        if template is None:
+            raise errors.NotFound(f'Cluster template {seen.uuid} could not be found.')
+        if template.updated_at != seen.updated_at:
+            raise errors.Conflict(f'Cluster template {seen.uuid} has changed meanwhile. Look again.')
+        if not _may_change_in_use(changed) and session.scalar(sa.select(Cluster.id).where(
+                Cluster.cluster_template_id == template.uuid).limit(1)) is not None:
+            raise errors.Invalid(
+                f'Cluster template {template.uuid} is referenced by one or multiple clusters. Of such a one only name, '
+                'tags and hidden can be changed, or public be set to true, and only one of them at a time.')
+        for name, value in changed.items():
+            setattr(template, name, value)
+        template.updated_at = models.utcnow()
+        return template
+
+
+def _check_template(session: orm.Session, seen: ClusterTemplate) -> None:
+    """Raise Conflict if what a cluster takes from its template has changed since that was read.
+
+    The template stays as it is until the transaction ends. Raises NotFound if it has gone.
+    """
+    with session.no_autoflush:
+        template = session.scalars(sa.select(ClusterTemplate).where(
+            ClusterTemplate.id == seen.id).with_for_update(read=True)).first()
+    if template is None:
+        raise errors.NotFound(f'Cluster template {seen.uuid} could not be found.')
+    columns = [c.key for c in sa.inspect(ClusterTemplate).columns if c.key not in LABELLING | {'updated_at'}]
+    if any(getattr(template, name) != getattr(seen, name) for name in columns):
+        raise errors.Conflict(f'Cluster template {seen.uuid} has changed meanwhile. Ask again.')
+
+
 # -- clusters, as the API sees them --------------------------------------------------------------------------------
 
 def _nodes(role: sa.ColumnElement[bool], name: str) -> sa.ColumnElement[int]:
@@ -335,9 +391,9 @@ def create_cluster(db: Database, cluster: Cluster, operation: Operation, *, defa
     """Store a new cluster with its nodegroups, nodes and operation, if the project's quota allows one more.
 
     Quota and insert are one transaction under a lock of the project's quota row, so that parallel requests cannot
-    exceed it. Raises OverQuota, and NotFound if the template has gone meanwhile.
+    exceed it. Raises OverQuota, NotFound if the template has gone meanwhile, and Conflict if it has changed.
     """
-    _ensure_quota_row(db, cluster.project_id)
+    _ensure_quota_row(db, cluster.project_id, CLUSTER_RESOURCE)
     try:
         with db.write() as session:
             quota = session.scalars(sa.select(Quota).where(
@@ -347,6 +403,8 @@ def create_cluster(db: Database, cluster: Cluster, operation: Operation, *, defa
             if used >= limit:
                 raise errors.OverQuota(f'The project has {used} clusters and its quota is {limit}. Delete a cluster '
                                        'or ask an operator for a larger quota.')
+            if (template := sa.inspect(cluster).dict.get('template')) is not None:
+                _check_template(session, template)
             cluster.check_at = now()
             operation.cluster_id, operation.project_id, operation.generation = cluster.uuid, cluster.project_id, 1
             operation.driver, operation.node_count = cluster.driver, cluster.master_count + cluster.node_count
@@ -356,14 +414,14 @@ def create_cluster(db: Database, cluster: Cluster, operation: Operation, *, defa
         raise errors.NotFound(f'Cluster template {cluster.cluster_template_id} could not be found.') from e
 
 
-def _ensure_quota_row(db: Database, project_id: str) -> None:
-    """Make the row that is locked to count a project's clusters. In a transaction of its own: see Quota."""
+def _ensure_quota_row(db: Database, project_id: str, resource: str) -> None:
+    """Make the row that is locked to count what a project has. In a transaction of its own: see Quota."""
     with db.read() as session:
         if session.scalar(sa.select(Quota.id).where(
-                Quota.project_id == project_id, Quota.resource == CLUSTER_RESOURCE)) is not None:
+                Quota.project_id == project_id, Quota.resource == resource)) is not None:
             return
     with contextlib.suppress(db_exc.DBDuplicateEntry), db.write() as session:
-        session.add(Quota(project_id=project_id, resource=CLUSTER_RESOURCE, hard_limit=None))
+        session.add(Quota(project_id=project_id, resource=resource, hard_limit=None))
 
 
 @contextlib.contextmanager
@@ -404,23 +462,21 @@ def request_update(db: Database, scope: Scope, ident: str, operation: Operation,
     `change` gets the locked cluster with template, nodegroups and nodes, writes on them what is wanted, sets the
     status of each nodegroup that has work to *_IN_PROGRESS, and may raise an HttpError, which undoes all. Nodegroups
     that have failed before are tried again. `operation` is completed here. Raises NotFound, also for a template that
-    has gone meanwhile; Conflict where the cluster's status allows no change.
+    has gone meanwhile; Conflict for one that has changed, and where the cluster's status allows no change.
     """
     with _locked(db, scope, ident) as (session, cluster):
         if cluster.status not in states.TRANSITIONS['update']:
             raise errors.Conflict(f'Cluster {cluster.uuid} is {cluster.status}, which allows no change. '
                                   f'{states.ADVICE.get(cluster.status, "")}'.strip())
+        before = cluster.cluster_template_id
         change(cluster)
+        if cluster.cluster_template_id != before:
+            _check_template(session, cluster.template)
         for group in cluster.nodegroups:
             if states.is_failed(group.status):
                 group.status = states.again(group.status)
             if states.is_busy(group.status):
                 group.status_reason, group.error_code = None, None
-        template = cluster.cluster_template_id
-        try:
-            session.flush()
-        except db_exc.DBReferenceError as e:
-            raise errors.NotFound(f'Cluster template {template} could not be found.') from e
         _ask(session, cluster, 'update', operation)
         return cluster
 
@@ -944,9 +1000,87 @@ def report_service(db: Database, host: str, binary: str) -> None:
     """Note that a conductor is alive."""
     with db.write() as session:
         alive = session.execute(sa.update(Service).where(Service.host == host, Service.binary == binary).values(
-            last_seen_up=models.utcnow(), report_count=Service.report_count + 1))
+            last_seen_up=now(), report_count=Service.report_count + 1).execution_options(synchronize_session=False))
         if not alive.rowcount:
-            session.add(Service(host=host, binary=binary, last_seen_up=models.utcnow(), report_count=1))
+            session.add(Service(host=host, binary=binary, last_seen_up=now(), report_count=1))
+
+
+@transaction
+def list_services(db: Database, down_time_s: float) -> Sequence[sa.Row[Any]]:
+    """All conductors that ever reported, as plain rows.
+
+    `state` is up if the last report, which is `updated_at`, is no older than so many seconds by the database's clock.
+    One statement.
+    """
+    seen = sa.func.coalesce(Service.last_seen_up, Service.created_at)
+    state = sa.case((sa.or_(Service.forced_down, seen < now(-down_time_s)), 'down'), else_='up')
+    with db.read() as session:
+        return session.execute(sa.select(
+            Service.id, Service.host, Service.binary, state.label('state'), Service.report_count, Service.disabled,
+            Service.disabled_reason, Service.created_at, Service.last_seen_up.label('updated_at'),
+        ).order_by(Service.id)).all()
+
+
+# -- quotas and statistics -----------------------------------------------------------------------------------------
+
+def _quota(project_id: str, resource: str) -> sa.ColumnElement[bool]:
+    """The quota that an operator has set. The row without a limit, which is there to be locked, is none."""
+    return sa.and_(Quota.project_id == project_id, Quota.resource == resource, Quota.hard_limit.is_not(None))
+
+
+@transaction
+def list_quotas(db: Database, scope: Scope, page: Page) -> Sequence[Quota]:
+    """One page of the quotas that were set. One statement, and one more for a marker."""
+    with db.read() as session:
+        return session.scalars(_paged(session, Quota, scope, page, Quota.hard_limit.is_not(None))).all()
+
+
+@transaction
+def get_quota(db: Database, project_id: str, resource: str) -> Quota | None:
+    """The quota that was set for a project, or None: then the default holds."""
+    with db.read() as session:
+        return session.scalars(sa.select(Quota).where(_quota(project_id, resource))).first()
+
+
+@transaction
+def create_quota(db: Database, quota: Quota) -> Quota:
+    """Store a quota, in the row that is locked for it if there is one. Raises Conflict if one was set already."""
+    _ensure_quota_row(db, quota.project_id, quota.resource)
+    with db.write() as session:
+        row = session.scalars(sa.select(Quota).where(
+            Quota.project_id == quota.project_id, Quota.resource == quota.resource).with_for_update()).one()
+        if row.hard_limit is not None:
+            raise errors.Conflict(f'Project {quota.project_id} has a quota for {quota.resource} already. Change that.')
+        row.hard_limit, row.created_at, row.updated_at = quota.hard_limit, models.utcnow(), None
+        return row
+
+
+@transaction
+def update_quota(db: Database, project_id: str, resource: str, hard_limit: int | None) -> Quota:
+    """Set the limit of a quota that there is; None: the default holds again, and the row stays to be locked.
+
+    A smaller limit than what the project has takes nothing away. Raises NotFound.
+    """
+    with db.write() as session:
+        row = session.scalars(sa.select(Quota).where(_quota(project_id, resource)).with_for_update()).first()
+        if row is None:
+            raise errors.NotFound(f'Project {project_id} has no quota for {resource} of its own.')
+        row.hard_limit, row.updated_at = hard_limit, models.utcnow()
+        return row
+
+
+@transaction
+def count(db: Database, project_id: str | None) -> tuple[int, int]:
+    """How many clusters there are, in a project or (None) in all, and nodes, masters included. One statement."""
+    def total(what: Any, model: type[Cluster] | type[NodeGroup]) -> Any:
+        mine = sa.true() if project_id is None else model.project_id == project_id
+        return sa.select(what).where(mine).scalar_subquery()
+
+    with db.read() as session:
+        clusters, nodes = session.execute(sa.select(
+            total(sa.func.count(Cluster.id), Cluster),
+            total(sa.func.coalesce(sa.func.sum(NodeGroup.node_count), 0), NodeGroup))).one()
+        return int(clusters), int(nodes)
 
 
 # -- what the doctor looks at --------------------------------------------------------------------------------------

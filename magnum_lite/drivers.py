@@ -259,18 +259,20 @@ class Driver:
         for name, spec in self.certificates.items():
             if name in self.keys or self.keys.get(spec.signed_by, spec) is spec:
                 raise self._error(f'manifest.yaml $.certificates.{name}', 'no such authority, or a name used twice')
-        authorities = {name for name, spec in self.keys.items() if spec.kind == 'ca'}
-        shown = {*self.signing.types.values(), *([self.access.authority] if self.access else [])}
-        if unknown := sorted(shown - authorities):
-            raise self._error('manifest.yaml $.signing or $.access', f'there is no authority {", ".join(unknown)}')
         health = self.manifest.get('health', {})
-        for purpose in (health.get('authority'), health.get('certificate', {}).get('signed_by')):
-            if purpose is not None and (purpose not in self.keys or self.keys[purpose].kind != 'ca'):
-                raise self._error('manifest.yaml $.health', f'there is no authority {purpose}')
+        named = {'signing': self.signing.types.values(), 'access': [self.access and self.access.authority],
+                 'health': [health.get('authority'), health.get('certificate', {}).get('signed_by')]}
+        for place, purposes in named.items():
+            if unknown := {*purposes} - {None} - {name for name, spec in self.keys.items() if spec.kind == 'ca'}:
+                raise self._error(f'manifest.yaml $.{place}', f'there is no authority {", ".join(sorted(unknown))}')
         for name, label in self.labels_known.items():
             default = label.get('default')
             if default is not None and (problem := self._problem(label['schema'], default)):
                 raise self._error(f'manifest.yaml $.labels.{name}.default', problem)
+        try:
+            re.compile(self.manifest.get('node_labels', {}).get('refused', ''), re.VERBOSE)
+        except re.error as e:
+            raise self._error('manifest.yaml $.node_labels.refused', e) from e
         for item in self.manifest.get('ranges', ()):
             for label in {item['label'], item.get('per_node', item['label'])} - set(self.labels_known):
                 raise self._error('manifest.yaml $.ranges', f'there is no label {label}')
@@ -314,6 +316,12 @@ class Driver:
                 problem = f'Label {given} cannot be {value!r}: {problem}'
                 problems.append(self._sentence(problem, self.labels_known[name]))
         return problems
+
+    def check_node_labels(self, labels: Mapping[str, str]) -> list[str]:
+        """Say in sentences which labels of nodes the engine keeps for itself. Their spelling is not looked at."""
+        kept = self.manifest.get('node_labels')
+        return [f'A node cannot have the label {key!r:.80}: {kept["text"]}' for key in labels
+                if kept and re.fullmatch(kept['refused'], key, re.VERBOSE)]
 
     def labels(self, conf: cfg.ConfigOpts, labels: Mapping[str, str]) -> dict[str, Any]:
         """Return every label of the driver, typed: the manifest's default, the operator's, the given value.

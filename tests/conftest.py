@@ -196,6 +196,18 @@ def api(services: Services) -> Api:
     return Api(api_app.make_app(services))
 
 
+@pytest.fixture
+def with_keystone(services: Services) -> Iterator[Api]:
+    """The application as operators run it. Nothing listens where its Keystone should be."""
+    services.conf.set_override('auth_strategy', 'keystone', 'api')
+    api_app.make_app(services)  # this makes the options known
+    services.conf.set_override('www_authenticate_uri', 'http://127.0.0.1:9/v3', 'keystone_authtoken')
+    try:
+        yield Api(api_app.make_app(services))
+    finally:
+        services.conf.clear_override('www_authenticate_uri', 'keystone_authtoken')
+
+
 TEMPLATE = {'name': 'k8s', 'coe': 'kubernetes', 'image_id': 'ubuntu', 'flavor_id': 'm1.small',
             'master_flavor_id': 'm1.small', 'external_network_id': 'public', 'keypair_id': 'testkey'}
 

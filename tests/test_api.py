@@ -47,7 +47,7 @@ from magnum_lite.api.request import Services
 YAML = str(pathlib.Path(__file__).with_name('api'))
 VERSIONED = ('OpenStack-API-Version', 'OpenStack-API-Minimum-Version', 'OpenStack-API-Maximum-Version', 'Vary')
 #: What the API may ask of the cloud. Everything else is the conductor's.
-LOOKUPS = {'image', 'flavor', 'network', 'subnet', 'keypair'}
+LOOKUPS = {'image', 'flavor', 'network', 'subnet', 'keypair', 'project_state'}
 
 
 # -- what holds for every answer -----------------------------------------------------------------------------------
@@ -75,7 +75,8 @@ class Watched:
             watches = request.method == 'GET' and '/operations/' in environ['PATH_INFO']
             assert self._rows() == rows or (watches and _unwatched(self._rows()) == _unwatched(rows)), 'it was stored'
             assert len(nudges) == nudged
-        if request.method != 'POST':
+        if request.method != 'POST' and not (
+                request.method == 'PATCH' and '/clustertemplates/' in environ['PATH_INFO']):
             assert len(cloud.calls) == called, 'the cloud was called'
         assert set(cloud.calls[called:]) <= LOOKUPS
         return response(environ, start_response)
@@ -283,11 +284,36 @@ class QuotaOfOne(fixture.GabbiFixture):
             session.add(models.Quota(project_id='p3', resource=db.CLUSTER_RESOURCE, hard_limit=0))
 
 
+class LostCloud(fixture.GabbiFixture):
+    """Template k8s of p1, of what the cloud does not have any more; and one of p3 that is public and hidden."""
+
+    def start_fixture(self) -> None:
+        lost = {'image_id': 'lost', 'flavor_id': 'lost', 'master_flavor_id': 'lost', 'external_network_id': 'lost'}
+        store_template(App.now.database, **lost)
+        store_template(App.now.database, uuid=NEWER_UUID, name='hidden', project_id='p3', hidden=True, public=True)
+
+
+class Conductors(fixture.GabbiFixture):
+    """One that has just reported, for the second time; one that has not for four minutes; one that is forced down."""
+
+    def start_fixture(self) -> None:
+        for _ in range(2):
+            db.report_service(App.now.database, 'well', 'magnum-conductor')
+        with App.now.database.write() as session:
+            for columns in ({'host': 'silent', 'last_seen_up': models.utcnow() - datetime.timedelta(minutes=4),
+                             'report_count': 7},
+                            {'host': 'forced', 'forced_down': True, 'disabled': True, 'report_count': 1,
+                             'disabled_reason': 'It is being mended.'}):
+                session.add(models.Service(binary='magnum-conductor', **columns))
+                session.flush()
+
+
 class OddCloud(fixture.GabbiFixture):
-    """A cloud in which things named `twice` are there twice."""
+    """A cloud in which things named `twice` are there twice, and the project `gone` is not there."""
 
     def start_fixture(self) -> None:
         App.now.cloud.ambiguous.add('twice')
+        App.now.cloud.project_states |= {'gone': 'gone', 'disabled': 'disabled'}
 
 
 class WholeBody(base.ResponseHandler):
@@ -1124,6 +1150,21 @@ def test_listing_of_a_cluster_sends_two_statements_at_any_length(services: Servi
     assert len(seen) == 2
 
 
+@pytest.mark.parametrize('path', ['quotas?all_tenants=true', 'mservices', 'stats'])
+def test_listing_of_operators_is_one_statement_at_any_length(services: Services, path: str) -> None:
+    api = Api(api_app.make_app(services))
+    for number in range(12):
+        db.report_service(services.db, f'c{number}', 'magnum-conductor')
+        db.create_quota(services.db, models.Quota(
+            project_id=f'p{number}', resource=db.CLUSTER_RESOURCE, hard_limit=1))
+
+    with counted_statements(services.db) as seen:
+        body = api('GET', f'/v1/{path}', roles='admin').json
+
+    assert len(seen) == 1
+    assert body == {'clusters': 0, 'nodes': 0} if path == 'stats' else len(body[path.partition('?')[0]]) == 12
+
+
 HOSTILE_PATCHES = {
     '10,000 operations': [{'op': 'replace', 'path': '/node_count', 'value': 3}] * 10_000,
     'a deep text': [{'op': 'replace', 'path': '/health_status_reason', 'value': '{"a":' * 5000}],
@@ -1149,11 +1190,38 @@ def test_hostile_patch_is_refused(api: Api, complete: str, path: str, case: str)
     assert len(response.body) < 3000
 
 
+@pytest.mark.parametrize('value', ODD_VALUES, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize('op', ['add', 'replace', 'remove'])
+def test_no_patch_of_a_template_is_our_mistake(api: Api, services: Services, op: str, value: Any) -> None:
+    for field in [*(field.name for field in resources.CLUSTER_TEMPLATE.fields), 'links', 'labels/x', 'nothing']:
+        with services.db.write() as session:
+            session.execute(sa.delete(models.ClusterTemplate))
+        store_template(services.db)
+
+        response = api('PATCH', f'/v1/clustertemplates/{TEMPLATE_UUID}', [
+            {'op': op, 'path': f'/{field}', 'value': value}], roles='admin')
+
+        assert response.status_code in (200, 400), (field, response.text)
+        if response.status_code == 200:
+            assert api('GET', f'/v1/clustertemplates/{TEMPLATE_UUID}').json == response.json
+
+
+@pytest.mark.parametrize('value', ODD_VALUES, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize('field', ['project_id', 'resource', 'hard_limit', 'id', 'created_at', 'links'])
+def test_no_quota_is_our_mistake(api: Api, field: str, value: Any) -> None:
+    body = {'project_id': 'p1', 'hard_limit': 3} | {field: value}
+
+    assert api('POST', '/v1/quotas', body, roles='admin').status_code in (201, 400, 404)
+    assert api('PATCH', '/v1/quotas/p1/Cluster', body, roles='admin').status_code in (202, 400, 404)
+
+
 @pytest.mark.parametrize('ident', ['%00', '%ff', 'x' * 10_000, '9' * 100, '-1', '0', '%F0%9F%98%80', "'", ' '])
 def test_nothing_has_such_a_name(api: Api, complete: str, ident: str) -> None:
     for path in (f'{complete}/nodegroups/{ident}', f'/v1/operations/{ident}', f'/v1/clusters/{ident}/nodes'):
         assert api('GET', path).status_code == 404
     assert api('DELETE', f'/v1/operations/{ident}').status_code == 404
+    assert api('DELETE', f'/v1/quotas/{ident}/{ident}', roles='admin').status_code == 404
+    assert api('GET', f'/v1/federations/{ident}').status_code == 404
 
 
 def test_changes_at_the_same_time_all_come_to_be(
@@ -1194,6 +1262,23 @@ def test_one_of_two_nodegroups_with_one_name_comes_to_be(
                                 ['same', 'same', 'same ', 'Same']))
 
     assert sorted(answer.status_code for answer in answers) == [202, 202, 409, 409]
+
+
+def test_200_creates_at_once_make_as_many_clusters_as_the_quota_has(
+        conf: Any, any_database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges) -> None:
+    services: Any = Services(conf=conf, db=any_database, cloud=cloud, drivers=drivers.load(conf), nudger=nudges,
+                             notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf))
+    api = Api(api_app.make_app(services))
+    store_template(any_database)
+
+    with futures.ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(lambda _: api('POST', '/v1/clusters', {
+            'cluster_template_id': TEMPLATE_UUID, 'node_count': 0}).status_code, range(200)))
+
+    assert conf.quotas.max_clusters_per_project == 20
+    assert (answers.count(202), answers.count(403)) == (20, 180)
+    assert len(db.list_clusters(any_database, db.Scope('p1'), db.Page(1000))) == 20
+    assert len(nudges) == 20 and len(set(nudges)) == 20
 
 
 # -- a cloud that is not well --------------------------------------------------------------------------------------
@@ -1260,6 +1345,66 @@ def test_service_that_the_catalog_does_not_have_is_told(api: Api, cloud: fakes.F
         '199 magnum-lite "The catalog has no network service: external network not checked."')
 
 
+@pytest.mark.parametrize(('what', 'path', 'value'), [
+    ('image', '/image_id', 'ubuntu-2'), ('flavor', '/flavor_id', 'm1.other'),
+    ('network', '/external_network_id', 'other')])
+def test_service_that_does_not_answer_keeps_a_template_as_it_is(
+        api: Api, template: dict[str, Any], cloud: fakes.FakeCloud, what: str, path: str, value: str) -> None:
+    cloud.hook = fail(what, clients.Away('connection refused by 192.0.2.7'))
+    change, rename = ([{'op': 'replace', 'path': path, 'value': value}] for path, value in (
+        (path, value), ('/name', 'renamed')))
+
+    response = api('PATCH', '/v1/clustertemplates/k8s', change)
+
+    assert response.status_code == 503 and '192.0.2.7' not in response.text
+    assert api('PATCH', '/v1/clustertemplates/k8s', rename).status_code == 200
+
+
+def test_change_of_what_the_catalog_has_no_service_for_is_told(
+        api: Api, template: dict[str, Any], cloud: fakes.FakeCloud) -> None:
+    cloud.missing = {'compute', 'image'}
+
+    response = api('PATCH', '/v1/clustertemplates/k8s', [{'op': 'replace', 'path': '/flavor_id', 'value': 'other'}])
+
+    assert response.headers['Warning'] == (
+        '199 magnum-lite "The catalog has no compute service: flavor not checked."')
+    assert api('PATCH', '/v1/clustertemplates/k8s', [
+        {'op': 'replace', 'path': '/image_id', 'value': 'other'}]).status_code == 503
+
+
+def test_image_that_names_its_driver_does_so_for_a_template_without_one(
+        api: Api, template: dict[str, Any], cloud: fakes.FakeCloud) -> None:
+    cloud.images['own'] = clients.Image('5d7e1b5c-0000-4000-8000-000000000007', 'own', 'ubuntu', 'k8s_ubuntu')
+
+    response = api('PATCH', '/v1/clustertemplates/k8s', [{'op': 'replace', 'path': '/image_id', 'value': 'own'}])
+
+    assert (response.json['driver'], response.json['image_id']) == ('k8s_ubuntu', 'own')
+
+
+def test_template_whose_driver_was_taken_away_can_still_be_renamed(
+        api: Api, template: dict[str, Any], services: Services) -> None:
+    services.conf.set_override('disabled_drivers', ['k8s_ubuntu'], 'drivers')
+
+    assert api('PATCH', '/v1/clustertemplates/k8s', [
+        {'op': 'replace', 'path': '/image_id', 'value': '5d7e1b5c-0000-4000-8000-000000000001'}]).status_code == 400
+    assert api('PATCH', '/v1/clustertemplates/k8s', [
+        {'op': 'replace', 'path': '/name', 'value': 'renamed'}]).status_code == 200
+
+
+@pytest.mark.parametrize(('error', 'reason'), [
+    (clients.Away('connection refused by 192.0.2.7'), 'it does not answer'),
+    (clients.Refused('HTTP 403'), 'it does not let this service see projects')])
+def test_quota_is_not_set_while_keystone_cannot_say_whose_it_is(
+        api: Api, services: Services, cloud: fakes.FakeCloud, error: Exception, reason: str) -> None:
+    cloud.hook = fail('project_state', error)
+
+    response = api('POST', '/v1/quotas', {'project_id': 'p1', 'hard_limit': 3}, roles='admin')
+
+    assert response.status_code == 503
+    assert reason in response.json['faultstring'] and '192.0.2.7' not in response.text
+    assert db.get_quota(services.db, 'p1', db.CLUSTER_RESOURCE) is None
+
+
 def test_without_an_image_service_there_are_no_templates(api: Api, cloud: fakes.FakeCloud) -> None:
     cloud.missing = {'image'}
 
@@ -1269,18 +1414,6 @@ def test_without_an_image_service_there_are_no_templates(api: Api, cloud: fakes.
 # -- the stack of the application ----------------------------------------------------------------------------------
 
 PUBLIC = ['/', '/v1', '/v1/']
-
-
-@pytest.fixture
-def with_keystone(services: Services) -> Iterator[Api]:
-    """The application as operators run it. Nothing listens where its Keystone should be."""
-    services.conf.set_override('auth_strategy', 'keystone', 'api')
-    api_app.make_app(services)  # this makes the options known
-    services.conf.set_override('www_authenticate_uri', 'http://127.0.0.1:9/v3', 'keystone_authtoken')
-    try:
-        yield Api(api_app.make_app(services))
-    finally:
-        services.conf.clear_override('www_authenticate_uri', 'keystone_authtoken')
 
 
 @pytest.mark.parametrize('path', PUBLIC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import threading
 import time
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 from conftest import counted_statements
 from oslo_config import cfg
 from oslo_db import exception as db_exc
+from sqlalchemy import orm
 
 from magnum_lite import db, errors, members, models
 from magnum_lite.models import Cluster, ClusterTemplate, NodeGroup, Operation
@@ -182,6 +184,88 @@ def test_quota_of_one_project_is_not_another_ones(any_database: db.Database) -> 
     new_cluster(any_database, template, project='p2', quota=1)
 
 
+def a_quota(hard_limit: int = 3, project: str = 'p1') -> models.Quota:
+    return models.Quota(project_id=project, resource=db.CLUSTER_RESOURCE, hard_limit=hard_limit)
+
+
+def test_row_that_is_locked_is_no_quota_until_one_is_set(any_database: db.Database) -> None:
+    new_cluster(any_database, new_template(any_database))
+    assert db.get_quota(any_database, 'p1', db.CLUSTER_RESOURCE) is None
+    assert db.list_quotas(any_database, P1, db.Page(10)) == []
+    with pytest.raises(errors.NotFound):
+        db.update_quota(any_database, 'p1', db.CLUSTER_RESOURCE, 5)
+
+    made = db.create_quota(any_database, a_quota())
+
+    assert (made.hard_limit, made.updated_at) == (3, None)
+    assert [quota.id for quota in db.list_quotas(any_database, ADMIN, db.Page(10))] == [made.id]
+    with pytest.raises(errors.Conflict, match='has a quota for Cluster already'):
+        db.create_quota(any_database, a_quota())
+    assert db.update_quota(any_database, 'p1', db.CLUSTER_RESOURCE, 5).hard_limit == 5
+    db.update_quota(any_database, 'p1', db.CLUSTER_RESOURCE, None)
+    assert db.get_quota(any_database, 'p1', db.CLUSTER_RESOURCE) is None
+
+
+def test_one_of_many_sets_a_quota(any_database: db.Database) -> None:
+    def create(limit: int) -> int:
+        try:
+            return db.create_quota(any_database, a_quota(limit)).hard_limit or 0
+        except errors.Conflict:
+            return 0
+
+    with futures.ThreadPoolExecutor(6) as pool:
+        limits = list(pool.map(create, range(1, 13)))
+    assert len([limit for limit in limits if limit]) == 1
+    found = db.get_quota(any_database, 'p1', db.CLUSTER_RESOURCE)
+    assert found is not None and found.hard_limit == max(limits)
+
+
+def test_quota_that_comes_and_goes_while_clusters_are_made(any_database: db.Database) -> None:
+    template = new_template(any_database)
+
+    def change(number: int) -> None:
+        if number % 3 == 0:
+            with contextlib.suppress(errors.Conflict):
+                db.create_quota(any_database, a_quota(100))
+        elif number % 3 == 1:
+            with contextlib.suppress(errors.NotFound):
+                db.update_quota(any_database, 'p1', db.CLUSTER_RESOURCE, None)
+        else:
+            new_cluster(any_database, template)
+
+    with futures.ThreadPoolExecutor(6) as pool:
+        list(pool.map(change, range(30)))
+    assert len(db.list_clusters(any_database, P1, db.Page(100))) == 10
+
+
+def test_what_there_is_is_counted_in_one_statement(any_database: db.Database) -> None:
+    template = new_template(any_database, public=True)
+    assert db.count(any_database, None) == (0, 0)
+    for project, workers in (('p1', 2), ('p1', 0), ('p2', 5)):
+        new_cluster(any_database, template, project=project, workers=workers)
+
+    with counted_statements(any_database) as sent:
+        assert db.count(any_database, 'p1') == (2, 4)
+    assert len(sent) == 1
+    assert db.count(any_database, None) == (3, 10)
+    assert db.count(any_database, 'p3') == (0, 0)
+
+
+def test_conductor_is_up_while_it_reports(any_database: db.Database) -> None:
+    for host in ('a', 'b', 'a'):
+        db.report_service(any_database, host, 'magnum-conductor')
+    with any_database.write() as session:
+        session.execute(sa.update(models.Service).where(models.Service.host == 'b').values(last_seen_up=db.now(-100)))
+
+    def states(down_time_s: float) -> list[tuple[str, str, int]]:
+        return [(row.host, row.state, row.report_count) for row in db.list_services(any_database, down_time_s)]
+
+    with counted_statements(any_database) as sent:
+        assert states(60) == [('a', 'up', 2), ('b', 'down', 1)]
+    assert len(sent) == 1
+    assert states(180) == [('a', 'up', 2), ('b', 'up', 1)]
+
+
 def test_cluster_of_a_template_that_went_meanwhile_is_not_made(any_database: db.Database) -> None:
     template = new_template(any_database)
     db.delete_template(any_database, P1, template.uuid)
@@ -189,6 +273,88 @@ def test_cluster_of_a_template_that_went_meanwhile_is_not_made(any_database: db.
     with pytest.raises(errors.NotFound, match='Cluster template'):
         new_cluster(any_database, template)
     assert db.list_clusters(any_database, ADMIN, db.Page(10)) == []
+
+
+def test_cluster_of_a_template_that_changed_meanwhile_is_not_made(any_database: db.Database) -> None:
+    template = new_template(any_database)
+    cluster = a_cluster(template)
+    orm.attributes.set_committed_value(cluster, 'template', template)
+    db.update_template(any_database, P1, template, {'labels': {'a': '2'}})
+
+    with pytest.raises(errors.Conflict, match='has changed meanwhile'):
+        db.create_cluster(any_database, cluster, operation(cluster), default_quota=1)
+    assert db.list_clusters(any_database, ADMIN, db.Page(10)) == []
+
+
+def test_cluster_of_a_template_that_was_renamed_meanwhile_is_made(any_database: db.Database) -> None:
+    template = new_template(any_database)
+    cluster = a_cluster(template)
+    orm.attributes.set_committed_value(cluster, 'template', template)
+    db.update_template(any_database, P1, template, {'name': 'new', 'tags': 'new', 'public': True})
+
+    db.create_cluster(any_database, cluster, operation(cluster), default_quota=1)
+
+    assert db.get_cluster(any_database, P1, cluster.uuid).template.name == 'new'
+
+
+@pytest.mark.parametrize('changed', [{'labels': {'a': '2'}}, {'name': 'a', 'tags': 'a'}, {'tags': None},
+                                     {'public': False}, {'image_id': 'j'}])
+def test_either_a_template_changes_or_a_cluster_is_made_with_it(
+        any_database: db.Database, changed: dict[str, Any]) -> None:
+    """Whoever comes second is refused, also where both have read that nothing stands in the way."""
+    template = new_template(any_database)
+    cluster = a_cluster(template)
+    orm.attributes.set_committed_value(cluster, 'template', template)
+    together = threading.Barrier(2)
+
+    def create() -> bool:
+        together.wait(10)
+        try:
+            db.create_cluster(any_database, cluster, operation(cluster), default_quota=100)
+        except errors.Conflict:
+            return False
+        return True
+
+    def update() -> bool:
+        together.wait(10)
+        try:
+            db.update_template(any_database, P1, template, changed)
+        except errors.Invalid:
+            return False
+        return True
+
+    with futures.ThreadPoolExecutor(2) as pool:
+        created, updated = [future.result(30) for future in (pool.submit(create), pool.submit(update))]
+    assert created if changed.keys() <= db.LABELLING else created is not updated
+
+
+def test_template_that_changed_meanwhile_is_looked_at_again(any_database: db.Database) -> None:
+    template = new_template(any_database)
+    db.update_template(any_database, P1, template, {'name': 'first'})
+
+    with pytest.raises(errors.Conflict, match='Look again'):
+        db.update_template(any_database, P1, template, {'name': 'second'})
+    with pytest.raises(errors.NotFound):
+        db.update_template(any_database, P2, template, {'name': 'second'})
+    assert db.get_template(any_database, P1, template.uuid).name == 'first'
+
+
+@pytest.mark.parametrize(('changed', 'taken'), [
+    ({'name': 'x'}, True), ({'tags': 'x'}, True), ({'tags': ''}, True), ({'hidden': True}, True),
+    ({'hidden': False}, True), ({'public': True}, True), ({'public': False}, False), ({'tags': None}, False),
+    ({'name': 'x', 'tags': 'x'}, False), ({'hidden': True, 'public': True}, False), ({'image_id': 'x'}, False),
+    ({'labels': {}}, False), ({'driver': 'x'}, False)])
+def test_what_of_a_template_in_use_may_change(database: db.Database, changed: dict[str, Any], taken: bool) -> None:
+    template = new_template(database)
+    new_cluster(database, template)
+
+    if not taken:
+        with pytest.raises(errors.Invalid, match='is referenced'):
+            db.update_template(database, P1, template, changed)
+        return
+    updated = db.update_template(database, P1, template, changed)
+    assert {name: getattr(updated, name) for name in changed} == changed
+    assert updated.updated_at is not None
 
 
 def test_template_in_use_stays(any_database: db.Database) -> None:

@@ -350,6 +350,19 @@ def test_no_label_takes_just_any_text(driver: drivers.Driver) -> None:
         assert {'pattern', 'format', 'enum'} & set(schema) or schema['type'] != 'string', name
 
 
+@pytest.mark.parametrize(('keys', 'taken'), [
+    (['tier', 'example.com/gpu', 'mykubernetes.io/x', 'k8s.io.example/x', 'kubelet.kubernetes.io/x',
+      'sub.node.kubernetes.io/x', 'node.kubernetes.io/instance-type', 'kubernetes.io/arch', 'kubernetes.io/hostname',
+      'beta.kubernetes.io/os', 'topology.kubernetes.io/zone', 'failure-domain.beta.kubernetes.io/region'], True),
+    (['kubernetes.io/x', 'kubernetes.io/archive', 'k8s.io/x', 'node-role.kubernetes.io/worker', 'a.b.k8s.io/x',
+      'beta.kubernetes.io/x', 'topology.kubernetes.io/rack', 'kubernetes.io/'], False)])
+def test_labels_of_nodes_that_the_engine_keeps(conf: cfg.ConfigOpts, keys: list[str], taken: bool) -> None:
+    problems = drivers.load(conf)['k8s_ubuntu'].check_node_labels(dict.fromkeys(keys, ''))
+
+    assert len(problems) == (0 if taken else len(keys))
+    assert all(f'the label {key!r}: of its own domains' in said for key, said in zip(keys, problems, strict=False))
+
+
 def test_an_unknown_label_is_told_the_nearest_name(conf: cfg.ConfigOpts) -> None:
     driver = drivers.load(conf)['k8s_ubuntu']
 
@@ -560,9 +573,10 @@ def test_a_folder_of_the_operator_wins_over_the_built_in_one(
     ('manifest.yaml', 'signed_by: ca', 'signed_by: cb', r'\$\.certificates\.join: no such authority'),
     ('manifest.yaml', 'per_node: flannel_network_subnetlen', 'per_node: nope', 'there is no label nope'),
     ('manifest.yaml', 'authority: ca', 'authority: etc', r'\$\.health: there is no authority etc'),
-    ('manifest.yaml', 'types: {etcd: etcd', 'types: {etcd: etc', 'access: there is no authority etc'),
+    ('manifest.yaml', 'types: {etcd: etcd', 'types: {etcd: etc', 'signing: there is no authority etc'),
     ('manifest.yaml', 'front-proxy: front-proxy}', 'x: service-account}', 'there is no authority service-account'),
     ('manifest.yaml', 'groups: {project_member', 'groups: {everybody', r"access\.groups: 'everybody' is not one"),
+    ('manifest.yaml', "(?!([a-z0-9", "(?!(([a-z0-9", r'\$\.node_labels\.refused: missing \)'),
     ('manifest.yaml', 'path: /api', 'path: api', r'\$\.health\.requests\.nodes\.path: '),
     ('manifest.yaml', 'provides:', 'provides: [', r'manifest\.yaml: '),
 ])

@@ -8,7 +8,7 @@ import pytest
 
 from magnum_lite import errors, schema
 from magnum_lite.api import patch
-from magnum_lite.api.resources import CLUSTER, NODEGROUP, TAINTS
+from magnum_lite.api.resources import CLUSTER, CLUSTER_TEMPLATE, NODEGROUP, TAINTS
 
 SETTABLE = ('node_count', 'health_status', 'health_status_reason')
 BEFORE = {'name': 'c1', 'node_count': 2, 'health_status': None, 'health_status_reason': {}, 'labels': {'a': '1'},
@@ -67,6 +67,29 @@ def test_what_changes(operation: dict[str, Any], changed: dict[str, Any]) -> Non
      {'node_taints': [{'key': 'k', 'value': 'v', 'effect': 'NoExecute'}]})])
 def test_what_changes_of_a_nodegroup(operation: dict[str, Any], changed: dict[str, Any]) -> None:
     assert group_changes(operation) == changed
+
+
+def test_labels_are_taken_as_terraform_writes_them_and_nothing_else_is() -> None:
+    def labels(text: str) -> Any:
+        return patch.changes(CLUSTER_TEMPLATE, {'labels': {}}, [put('/labels', text)], ['labels'])['labels']
+
+    assert labels('a=1') == {'a': '1'}
+    assert labels('a=1,b=x=y,c=') == {'a': '1', 'b': 'x=y', 'c': ''}
+    for text in ('', 'a', 'a=1,', 'a=1,b', '=1', '[1]'):
+        with pytest.raises(errors.Invalid):
+            labels(text)
+
+
+def test_what_is_kept_is_not_removed_and_its_parts_are() -> None:
+    before = {'labels': {'a': '1'}, 'name': 'x'}
+
+    def remove(path: str) -> dict[str, Any]:
+        return patch.changes(CLUSTER_TEMPLATE, before, [{'op': 'remove', 'path': path}], before, ['labels', 'name'])
+
+    assert remove('/labels/a') == {'labels': {}}
+    for path in ('/labels', '/name'):
+        with pytest.raises(errors.Invalid, match='cannot be removed'):
+            remove(path)
 
 
 def test_later_operations_see_the_earlier_ones() -> None:

@@ -189,7 +189,7 @@ def _handle(services: Services, raw: webob.Request, response: webob.Response) ->
         raise errors.NotAcceptable('')
     request = Request(
         services=services, caller=_caller(services, raw, public=route.rule is None), version=version, path=variables,
-        query=_query(raw, route), body=None, app_url=raw.application_url)
+        query=_query(raw, route), body=None, app_url=raw.application_url, rule=route.rule)
     if route.rule is not None:
         request.authorize(route.rule)
     body = _body(raw, int(services.conf.api.max_body))

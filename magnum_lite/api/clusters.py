@@ -75,7 +75,9 @@ def update(req: Request) -> Answer:
 
     def change(cluster: models.Cluster) -> None:
         cluster.health_status, cluster.health_status_reason = health.values()
-        nodegroups.resize(req, cluster, nodegroups.workers(cluster), count)
+        group = nodegroups.workers(cluster)
+        nodegroups.check_bounds(group, count)
+        nodegroups.resize(req, cluster, group, count)
 
     if count is not None:
         return req.ask(cluster.uuid, 'resize', change)

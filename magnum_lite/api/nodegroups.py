@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid as uuidlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ def create(req: Request) -> Answer:
         raise errors.Invalid(f'Driver {driver.name} makes no nodegroups but those that come with a cluster.')
     if values['role'] == 'master':
         raise errors.Invalid('A further nodegroup cannot have the role master.')
-    _check_consistent(values)
+    _check_consistent(values, driver.check_node_labels(values['node_labels']))
     own_image = values['image_id'] is not None
     values['labels'] = _labels(cluster, values['labels'], values.pop('merge_labels'))
     values['flavor_id'] = values['flavor_id'] or cluster.flavor_id
@@ -112,9 +113,14 @@ def update(req: Request) -> Answer:
     def change(cluster: models.Cluster) -> None:
         seen[:] = [group := find(cluster, group_uuid)]
         check_alive(group)
+        if group.role == 'master' and not changed.keys() <= set(BOUNDS):
+            raise errors.Conflict(f'Nodegroup {group.name} holds the masters, whose labels and taints stay as they '
+                                  'are.')
         for name, value in changed.items():
             setattr(group, name, value)
-        _check_consistent({name: getattr(group, name) for name in (*PATCHABLE, 'node_count')})
+        _check_consistent({name: getattr(group, name) for name in (*PATCHABLE, 'node_count')},
+                          driver_of(req, cluster).check_node_labels(changed['node_labels'])
+                          if 'node_labels' in changed else [])
         group.updated_at = models.utcnow()
         if not changed.keys() <= set(BOUNDS):
             start(group)
@@ -145,10 +151,12 @@ def delete(req: Request) -> Answer:
 
 
 def find(cluster: models.Cluster, ident: str) -> models.NodeGroup:
-    """A nodegroup of a cluster by uuid, name, or number in the database (api.md 0.2). Raises NotFound."""
-    for group in cluster.nodegroups:
-        if ident in (group.uuid, group.uuid.replace('-', ''), group.name, str(group.id)):
-            return group
+    """A nodegroup of a cluster by uuid, number in the database, or name (api.md 0.2). Raises NotFound."""
+    wanted = str(uuidlib.UUID(ident)) if uuidutils.is_uuid_like(ident) else ident
+    for of in (lambda group: group.uuid, lambda group: str(group.id), lambda group: group.name):
+        for group in cluster.nodegroups:
+            if of(group) == wanted:
+                return group
     raise errors.NotFound(f'Nodegroup {ident} could not be found in cluster {cluster.uuid}.')
 
 
@@ -207,10 +215,12 @@ def check_bounds(group: models.NodeGroup, count: int) -> None:
                              f'{"any number of" if most is None else most} nodes, not {count}.')
 
 
-def _check_consistent(values: dict[str, Any]) -> None:
-    """Raise Conflict, as Magnum does, for counts that contradict each other and for ill spelled labels and taints."""
+def _check_consistent(values: dict[str, Any], problems: list[str]) -> None:
+    """Raise Conflict, as Magnum does, for counts that contradict each other and for ill spelled labels and taints.
+
+    And for what the driver finds wrong with them, which `problems` are.
+    """
     least, count, most = values['min_node_count'], values['node_count'], values['max_node_count']
-    problems = []
     if not least <= count <= (count if most is None else most):
         problems.append(f'node_count {count} must lie between min_node_count {least} and max_node_count {most}')
     for key, value in values['node_labels'].items():

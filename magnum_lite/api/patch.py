@@ -19,6 +19,8 @@ MOST_OPERATIONS = 100
 #: Characters of a dict or list that comes as text: room for the health of a thousand nodes.
 LONGEST_TEXT = 2 ** 17
 PATH = re.compile(r'/([\w-]{1,255})(?:/([\w-]{1,255}))?')
+#: What an attribute of this type is when it was removed. Every other is None.
+EMPTY: dict[str, Any] = {'object': {}, 'array': []}
 #: What no patch can name although a POST may.
 UNPATCHED = ('uuid', 'id', 'merge_labels')
 
@@ -29,12 +31,12 @@ def document(resource: schema.Resource, row: Any) -> dict[str, Any]:
             if f.create != schema.REFUSED and f.name not in UNPATCHED}
 
 
-def changes(resource: schema.Resource, before: dict[str, Any], body: Any,
-            settable: Collection[str]) -> dict[str, Any]:
+def changes(resource: schema.Resource, before: dict[str, Any], body: Any, settable: Collection[str],
+            kept: Collection[str] = ()) -> dict[str, Any]:
     """What a patch changes: the new values by attribute, typed and checked. `before` is left as it is.
 
-    An attribute that is set to what it is does not change. Raises Invalid for what is no patch, cannot be applied, or
-    changes an attribute that is not in `settable`.
+    An attribute that is set to what it is does not change. Raises Invalid for what is no patch, cannot be applied,
+    changes an attribute that is not in `settable`, or removes one of `kept`.
     """
     if not isinstance(body, list):
         raise errors.Invalid('The body must be a list of operations, each an object with op, path and value.')
@@ -47,7 +49,11 @@ def changes(resource: schema.Resource, before: dict[str, Any], body: Any,
         if name not in before:
             raise errors.Invalid(f'Attribute {name!r} is internal and cannot be changed.' if name in types
                                  else f'There is no attribute {name!r}.')
-        after[name] = _whole(name, op, after[name], value) if key is None else _part(name, op, after[name], key, value)
+        if op == 'remove' and key is None and name in kept:
+            raise errors.Invalid(f'Attribute {name!r} cannot be removed. Replace it.')
+        kind = types[name].get('type')
+        after[name] = (_whole(name, kind, op, after[name], value) if key is None else
+                       _part(name, op, after[name], key, value))
         touched[name] = types[name]
     for name, fragment in touched.items():
         after[name] = (resource.check(name, after[name]) if name in settable
@@ -74,12 +80,12 @@ def _read(item: Any) -> tuple[str, str, str | None, Any]:
     return op, found[1], found[2], value
 
 
-def _whole(name: str, op: str, old: Any, value: Any) -> Any:
+def _whole(name: str, kind: Any, op: str, old: Any, value: Any) -> Any:
     if op == 'remove':
-        return None
+        return EMPTY.get(kind)
     if op == 'add' and old not in (None, {}, []):
         raise errors.Invalid(f'Attribute {name!r} has a value already. Use replace.')
-    return _literal(name, value) if isinstance(old, dict | list) and isinstance(value, str) else value
+    return _literal(name, value) if kind in EMPTY and isinstance(value, str) else value
 
 
 def _part(name: str, op: str, old: Any, key: str, value: Any) -> Any:
@@ -101,5 +107,7 @@ def _literal(name: str, text: str) -> Any:
             continue
         if isinstance(value, dict | list) and not schema.is_too_deep(value):
             return value
+    if name == 'labels' and text and len(text) <= LONGEST_TEXT and all('=' in pair for pair in text.split(',')):
+        return dict(pair.split('=', 1) for pair in text.split(','))  # how terraform writes them
     raise errors.Invalid(f'The value of {name!r} must be an object, or a text of at most {LONGEST_TEXT} characters '
                          'that is one in JSON or in Python.')

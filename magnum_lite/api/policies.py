@@ -59,12 +59,40 @@ OPERATIONS = [
     _rule('credential:rotate', MEMBER, 'Exchange the credentials of a cluster.', 'PATCH', '/v1/credentials/{ident}'),
     _rule('cluster:kubeconfig', READER, 'Get a kubeconfig that is valid for hours. The group in it goes by '
           'project_member and project_reader.', 'POST', '/v1/clusters/{ident}/kubeconfig'),
+    _rule('clustertemplate:update', MEMBER, 'Change a cluster template.', 'PATCH', '/v1/clustertemplates/{ident}'),
+    _rule('quota:get', READER, 'Show the quota of a project.', 'GET', '/v1/quotas/{project_id}/{resource}'),
+    _rule('quota:get_all', ADMIN, 'List quotas.', 'GET', '/v1/quotas'),
+    _rule('quota:create', ADMIN, 'Set the quota of a project.', 'POST', '/v1/quotas'),
+    _rule('quota:update', ADMIN, 'Change the quota of a project.', 'PATCH', '/v1/quotas/{project_id}/{resource}'),
+    _rule('quota:delete', ADMIN, 'Put a project back to the default quota.', 'DELETE',
+          '/v1/quotas/{project_id}/{resource}'),
+    _rule('stats:get_all', READER, 'Count clusters and nodes.', 'GET', '/v1/stats'),
+    _rule('magnum-service:get_all', ADMIN, 'List conductors.', 'GET', '/v1/mservices'),
+    _rule('federation:create', MEMBER, 'Create a federation; there are none.', 'POST', '/v1/federations'),
+    _rule('federation:get', READER, 'Show a federation; there are none.', 'GET', '/v1/federations/{ident}'),
+    _rule('federation:get_all', READER, 'List federations; there are none.', 'GET', '/v1/federations'),
+    _rule('federation:detail', READER, 'List federations; there are none.', 'GET', '/v1/federations/detail'),
+    _rule('federation:update', MEMBER, 'Change a federation; there are none.', 'PATCH', '/v1/federations/{ident}'),
+    _rule('federation:delete', MEMBER, 'Delete a federation; there are none.', 'DELETE', '/v1/federations/{ident}'),
 ]
+
+
+#: Rule -> the rule by which an admin does the same to what belongs to other projects. Without it, the admin is one of
+#: its own project. An admin may also do what has none here, such as a resize, to other projects.
+ALL_PROJECTS = {
+    f'{noun}:{verb}': f'{noun}:{"get_one" if verb == "get" else verb}_all_projects'
+    for noun, verbs in (
+        ('clustertemplate', ('get', 'get_all', 'detail', 'update', 'delete')),
+        ('cluster', ('get', 'get_all', 'detail', 'update', 'delete', 'upgrade')), ('nodegroup', ('get', 'get_all')))
+    for verb in verbs}
+BEYOND = [_rule(ALL_PROJECTS[rule.name], ADMIN, f'{rule.description.rstrip(".")} of any project.',
+                rule.operations[0]['method'], rule.operations[0]['path'])
+          for rule in OPERATIONS if rule.name in ALL_PROJECTS]
 
 
 def list_rules() -> list[policy.RuleDefault]:
     """For oslopolicy-sample-generator."""
-    return [*BASE, *OPERATIONS]
+    return [*BASE, *OPERATIONS, *BEYOND]
 
 
 def enforcer(conf: cfg.ConfigOpts) -> policy.Enforcer:

@@ -7,6 +7,7 @@ catalog does not have cannot be asked; that is said and no reason to refuse.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -139,6 +140,24 @@ def _together(problems: list[errors.HttpError]) -> errors.HttpError:
     kinds = {type(p) for p in problems}
     kind = kinds.pop() if len(kinds) == 1 else errors.Invalid
     return kind(' '.join(dict.fromkeys(str(p) for p in problems)))
+
+
+#: How Keystone spells ids of projects. Nothing else goes into an address of it.
+_PROJECT = re.compile(r'[0-9A-Za-z_-]{1,64}')
+
+
+def check_project(cloud: clients.Cloud, project_id: str) -> None:
+    """Raise NotFound unless Keystone knows the project; Unavailable if it cannot be asked, or tells the service not."""
+    try:
+        if _PROJECT.fullmatch(project_id) and cloud.project_state(project_id) != 'gone':
+            return
+    except clients.CloudError as e:
+        LOG.warning('Project %s could not be looked up: %s', project_id, e)
+        reason = ('it does not let this service see projects' if isinstance(e, clients.Refused) else
+                  'it does not answer')
+        raise errors.Unavailable(f'Keystone cannot say now whether there is a project {project_id}: {reason}. '
+                                 'Try again later, or ask an operator.') from e
+    raise errors.NotFound(f'Project {project_id} could not be found.')
 
 
 def needs_disk(labels: dict[str, str]) -> bool:

@@ -13,6 +13,7 @@ from oslo_policy import policy
 from oslo_utils import strutils, uuidutils
 
 from magnum_lite import clients, context, db, drivers, errors, models, notify, rpc, schema
+from magnum_lite.api import policies
 
 #: The query parameters of what belongs to a cluster, and those of every other listing.
 PAGES = ('limit', 'marker', 'sort_key', 'sort_dir')
@@ -40,7 +41,8 @@ class Services:
 class Request:
     """One request, after its version, its caller and its body were checked.
 
-    `path` holds the variable parts of the address by name, `query` its parameters, `version` the minor number.
+    `path` holds the variable parts of the address by name, `query` its parameters, `version` the minor number, `rule`
+    what the caller was found to be allowed.
     """
 
     services: Services
@@ -50,6 +52,7 @@ class Request:
     query: Mapping[str, str]
     body: Any
     app_url: str
+    rule: str | None = None
 
     @property
     def conf(self) -> cfg.ConfigOpts:
@@ -58,8 +61,10 @@ class Request:
 
     @property
     def scope(self) -> db.Scope:
-        """Whose rows exist for the caller."""
-        return db.Scope(self.caller.project_id, all_projects=self.caller.is_admin)
+        """Whose rows exist for the caller: an admin's reach to other projects as far as the policy says."""
+        beyond = policies.ALL_PROJECTS.get(self.rule or '')
+        return db.Scope(self.caller.project_id, all_projects=self.caller.is_admin and (
+            beyond is None or self.services.enforcer.authorize(beyond, {}, self.caller.oslo)))
 
     def allows(self, rule: str) -> bool:
         """Whether the policy allows `rule` to the caller."""
@@ -115,8 +120,11 @@ class Request:
             raise errors.Invalid(f'The sort_key {sort_key!r:.80} is invalid. It must be one of: {", ".join(keys)}.')
         if direction not in ('asc', 'desc'):
             raise errors.Invalid(f'Invalid sort direction: {direction!r:.80}. It must be asc or desc.')
-        if marker is not None and not uuidutils.is_uuid_like(marker):
-            raise errors.Invalid(f'Expected a uuid as marker but received {marker!r:.80}.')
+        if marker is not None and not (
+                marker.isascii() and marker.isdigit() and len(marker) < 19 if model is models.Quota else
+                uuidutils.is_uuid_like(marker)):
+            raise errors.Invalid(f'Expected {"an id" if model is models.Quota else "a uuid"} as marker but received '
+                                 f'{marker!r:.80}.')
         page = db.Page(self._limit(), marker, sort_key, direction == 'desc')
         return db.Scope(self.caller.project_id, all_projects=self._all_projects()), page
 
@@ -130,8 +138,8 @@ class Request:
         return min(int(digits[:18]), most)
 
     def _all_projects(self) -> bool:
-        wanted = self.flag('all_tenants', self.caller.is_admin)
-        if wanted and not self.caller.is_admin:
+        wanted = self.flag('all_tenants', self.scope.all_projects)
+        if wanted and not self.scope.all_projects:
             raise errors.Forbidden('Policy does not allow to list what belongs to other projects.')
         return wanted
 
@@ -147,11 +155,15 @@ class Request:
         body: dict[str, Any] = {plural: [
             {f.name: f.show(row) for f in fields} | {'links': self.links(items or plural, row.uuid)} for row in rows]}
         if rows and len(rows) == page.limit:
-            query = {'sort_key': page.sort_key, 'sort_dir': 'desc' if page.descending else 'asc',
-                     'limit': str(page.limit), 'marker': rows[-1].uuid}
-            query |= {name: self.query[name] for name in ('all_tenants', 'role') if name in self.query}
-            body['next'] = f'{self.app_url}/v1/{path or plural}?{urllib.parse.urlencode(query)}'
+            body['next'] = self.next(path or plural, page, rows[-1].uuid)
         return body
+
+    def next(self, path: str, page: db.Page, marker: str) -> str:
+        """The address of the page of this listing that begins after the row `marker`."""
+        query = {'sort_key': page.sort_key, 'sort_dir': 'desc' if page.descending else 'asc',
+                 'limit': str(page.limit), 'marker': marker}
+        query |= {name: self.query[name] for name in ('all_tenants', 'role') if name in self.query}
+        return f'{self.app_url}/v1/{path}?{urllib.parse.urlencode(query)}'
 
 
 @dataclass(frozen=True)

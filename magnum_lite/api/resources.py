@@ -165,8 +165,8 @@ NODEGROUP = Resource('nodegroup', [
     Field('version', text(), 'Version of the engine on the nodes; null until it is known.', IGNORED),
     Field('merge_labels', BOOLEAN, 'Lay `labels` over the cluster\'s.', OPTIONAL, False, brief=True, read=_never),
     *_labels_against(lambda group: group.cluster.labels, 'cluster', 'nodegroup'),
-    Field('node_labels', LABELS, 'Labels of each node in the engine.', OPTIONAL, dict, since=versions.NODE_LABELS),
-    Field('node_taints', TAINTS, 'Taints of each node in the engine.', OPTIONAL, list, since=versions.NODE_LABELS),
+    Field('node_labels', LABELS, 'Labels of each node in the engine.', OPTIONAL, dict),
+    Field('node_taints', TAINTS, 'Taints of each node in the engine.', OPTIONAL, list),
     Field('created_at', TIME, 'When it was asked for.'),
     Field('updated_at', TIME, 'When it last changed; null if never.'),
     Field('error_code', text(), 'Why the last operation failed, in a word; null if it did not.',
@@ -237,4 +237,25 @@ KUBECONFIG = Resource('kubeconfig', [
     Field('group', text(), 'Group of the engine, which goes by the caller\'s role.'),
     Field('serial', text(), 'Serial number of the certificate, in hex.'),
     Field('expires_at', TIME, 'When the certificate ends. It cannot be taken back before.'),
+])
+
+QUOTA = Resource('quota', [
+    Field('id', integer(), 'Number in the database.', IGNORED),
+    Field('project_id', text(), 'Project it holds for.', REQUIRED),
+    Field('resource', one_of('Cluster'), 'What is counted.', OPTIONAL, 'Cluster'),
+    Field('hard_limit', integer(0), 'How many there may be.', OPTIONAL, 1),
+    Field('created_at', TIME, 'When it was set.'),
+    Field('updated_at', TIME, 'When it was changed; null if never.'),
+])
+
+SERVICE = Resource('conductor', [
+    Field('id', integer(), 'Number in the database.'),
+    Field('host', text(), 'Its name: [DEFAULT] host of its configuration.'),
+    Field('binary', one_of('magnum-conductor'), 'What it is.'),
+    Field('state', one_of('up', 'down'), 'Whether it reported lately: [DEFAULT] service_down_time.'),
+    Field('report_count', integer(), 'How often it has reported.'),
+    Field('disabled', BOOLEAN, 'Kept for old clients.'),
+    Field('disabled_reason', text(), 'Kept for old clients.'),
+    Field('created_at', TIME, 'When it reported for the first time.'),
+    Field('updated_at', TIME, 'When it reported last.'),
 ])

@@ -12,7 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from magnum_lite import errors
-from magnum_lite.api import actions, certificates, cluster_templates, clusters, nodegroups, operations, root, versions
+from magnum_lite.api import (
+    actions,
+    certificates,
+    cluster_templates,
+    clusters,
+    federations,
+    mservices,
+    nodegroups,
+    operations,
+    quotas,
+    root,
+    stats,
+    versions,
+)
 from magnum_lite.api.request import PAGES, PAGING, Request
 
 
@@ -68,6 +81,20 @@ ROUTES = (
     Route('PATCH', '/v1/credentials/{ident}', certificates.rotate_credentials, 'credential:rotate', 202,
           since=versions.CREDENTIALS),
     Route('POST', '/v1/clusters/{ident}/kubeconfig', certificates.create_kubeconfig, 'cluster:kubeconfig', 201),
+    Route('PATCH', '/v1/clustertemplates/{ident}', cluster_templates.update, 'clustertemplate:update'),
+    Route('GET', '/v1/quotas', quotas.index, 'quota:get_all', query=PAGING),
+    Route('POST', '/v1/quotas', quotas.create, 'quota:create', 201),
+    Route('GET', '/v1/quotas/{project_id}/{resource}', quotas.get, 'quota:get'),
+    Route('PATCH', '/v1/quotas/{project_id}/{resource}', quotas.update, 'quota:update', 202),
+    Route('DELETE', '/v1/quotas/{project_id}/{resource}', quotas.delete, 'quota:delete', 204),
+    Route('GET', '/v1/stats', stats.get, 'stats:get_all', query=('project_id', 'type')),
+    Route('GET', '/v1/mservices', mservices.index, 'magnum-service:get_all'),
+    Route('GET', '/v1/federations', federations.index, 'federation:get_all', query=PAGES),
+    Route('GET', '/v1/federations/detail', federations.index, 'federation:detail', query=PAGES),
+    Route('POST', '/v1/federations', federations.create, 'federation:create', 202),
+    Route('GET', '/v1/federations/{ident}', federations.find, 'federation:get'),
+    Route('PATCH', '/v1/federations/{ident}', federations.find, 'federation:update', 202, query=('rollback',)),
+    Route('DELETE', '/v1/federations/{ident}', federations.find, 'federation:delete', 204),
 )
 
 
@@ -84,8 +111,8 @@ _BY_PATH: list[tuple[re.Pattern[str], dict[str, Route]]] = [
 def match(method: str, path: str) -> tuple[Route, Mapping[str, str]]:
     """The line for a request and the variable parts of its address.
 
-    Raises NotFound, MethodNotAllowed, and Invalid for a method that items of this collection take but not the
-    collection itself.
+    Raises NotFound, MethodNotAllowed, and Invalid for an address that lacks its end: a method that items of this
+    collection take but not the collection itself, or a part of what names an item.
     """
     if path != '/':
         path = path if path == '/v1' or path.startswith(('/v1/', '/v2')) else f'/v1{path}'
@@ -96,8 +123,20 @@ def match(method: str, path: str) -> tuple[Route, Mapping[str, str]]:
             continue
         if method in methods:
             return methods[method], found.groupdict()
-        if method in ('PATCH', 'DELETE') and any(
-                item.fullmatch(f'{path}/x') and method in verbs for item, verbs in _BY_PATH):
-            raise errors.Invalid('Missing argument: the address must end in a name or uuid.')
+        if method in ('PATCH', 'DELETE'):
+            _refuse_short(method, path)
         raise errors.MethodNotAllowed(sorted(methods))
+    _refuse_short(method, path)
+    if _ACTION.fullmatch(path):
+        raise errors.MethodNotAllowed([])
     raise errors.NotFound('')
+
+
+#: Below this, what is not known is a method that is not allowed, for Magnum.
+_ACTION = re.compile(r'/v1/clusters/[^/]+/actions(/[^/]+)?')
+
+
+def _refuse_short(method: str, path: str) -> None:
+    """Raise Invalid if the address, with a name or two at its end, would be one that takes the method."""
+    if any(item.fullmatch(path + more) and method in verbs for item, verbs in _BY_PATH for more in ('/x', '/x/x')):
+        raise errors.Invalid('Missing argument: the address must end in a name or uuid.')

@@ -1,0 +1,28 @@
+"""Handlers of /v1/federations, of which there are none.
+
+Magnum has these addresses, and no release of it has ever made a federation: its conductor raises NotImplementedError.
+Here that is said at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from magnum_lite import errors
+from magnum_lite.api.request import Request
+
+
+def index(req: Request) -> dict[str, Any]:
+    """List none."""
+    return {'federations': []}
+
+
+def create(req: Request) -> None:
+    """Refuse, whatever the body says."""
+    raise errors.Invalid('Federations of clusters are not made here, nor has Magnum ever made one. Make the clusters '
+                         'one by one.')
+
+
+def find(req: Request) -> None:
+    """What there is none of is not found."""
+    raise errors.NotFound(f'Federation {req.path["ident"]} could not be found.')

@@ -1,0 +1,15 @@
+"""Handler of /v1/mservices: the conductors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from magnum_lite import db
+from magnum_lite.api.request import Request
+from magnum_lite.api.resources import SERVICE
+
+
+def index(req: Request) -> dict[str, Any]:
+    """List all conductors that ever reported; there are no pages."""
+    rows = db.list_services(req.services.db, req.conf.service_down_time)
+    return {'mservices': [SERVICE.show(row, req.version) for row in rows]}
