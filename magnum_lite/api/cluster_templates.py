@@ -71,9 +71,13 @@ def create(req: Request) -> Answer:
     values.setdefault('name', request.random_name('template'))
     values['cluster_distro'] = found.image.os_distro
     template = models.ClusterTemplate(project_id=req.caller.project_id, user_id=req.caller.user_id, **values)
-    db.create_template(req.services.db, template)
-    body = show(req, template)
-    return Answer(body, {'Location': body['links'][0]['href'], **request.warnings(found.skipped)})
+
+    def answer(template: models.ClusterTemplate) -> Answer:
+        body = show(req, template)
+        return Answer(body, {'Location': body['links'][0]['href'], **request.warnings(found.skipped)})
+
+    db.create_template(req.services.db, template, receipt=req.receipt(answer))
+    return answer(template)
 
 
 def _check(values: dict[str, Any]) -> None:
