@@ -176,3 +176,83 @@ class Resource:
     def show(self, row: Any, version: int, *, brief: bool = False) -> dict[str, Any]:
         """The body for one row, without links."""
         return {f.name: f.show(row) for f in self.shown(version, brief=brief)}
+
+
+# -- what stands in the document -----------------------------------------------------------------------------------
+# A fragment with a `title` is shared by all that name it: the document has it once, under that name.
+
+_LINKS = {'title': 'Links', 'type': 'array', 'items': {
+    'type': 'object', 'required': ['href', 'rel'], 'additionalProperties': False,
+    'properties': {'href': {'type': 'string'}, 'rel': {'type': 'string'}}}}
+#: The answer to most changes.
+UUID_ONLY: dict[str, Any] = {
+    'title': 'Uuid', 'type': 'object', 'required': ['uuid'], 'additionalProperties': False,
+    'properties': {'uuid': {'type': 'string', 'format': 'uuid'}}}
+#: What bounds a request and says nothing of what is stored.
+_BOUNDS = frozenset(('minLength', 'maxLength', 'pattern', 'minimum', 'maximum', 'maxItems', 'maxProperties',
+                     'propertyNames'))
+
+
+def posted(resource: Resource, *, name: str = '') -> dict[str, Any]:
+    """The schema of the body of a POST that `Resource.parse` reads. It says no word of the leniencies."""
+    fields = [f for f in resource.fields if f.create != REFUSED]
+    return {'title': (name or _title(resource)) + 'Request', 'type': 'object', 'additionalProperties': False,
+            'required': [f.name for f in fields if f.create == REQUIRED],
+            'properties': {f.name: _property(f, f.type if f.create == REQUIRED else _nullable(f.type))
+                           for f in fields}}
+
+
+def patched(resource: Resource, settable: Iterable[str]) -> dict[str, Any]:
+    """The schema of a patch that may set these attributes: as a whole, and by key where the attribute has keys."""
+    types = {f.name: f for f in resource.fields if f.name in set(settable)}
+    what = [f'{name}(/[A-Za-z0-9_-]+)?' if f.type.get('type') == 'object' else name for name, f in types.items()]
+    return {'title': f'{_title(resource)}Patch', 'type': 'array', 'maxItems': 100, 'items': {
+        'type': 'object', 'required': ['op', 'path'], 'additionalProperties': False, 'properties': {
+            'op': one_of('add', 'replace', 'remove'), 'path': {'type': 'string', 'pattern': f'^/({"|".join(what)})$'},
+            'value': {'description': ' '.join(f'`{name}`: {f.doc}' for name, f in types.items())}}}}
+
+
+def one(resource: Resource, *, brief: bool = False, linked: bool = True, **more: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a body that shows one row; `more` are properties that it need not have.
+
+    What a version does not show need not be there either, and says so.
+    """
+    fields = [f for f in resource.fields if f.brief or not brief]
+    always = [f.name for f in fields if f.since == 1 and f.until == Field.until]
+    links = {'links': _LINKS} if linked else {}
+    kind = 'Brief' if brief else 'InFull' if more else ''
+    return {'title': _title(resource) + kind, 'type': 'object', 'additionalProperties': False,
+            'required': [*always, *links],
+            'properties': {f.name: _property(f, _nullable(_unbound(f.type))) for f in fields} | links | more}
+
+
+def many(resource: Resource, plural: str, *, brief: bool = False, linked: bool = True) -> dict[str, Any]:
+    """The schema of a listing; `next` leads to the next page if there is one."""
+    return {'type': 'object', 'required': [plural], 'additionalProperties': False, 'properties': {
+        plural: {'type': 'array', 'items': one(resource, brief=brief, linked=linked)},
+        'next': {'type': 'string', 'format': 'uri', 'description': 'The next page, if there is one.'}}}
+
+
+def _title(resource: Resource) -> str:
+    return resource.name.title().replace(' ', '')
+
+
+def _property(field: Field, fragment: dict[str, Any]) -> dict[str, Any]:
+    made = fragment | {'description': field.doc}
+    if field.create != REFUSED and field.default is not None:
+        made['default'] = field.default() if callable(field.default) else field.default
+    if field.since > 1:
+        made['x-since'] = f'1.{field.since}'
+    if field.until < Field.until:
+        made['x-until'] = f'1.{field.until}'
+    return made
+
+
+def _nullable(fragment: dict[str, Any]) -> dict[str, Any]:
+    made = fragment | {'type': [fragment['type'], 'null']}
+    return made | {'enum': [*fragment['enum'], None]} if 'enum' in fragment else made
+
+
+def _unbound(fragment: dict[str, Any]) -> dict[str, Any]:
+    return {key: _unbound(value) if isinstance(value, dict) else value
+            for key, value in fragment.items() if key not in _BOUNDS}

@@ -98,6 +98,9 @@ class Watched:
             assert not response.body
             assert 'Content-Type' not in response.headers and 'Content-Length' not in response.headers
             return
+        if environ['PATH_INFO'].startswith('/docs') and response.status_code == 200:
+            assert response.headers['Content-Type'] == 'text/html; charset=UTF-8'
+            return
         assert response.headers['Content-Type'] == 'application/json'
         if environ['REQUEST_METHOD'] == 'HEAD':
             return
@@ -464,8 +467,12 @@ HOSTILE_BODIES = {
     'NaN': (b'{"cluster_template_id": "k8s", "node_count": NaN}', 'NaN is not a JSON value'),
     'Infinity': (b'{"cluster_template_id": "k8s", "node_count": Infinity}', 'Infinity is not a JSON value'),
     '-Infinity': (b'{"cluster_template_id": "k8s", "labels": {"a": -Infinity}}', '-Infinity is not a JSON value'),
-    'beyond a float': (b'{"cluster_template_id": "k8s", "node_count": 1e400}', "'node_count'"),
-    'a label beyond a float': (b'{"cluster_template_id": "k8s", "labels": {"etcd_volume_size": 1e400}}', "'inf'"),
+    'beyond a float': (b'{"cluster_template_id": "k8s", "node_count": 1e400}', '1e400 is too large'),
+    'a label beyond a float': (b'{"cluster_template_id": "k8s", "labels": {"etcd_volume_size": 1e400}}', 'is too large'),
+    'a name twice': (b'{"cluster_template_id": "k8s", "name": "a", "name": "b"}', 'has a name twice'),
+    'a label twice': (b'{"cluster_template_id": "k8s", "labels": {"a": 1, "a": 1}}', 'has a name twice'),
+    '100,000 labels': (b'{"cluster_template_id": "k8s", "labels": {%s}}' % b','.join(
+        b'"%x":1' % n for n in range(100_000)), "'labels'"),
     'a huge integer': (posted(node_count=10 ** 4000), "'node_count'"),
     'an integer too long to read': (b'{"node_count": ' + b'9' * 5000 + b'}', 'not JSON'),
     'a huge integer as text': (posted(node_count='9' * 5000), "'node_count'"),
@@ -1112,6 +1119,9 @@ HOSTILE_PATCHES = {
     '20,000 reasons': [{'op': 'replace', 'path': '/health_status_reason',
                         'value': dict.fromkeys(map(str, range(20_000)), '')}],
     'a long reason': [{'op': 'replace', 'path': '/health_status_reason', 'value': {'a': 'x' * 100_000}}],
+    'a deep list': [{'op': 'replace', 'path': '/health_status_reason', 'value': json.loads('[' * 20 + ']' * 20)}],
+    'a deep list of taints': [{'op': 'replace', 'path': '/node_taints', 'value': [[[[[[[['a']]]]]]]]}],
+    'half a pair in a key': [{'op': 'add', 'path': '/health_status_reason/a\ud800', 'value': 'x'}],
     'too many nodes': [{'op': 'replace', 'path': '/node_count', 'value': 2 ** 31 - 1}],
     'more than nodes': [{'op': 'replace', 'path': '/node_count', 'value': 10 ** 4000}],
 }
@@ -1245,7 +1255,7 @@ def test_without_an_image_service_there_are_no_templates(api: Api, cloud: fakes.
 
 # -- the stack of the application ----------------------------------------------------------------------------------
 
-PUBLIC = ['/', '/v1', '/v1/']
+PUBLIC = ['/', '/v1', '/v1/', '/v1/openapi.json', '/openapi.json/', '/docs', '/docs/']
 
 
 @pytest.fixture
@@ -1265,13 +1275,13 @@ def test_public_documents_need_no_token(with_keystone: Api, path: str) -> None:
     response = with_keystone('GET', path, headers={'X-Auth-Token': 'rubbish'})
 
     assert response.status_code == 200
-    assert 'links' in response.text
+    assert 'links' in response.text or path.startswith('/docs')
 
 
 @pytest.mark.parametrize(('method', 'path'), [
     ('GET', '/v1/clusters'), ('GET', '/v1/clusters/'), ('GET', '/clusters'), ('GET', '/v1/clustertemplates'),
     ('GET', '/v1.json'), ('GET', '/v1//'), ('GET', '//'), ('GET', '//v1'), ('GET', '/v1/%2e%2e/v1'), ('GET', '/v2'),
-    ('GET', '/nothing'), ('POST', '/v1/clusters'), ('DELETE', '/v1/clusters/c1'), ('GET', '/%ff')])
+    ('GET', '/nothing'), ('GET', '/docs/x'), ('GET', '/v1/docs'), ('GET', '/v1/openapi.json/x'), ('POST', '/v1/clusters'), ('DELETE', '/v1/clusters/c1'), ('GET', '/%ff')])
 def test_everything_else_needs_one(with_keystone: Api, method: str, path: str) -> None:
     """Claims of identity in the request count for nothing, and the body is that of keystonemiddleware."""
     response = with_keystone(method, path, roles='admin', headers={'X-Identity-Status': 'Confirmed'})

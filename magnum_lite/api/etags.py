@@ -17,8 +17,9 @@ from magnum_lite import errors, models
 #: The tag of a cluster, or of something in it.
 Tag = Callable[[models.Cluster], str]
 ANY = '*'
-_TAG = r'(?:W/)?"[\x21\x23-\x7e]*"'
-_LIST = re.compile(rf'\s*{_TAG}(?:\s*,\s*{_TAG})*\s*')
+_TAG = r'(?:W/)?"[!#-~]*"'
+#: What the header may be.
+PATTERN = rf'^(\*|{_TAG}( *, *{_TAG})*)$'
 
 
 def of_cluster(cluster: models.Cluster) -> str:
@@ -36,15 +37,11 @@ def of_group(group: models.NodeGroup) -> str:
     return f'"{hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]}"'
 
 
-def parse(header: str | None) -> tuple[str, ...] | None:
-    """The tags of an `If-Match` header, None if there is none. Raises Invalid for what is no list of tags."""
-    if header is None:
-        return None
-    if header.strip() == ANY:
-        return (ANY,)
-    if len(header) > 4096 or not _LIST.fullmatch(header):
+def parse(header: str) -> tuple[str, ...]:
+    """The tags of an `If-Match` header. Raises Invalid for what is no list of tags."""
+    if len(header) > 4096 or not re.fullmatch(PATTERN, header.strip(' \t')):
         raise errors.Invalid('If-Match must be * or the ETag that an answer had, in its quotes.')
-    return tuple(re.findall(_TAG, header))
+    return tuple(re.findall(_TAG, header)) or (ANY,)
 
 
 def check(wanted: tuple[str, ...], tag: str) -> None:

@@ -23,7 +23,8 @@ from magnum_lite import context, db, errors, models
 from magnum_lite.api.request import Answer
 
 HEADER = 'Idempotency-Key'
-_KEY = re.compile(r'[\x21-\x7e]{1,255}')
+#: What the header may be.
+PATTERN = r'^[!-~]{1,255}$'
 #: Digests of the keys that this process works on.
 _running: set[str] = set()
 _lock = threading.Lock()
@@ -39,7 +40,7 @@ class Key:
 
 def key(header: str, caller: context.Caller, *asked: Any) -> Key:
     """What a header stands for. Raises Invalid for what is no key."""
-    if not _KEY.fullmatch(header):
+    if not re.fullmatch(PATTERN, header):
         raise errors.Invalid(f'{HEADER} must have 1 to 255 printable ASCII characters and no spaces.')
     return Key(_digest(caller.project_id, caller.user_id, header), _digest(*asked))
 

@@ -12,13 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from magnum_lite import errors
-from magnum_lite.api import actions, cluster_templates, clusters, nodegroups, operations, root, versions
+from magnum_lite.api import actions, cluster_templates, clusters, nodegroups, openapi, operations, root, versions
 from magnum_lite.api.request import PAGES, PAGING, Request
+from magnum_lite.api.resources import CLUSTER, CLUSTER_TEMPLATE, FAULTS, NODE, NODEGROUP, OPERATION, RESIZE, UPGRADE
+from magnum_lite.schema import UUID_ONLY, many, one, patched, posted
 
 
 @dataclass(frozen=True)
 class Route:
-    """One operation. `rule` None: needs no token. `since`: the first minor version that has it."""
+    """One operation. `rule` None: needs no token. `since`: the first minor version that has it.
+
+    The rest is for the document (`openapi`), and the two flags are what `app` goes by. `takes`: the schema of the body,
+    None if there is none. `gives`: the schema of the answer, None if that has no body. `tagged`: what it shows has an
+    `ETag`, what it changes takes `If-Match`. `keyed`: a POST that takes an `Idempotency-Key`, for which its handler
+    gives `Request.receipt` to `db`; False where the answer holds a secret, which is not to be stored.
+    """
 
     method: str
     path: str
@@ -27,41 +35,67 @@ class Route:
     status: int = 200
     query: tuple[str, ...] = ()
     since: int = 1
+    takes: Mapping[str, Any] | None = None
+    gives: Mapping[str, Any] | None = None
+    tagged: bool = False
+    keyed: bool | None = None
+    media: str = 'application/json'
 
 
 ROUTES = (
-    Route('GET', '/', root.index, None),
-    Route('GET', '/v1', root.version, None),
-    Route('GET', '/v1/clustertemplates', cluster_templates.index, 'clustertemplate:get_all', query=PAGING),
-    Route('GET', '/v1/clustertemplates/detail', cluster_templates.detail, 'clustertemplate:detail', query=PAGING),
-    Route('POST', '/v1/clustertemplates', cluster_templates.create, 'clustertemplate:create', 201),
-    Route('GET', '/v1/clustertemplates/{ident}', cluster_templates.get, 'clustertemplate:get'),
+    Route('GET', '/', root.index, None, gives=root.INDEX),
+    Route('GET', '/v1', root.version, None, gives=root.VERSION),
+    Route('GET', '/v1/openapi.json', openapi.serve, None, gives=openapi.DOCUMENT),
+    Route('GET', '/docs', openapi.page, None, gives={'type': 'string'}, media='text/html'),
+    Route('GET', '/v1/clustertemplates', cluster_templates.index, 'clustertemplate:get_all', query=PAGING,
+          gives=many(CLUSTER_TEMPLATE, 'clustertemplates')),
+    Route('GET', '/v1/clustertemplates/detail', cluster_templates.detail, 'clustertemplate:detail', query=PAGING,
+          gives=many(CLUSTER_TEMPLATE, 'clustertemplates')),
+    Route('POST', '/v1/clustertemplates', cluster_templates.create, 'clustertemplate:create', 201,
+          takes=posted(CLUSTER_TEMPLATE), gives=one(CLUSTER_TEMPLATE), keyed=True),
+    Route('GET', '/v1/clustertemplates/{ident}', cluster_templates.get, 'clustertemplate:get',
+          gives=one(CLUSTER_TEMPLATE)),
     Route('DELETE', '/v1/clustertemplates/{ident}', cluster_templates.delete, 'clustertemplate:delete', 204),
-    Route('GET', '/v1/clusters', clusters.index, 'cluster:get_all', query=PAGING),
-    Route('GET', '/v1/clusters/detail', clusters.detail, 'cluster:detail', query=PAGING),
-    Route('POST', '/v1/clusters', clusters.create, 'cluster:create', 202),
-    Route('GET', '/v1/clusters/{ident}', clusters.get, 'cluster:get'),
-    Route('PATCH', '/v1/clusters/{ident}', clusters.update, 'cluster:update', 202, query=('rollback',)),
-    Route('DELETE', '/v1/clusters/{ident}', clusters.delete, 'cluster:delete', 204, query=('force',)),
+    Route('GET', '/v1/clusters', clusters.index, 'cluster:get_all', query=PAGING,
+          gives=many(CLUSTER, 'clusters', brief=True)),
+    Route('GET', '/v1/clusters/detail', clusters.detail, 'cluster:detail', query=PAGING,
+          gives=many(CLUSTER, 'clusters')),
+    Route('POST', '/v1/clusters', clusters.create, 'cluster:create', 202, takes=posted(CLUSTER), gives=UUID_ONLY,
+          keyed=True),
+    Route('GET', '/v1/clusters/{ident}', clusters.get, 'cluster:get', gives=one(CLUSTER, faults=FAULTS), tagged=True),
+    Route('PATCH', '/v1/clusters/{ident}', clusters.update, 'cluster:update', 202, query=('rollback',),
+          takes=patched(CLUSTER, clusters.PATCHABLE), gives=UUID_ONLY, tagged=True),
+    Route('DELETE', '/v1/clusters/{ident}', clusters.delete, 'cluster:delete', 204, query=('force',), tagged=True),
     Route('POST', '/v1/clusters/{ident}/actions/resize', actions.resize, 'cluster:resize', 202,
-          since=versions.RESIZE),
+          since=versions.RESIZE, takes=posted(RESIZE), gives=UUID_ONLY, tagged=True, keyed=True),
     Route('POST', '/v1/clusters/{ident}/actions/upgrade', actions.upgrade, 'cluster:upgrade', 202,
-          since=versions.RESIZE),
+          since=versions.RESIZE, takes=posted(UPGRADE), gives=UUID_ONLY, tagged=True, keyed=True),
     Route('GET', '/v1/clusters/{ident}/nodegroups', nodegroups.index, 'nodegroup:get_all', query=(*PAGES, 'role'),
-          since=versions.NODEGROUPS),
+          since=versions.NODEGROUPS, gives=many(NODEGROUP, 'nodegroups', brief=True)),
     Route('POST', '/v1/clusters/{ident}/nodegroups', nodegroups.create, 'nodegroup:create', 202,
-          since=versions.NODEGROUPS),
+          since=versions.NODEGROUPS, takes=posted(NODEGROUP), gives=one(NODEGROUP), tagged=True, keyed=True),
     Route('GET', '/v1/clusters/{ident}/nodegroups/{group}', nodegroups.get, 'nodegroup:get',
-          since=versions.NODEGROUPS),
+          since=versions.NODEGROUPS, gives=one(NODEGROUP), tagged=True),
     Route('PATCH', '/v1/clusters/{ident}/nodegroups/{group}', nodegroups.update, 'nodegroup:update', 202,
-          since=versions.NODEGROUPS),
+          since=versions.NODEGROUPS, takes=patched(NODEGROUP, nodegroups.PATCHABLE), gives=one(NODEGROUP),
+          tagged=True),
     Route('DELETE', '/v1/clusters/{ident}/nodegroups/{group}', nodegroups.delete, 'nodegroup:delete', 204,
-          since=versions.NODEGROUPS),
-    Route('GET', '/v1/clusters/{ident}/nodes', operations.nodes, 'node:get_all'),
-    Route('GET', '/v1/clusters/{ident}/operations', operations.index, 'operation:get_all', query=PAGES),
-    Route('GET', '/v1/operations/{ident}', operations.get, 'operation:get'),
-    Route('DELETE', '/v1/operations/{ident}', operations.delete, 'operation:cancel', 202),
+          since=versions.NODEGROUPS, tagged=True),
+    Route('GET', '/v1/clusters/{ident}/nodes', operations.nodes, 'node:get_all',
+          gives=many(NODE, 'nodes', linked=False)),
+    Route('GET', '/v1/clusters/{ident}/operations', operations.index, 'operation:get_all', query=PAGES,
+          gives=many(OPERATION, 'operations', brief=True)),
+    Route('GET', '/v1/operations/{ident}', operations.get, 'operation:get', gives=one(OPERATION)),
+    Route('DELETE', '/v1/operations/{ident}', operations.delete, 'operation:cancel', 202, gives=operations.CANCELLED),
 )
+
+
+#: Addresses that have no version, and those that need no token, in every spelling that `match` takes.
+UNVERSIONED = frozenset(
+    f'{route.path.rstrip("/")}{slash}' for route in ROUTES if not route.path.startswith('/v1') for slash in ('', '/'))
+PUBLIC = UNVERSIONED.union(
+    f'{start}{route.path[3:]}{slash}' for route in ROUTES if route.rule is None and route.path.startswith('/v1')
+    for start in ('/v1', '') for slash in ('', '/'))
 
 
 def _pattern(path: str) -> re.Pattern[str]:
@@ -80,7 +114,9 @@ def match(method: str, path: str) -> tuple[Route, Mapping[str, str]]:
     Raises NotFound, MethodNotAllowed, and Invalid for a method that items of this collection take but not the
     collection itself.
     """
-    if path != '/':
+    if path in UNVERSIONED:
+        path = path.rstrip('/') or '/'
+    else:
         path = path if path == '/v1' or path.startswith(('/v1/', '/v2')) else f'/v1{path}'
         path = path.removesuffix('/') if not path.endswith('/detail/') else path
     for pattern, methods in _BY_PATH:
