@@ -188,6 +188,8 @@ _LINKS = {'title': 'Links', 'type': 'array', 'items': {
 UUID_ONLY: dict[str, Any] = {
     'title': 'Uuid', 'type': 'object', 'required': ['uuid'], 'additionalProperties': False,
     'properties': {'uuid': {'type': 'string', 'format': 'uuid'}}}
+#: Of a POST or PATCH that needs no body.
+NO_BODY: dict[str, Any] = {}
 #: What bounds a request and says nothing of what is stored.
 _BOUNDS = frozenset(('minLength', 'maxLength', 'pattern', 'minimum', 'maximum', 'maxItems', 'maxProperties',
                      'propertyNames'))

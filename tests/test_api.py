@@ -26,6 +26,7 @@ from concurrent import futures
 from dataclasses import dataclass
 from typing import Any
 
+import contract
 import fakes
 import pytest
 import sqlalchemy as sa
@@ -71,6 +72,7 @@ class Watched:
         response = request.get_response(self._application)
 
         self._check_shape(environ, response)
+        contract.check(environ, response)
         if response.status_code >= 400 or request.method == 'GET':
             watches = request.method == 'GET' and '/operations/' in environ['PATH_INFO']
             assert self._rows() == rows or (watches and _unwatched(self._rows()) == _unwatched(rows)), 'it was stored'

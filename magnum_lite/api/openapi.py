@@ -112,7 +112,7 @@ def _operation(route: Route) -> dict[str, Any]:
         'operationId': operation_id(route), 'tags': [operation_id(route).split('.')[0]],
         'summary': summary.rstrip('.'), 'description': text, 'parameters': list(_parameters(route)),
         'x-policy-rule': route.rule, 'x-microversion': f'1.{route.since}'}
-    if route.takes is not None:
+    if route.takes:
         made['requestBody'] = {'required': True, 'content': {'application/json': {'schema': route.takes}}}
     if route.rule is None:
         made['security'] = []
@@ -176,7 +176,7 @@ def _failures(route: Route) -> set[int]:
     found = {400, 406, 503}
     found |= {401, 403, 404} if route.rule else set()
     found |= {409} if '{' in route.path or route.method != 'GET' else set()
-    found |= {413, 415} if route.takes is not None else set()
+    found |= {413, 415} if route.takes else set()
     found |= {412} if route.tagged and route.method != 'GET' else set()
     return found | ({422} if route.keyed else set())
 
