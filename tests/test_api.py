@@ -470,7 +470,7 @@ HOSTILE_BODIES = {
     'Infinity': (b'{"cluster_template_id": "k8s", "node_count": Infinity}', 'Infinity is not a JSON value'),
     '-Infinity': (b'{"cluster_template_id": "k8s", "labels": {"a": -Infinity}}', '-Infinity is not a JSON value'),
     'beyond a float': (b'{"cluster_template_id": "k8s", "node_count": 1e400}', '1e400 is too large'),
-    'a label beyond a float': (b'{"cluster_template_id": "k8s", "labels": {"etcd_volume_size": 1e400}}', 'is too large'),
+    'a label beyond a float': (b'{"cluster_template_id": "k8s", "labels": {"a": 1e400}}', 'is too large'),
     'a name twice': (b'{"cluster_template_id": "k8s", "name": "a", "name": "b"}', 'has a name twice'),
     'a label twice': (b'{"cluster_template_id": "k8s", "labels": {"a": 1, "a": 1}}', 'has a name twice'),
     '100,000 labels': (b'{"cluster_template_id": "k8s", "labels": {%s}}' % b','.join(
@@ -1283,7 +1283,8 @@ def test_public_documents_need_no_token(with_keystone: Api, path: str) -> None:
 @pytest.mark.parametrize(('method', 'path'), [
     ('GET', '/v1/clusters'), ('GET', '/v1/clusters/'), ('GET', '/clusters'), ('GET', '/v1/clustertemplates'),
     ('GET', '/v1.json'), ('GET', '/v1//'), ('GET', '//'), ('GET', '//v1'), ('GET', '/v1/%2e%2e/v1'), ('GET', '/v2'),
-    ('GET', '/nothing'), ('GET', '/docs/x'), ('GET', '/v1/docs'), ('GET', '/v1/openapi.json/x'), ('POST', '/v1/clusters'), ('DELETE', '/v1/clusters/c1'), ('GET', '/%ff')])
+    ('GET', '/nothing'), ('POST', '/v1/clusters'), ('DELETE', '/v1/clusters/c1'), ('GET', '/%ff'), ('GET', '/docs/x'),
+    ('GET', '/v1/docs'), ('GET', '//docs'), ('GET', '/v1/openapi.json/x')])
 def test_everything_else_needs_one(with_keystone: Api, method: str, path: str) -> None:
     """Claims of identity in the request count for nothing, and the body is that of keystonemiddleware."""
     response = with_keystone(method, path, roles='admin', headers={'X-Identity-Status': 'Confirmed'})

@@ -59,10 +59,11 @@ def once(database: db.Database, key: Key, handle: Callable[[], Answer]) -> Answe
         if receipt is None:
             try:
                 return handle()
-            except errors.Repeated:
+            except (errors.Repeated, errors.HttpError):
+                # What the first one did may be why this is refused: the name is taken, the tag stale, the quota full.
                 receipt = db.find_receipt(database, key.digest)
-                if receipt is None:  # it was removed between two statements: a day has gone by
-                    raise errors.Conflict(f'A request with this {HEADER} has just been forgotten.') from None
+                if receipt is None:
+                    raise
         return _again(receipt, key)
 
 

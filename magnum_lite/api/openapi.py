@@ -228,8 +228,9 @@ code{font-family:ui-monospace,monospace;font-size:.95em}.d{color:#555}
 td,th,section{border-color:#444}}
 """
 #: The page loads nothing, runs nothing and is put into no other page; its one style is known by its hash.
-_POLICY = ("default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-           ).format(base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode())
+_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_POLICY = (f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'; "
+           "frame-ancestors 'none'")
 _HERE = '@HERE@'
 
 
@@ -243,6 +244,7 @@ def page(req: Request) -> Answer:
 @functools.cache
 def _page() -> str:
     made = document()
+    shared = made['components']['responses']
     operations = [(method, path, operation) for path, methods in made['paths'].items()
                   for method, operation in methods.items()]
     title = escape(made['info']['title'])
@@ -253,7 +255,7 @@ def _page() -> str:
         f'<p>For machines: <a href="{_HERE}/v1/openapi.json">{_HERE}/v1/openapi.json</a></p><nav><ul>',
         *(f'<li><a href="#{operation["operationId"]}"><code>{method.upper()} {escape(path)}</code></a> '
           f'{_inline(operation["summary"])}</li>' for method, path, operation in operations),
-        '</ul></nav><h2>Operations</h2>', *(_section(*operation, made['components']['responses']) for operation in operations),
+        '</ul></nav><h2>Operations</h2>', *(_section(*operation, shared) for operation in operations),
         '<h2>Bodies</h2>', *(_schema(name, schema) for name, schema in made['components']['schemas'].items()),
         '</body></html>\n'])
 
@@ -282,7 +284,7 @@ def _schema(name: str, schema: Mapping[str, Any]) -> str:
     needed = shown.get('required', ())
     rows = [(field, _type(fragment) + (', required' if field in needed and name.endswith('Request') else ''),
              _inline(fragment.get('description', '')) + ''.join(
-                 f' {word} {fragment[key]}.' for word, key in (('From version', 'x-since'), ('Until version', 'x-until'))
+                 f' {word} version {fragment[key]}.' for word, key in (('From', 'x-since'), ('Until', 'x-until'))
                  if key in fragment)) for field, fragment in shown.get('properties', {}).items()]
     return f'<section id="schema-{name}"><h3>{name}</h3>{_table(rows)}</section>'
 

@@ -23,9 +23,10 @@ class Route:
     """One operation. `rule` None: needs no token. `since`: the first minor version that has it.
 
     The rest is for the document (`openapi`), and the two flags are what `app` goes by. `takes`: the schema of the body,
-    None if there is none, which a POST or PATCH says with `schema.NO_BODY`. `gives`: the schema of the answer, None if that has no body. `tagged`: what it shows has an
-    `ETag`, what it changes takes `If-Match`. `keyed`: a POST that takes an `Idempotency-Key`, for which its handler
-    gives `Request.receipt` to `db`; False where the answer holds a secret, which is not to be stored.
+    which a POST or PATCH without one says with `schema.NO_BODY`. `gives`: the schema of the answer, None if that has no
+    body. `tagged`: what it shows has an `ETag`, what it changes takes `If-Match`. `keyed`: a POST that takes an
+    `Idempotency-Key`, for which its handler gives `Request.receipt` to `db`; False where the answer holds a secret,
+    which is not to be stored. `media`: what the answer is, if not JSON.
     """
 
     method: str
