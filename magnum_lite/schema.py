@@ -206,12 +206,21 @@ def posted(resource: Resource, *, name: str = '') -> dict[str, Any]:
 
 def patched(resource: Resource, settable: Iterable[str]) -> dict[str, Any]:
     """The schema of a patch that may set these attributes: as a whole, and by key where the attribute has keys."""
-    types = {f.name: f for f in resource.fields if f.name in set(settable)}
-    what = [f'{name}(/[A-Za-z0-9_-]+)?' if f.type.get('type') == 'object' else name for name, f in types.items()]
-    return {'title': f'{_title(resource)}Patch', 'type': 'array', 'maxItems': 100, 'items': {
-        'type': 'object', 'required': ['op', 'path'], 'additionalProperties': False, 'properties': {
-            'op': one_of('add', 'replace', 'remove'), 'path': {'type': 'string', 'pattern': f'^/({"|".join(what)})$'},
-            'value': {'description': ' '.join(f'`{name}`: {f.doc}' for name, f in types.items())}}}}
+    fields = [f for f in resource.fields if f.name in set(settable)]
+    ways = [_way(fields, remove=True), *(_way([f], remove=False) for f in fields)]
+    return {'title': f'{_title(resource)}Patch', 'type': 'array', 'maxItems': 100, 'items': {'anyOf': ways}}
+
+
+def _way(fields: list[Field], *, remove: bool) -> dict[str, Any]:
+    """One kind of operation in a patch: to unset these attributes or their keys, or to set this one or a key of it."""
+    paths = [f'{f.name}(/[A-Za-z0-9_-]+)?' if f.type.get('type') == 'object' else f.name for f in fields]
+    made: dict[str, Any] = {'op': one_of('remove') if remove else one_of('add', 'replace'),
+                            'path': {'type': 'string', 'pattern': f'^/({"|".join(paths)})$'}}
+    if not remove:
+        fragment = fields[0].type
+        scalars = [{'type': ['string', 'number', 'boolean']}] if fragment.get('type') == 'object' else []
+        made['value'] = {'anyOf': [fragment, *scalars], 'description': fields[0].doc}
+    return {'type': 'object', 'required': list(made), 'additionalProperties': False, 'properties': made}
 
 
 def one(resource: Resource, *, brief: bool = False, linked: bool = True, **more: dict[str, Any]) -> dict[str, Any]:

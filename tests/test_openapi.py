@@ -121,12 +121,15 @@ def test_body_that_the_document_has_is_taken(resource: schema.Resource, body: di
 
 
 @pytest.mark.parametrize(('path', 'fits'), [
-    ('/node_count', True), ('/health_status_reason', True), ('/health_status_reason/n-0', True), ('/name', False),
-    ('/node_count/a', False), ('node_count', False)])
+    ('/node_count', True), ('/health_status_reason/n-0', True), ('/name', False), ('/node_count/a', False),
+    ('node_count', False)])
 def test_patch_has_the_paths_that_can_be_set(path: str, fits: bool) -> None:
     patch = jsonschema.Draft202012Validator(schema.patched(resources.CLUSTER, ('node_count', 'health_status_reason')))
 
     assert patch.is_valid([{'op': 'replace', 'path': path, 'value': 1}]) == fits
+    assert patch.is_valid([{'op': 'remove', 'path': path}]) == fits
+    assert not patch.is_valid([{'op': 'replace', 'path': path}])
+    assert not patch.is_valid([{'op': 'replace', 'path': '/node_count', 'value': 'many'}])
 
 
 def test_versions_are_said_where_they_gate() -> None:

@@ -280,6 +280,10 @@ def _header_names(answer: Mapping[str, Any]) -> str:
 
 
 def _schema(name: str, schema: Mapping[str, Any]) -> str:
+    if ways := schema.get('items', {}).get('anyOf'):  # a patch
+        return f'<section id="schema-{name}"><h3>{name}</h3>' + _table([
+            (way['properties']['path']['pattern'].strip('^$'), ' or '.join(way['properties']['op']['enum']),
+             _inline(way['properties'].get('value', {}).get('description', ''))) for way in ways]) + '</section>'
     shown = schema.get('items', schema)
     needed = shown.get('required', ())
     rows = [(field, _type(fragment) + (', required' if field in needed and name.endswith('Request') else ''),
