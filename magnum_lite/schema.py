@@ -21,6 +21,8 @@ from magnum_lite import errors
 
 #: Nesting at which no value of ours is any more, and a parser is still far from its limits.
 DEEPEST = 25
+#: Values in one body: five times what the longest list of ours has. What is beyond takes too long to look at.
+MOST_VALUES = 50_000
 #: What one answer tells of: a body of a megabyte may have a hundred thousand mistakes.
 MOST_FINDINGS = 20
 #: `create`: what a POST does with the field.
@@ -100,19 +102,28 @@ def coerce(fragment: Mapping[str, Any], value: Any) -> Any:
 def nul_in(value: Any) -> bool:
     """Whether a text in `value` holds a character that no database column takes: NUL or half a surrogate pair."""
     if isinstance(value, str):
-        return '\0' in value or any('\ud800' <= c <= '\udfff' for c in value)
+        try:
+            return '\0' in value or (not value.isascii() and value.encode() is None)
+        except UnicodeEncodeError:
+            return True
     if isinstance(value, dict):
         return any(nul_in(k) or nul_in(v) for k, v in value.items())
     return isinstance(value, list) and any(nul_in(v) for v in value)
 
 
-def is_too_deep(value: Any) -> bool:
-    """Whether a JSON value is nested more than `DEEPEST` deep, without recursion."""
-    level = [value]
+def is_too_much(value: Any) -> str | None:
+    """Why a JSON value is more than we look at: nested more than `DEEPEST` deep, or of too many values; else None.
+
+    Without recursion, and without touching what is too many.
+    """
+    level, values = [value], 0
     for _ in range(DEEPEST):
-        level = [child for item in level if isinstance(item, dict | list)
-                 for child in (item.values() if isinstance(item, dict) else item)]
-    return bool(level)
+        inner = [item for item in level if isinstance(item, dict | list)]
+        values += sum(map(len, inner))
+        if values > MOST_VALUES:
+            return f'holds more than {MOST_VALUES} values'
+        level = [child for item in inner for child in (item.values() if isinstance(item, dict) else item)]
+    return f'is nested more than {DEEPEST} deep' if level else None
 
 
 class Resource:
@@ -138,6 +149,8 @@ class Resource:
                 problems.append(f'Unknown attribute {name!r:.80}.')
             elif field.create == REFUSED:
                 problems.append(f'Attribute {name!r} cannot be set.')
+            if len(problems) >= MOST_FINDINGS:
+                break
         values = {f.name: self._value(f, body, problems) for f in self.fields if f.create in (OPTIONAL, REQUIRED)}
         for field in self.fields:  # an ignored field is dropped, yet what is no status must not pass as one
             if field.create == IGNORED:
@@ -152,6 +165,10 @@ class Resource:
             if field.create == REQUIRED:
                 problems.append(f'Attribute {field.name!r} is mandatory.')
             return field.default() if callable(field.default) else field.default
+        most = field.type.get('maxProperties' if isinstance(given, dict) else 'maxItems')
+        if isinstance(given, dict | list) and most is not None and len(given) > most:  # it is not even looked at
+            problems.append(f'Attribute {field.name!r} has {len(given)} entries and may have {most}.')
+            return given
         value = coerce(field.type, given)
         if nul_in(value):
             problems.append(f'Attribute {field.name!r} holds a character that cannot be stored.')

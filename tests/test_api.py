@@ -464,8 +464,9 @@ def posted(**values: Any) -> bytes:
 
 HOSTILE_BODIES = {
     'nested 26 deep': (nested(26), 'nested more than 25 deep'),
-    'nested 100,000 deep': (nested(100_000), 'not JSON'),
-    'never closed': (b'[' * 100_000, 'not JSON'),
+    'nested 100,000 deep': (nested(100_000), 'more than 10000 objects and lists'),
+    'nested 9,000 deep': (nested(9_000), 'not JSON'),
+    'never closed': (b'[' * 9_000, 'not JSON'),
     'NaN': (b'{"cluster_template_id": "k8s", "node_count": NaN}', 'NaN is not a JSON value'),
     'Infinity': (b'{"cluster_template_id": "k8s", "node_count": Infinity}', 'Infinity is not a JSON value'),
     '-Infinity': (b'{"cluster_template_id": "k8s", "labels": {"a": -Infinity}}', '-Infinity is not a JSON value'),
@@ -474,7 +475,9 @@ HOSTILE_BODIES = {
     'a name twice': (b'{"cluster_template_id": "k8s", "name": "a", "name": "b"}', 'has a name twice'),
     'a label twice': (b'{"cluster_template_id": "k8s", "labels": {"a": 1, "a": 1}}', 'has a name twice'),
     '100,000 labels': (b'{"cluster_template_id": "k8s", "labels": {%s}}' % b','.join(
-        b'"%x":1' % n for n in range(100_000)), "'labels'"),
+        b'"%x":1' % n for n in range(100_000)), 'holds more than 50000 values'),
+    '100,000 values': (b'{"cluster_template_id": [%s0]}' % (b'0,' * 100_000), 'holds more than 50000 values'),
+    '100,000 objects': (b'[%s{}]' % (b'{},' * 100_000), 'more than 10000 objects and lists'),
     'a huge integer': (posted(node_count=10 ** 4000), "'node_count'"),
     'an integer too long to read': (b'{"node_count": ' + b'9' * 5000 + b'}', 'not JSON'),
     'a huge integer as text': (posted(node_count='9' * 5000), "'node_count'"),
@@ -495,7 +498,7 @@ HOSTILE_BODIES = {
     '10,000 labels': (posted(labels={f'l{n}': 'x' for n in range(10_000)}), "'labels'"),
     'a long label': (posted(labels={'kube_tag': 'v' * 5000}), 'labels/kube_tag'),
     'a long name of a label': (posted(labels={'k' * 256: 'x'}), "'labels'"),
-    '60,000 attributes': (posted(**{f'a{n}': 1 for n in range(60_000)}), 'Unknown attribute'),
+    '40,000 attributes': (posted(**{f'a{n}': 1 for n in range(40_000)}), 'Unknown attribute'),
     'not UTF-8': (b'{"cluster_template_id": "k8s", "name": "\xff"}', 'not JSON'),
     'a pair in UTF-8': (b'{"cluster_template_id": "k8s", "name": "\xed\xa0\x80"}', 'cannot be stored'),
     'a byte of nothing': (b'\0', 'not JSON'),

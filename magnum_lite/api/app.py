@@ -32,6 +32,8 @@ LOG = log.getLogger(__name__)
 
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 _DATABASE = outage.Outage('The database', 'Requests are answered with 503 meanwhile. See [database] connection')
+#: Braces and brackets in one body, those in texts included: far more than any client sends.
+_MOST_CONTAINERS = 10_000
 HELP = 'https://docs.openstack.org/magnum/latest/contributor/api-microversion.html'
 
 
@@ -264,12 +266,14 @@ def _body(raw: webob.Request, most: int) -> Any:
         raise errors.TooLarge(f'The body has more than {most} bytes.')
     if raw.content_type not in ('application/json', 'application/javascript', 'text/javascript'):
         raise errors.UnsupportedMediaType(f'The body must be application/json, not {raw.content_type!r:.80}.')
+    if text.count(b'{') + text.count(b'[') > _MOST_CONTAINERS:  # to make so many takes longer than a request may
+        raise errors.Invalid(f'The body holds more than {_MOST_CONTAINERS} objects and lists.')
     try:
         body = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as e:
         raise errors.Invalid(f'The body is not JSON: {e}.') from e
-    if schema.is_too_deep(body):
-        raise errors.Invalid(f'The body is nested more than {schema.DEEPEST} deep.')
+    if much := schema.is_too_much(body):
+        raise errors.Invalid(f'The body {much}.')
     return body
 
 
@@ -284,7 +288,7 @@ def _finite(digits: str) -> float:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object. One that names something twice means something else to each reader (RFC 8259, 4)."""
+    """An object. One that names something twice is something else to each reader (RFC 8259, 4)."""
     made = dict(pairs)
     if len(made) < len(pairs):
         raise ValueError('an object has a name twice')
