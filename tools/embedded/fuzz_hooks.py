@@ -34,6 +34,8 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     """Put in the place of some made-up values such as there are."""
     chance = _chance(case, 'what')
     _lead(case, chance)
+    if isinstance(case.query, dict) and chance % 4:
+        _ask(case.query, chance)
     if isinstance(case.body, dict):
         _fill(case, chance)
     if isinstance(case.body, list):
@@ -59,6 +61,15 @@ def _lead(case: Any, chance: int) -> None:
         parameters['ident'] = kind[chance // 16 % len(kind)]
     if 'group' in parameters:
         parameters['group'] = GROUPS[chance // 64 % len(GROUPS)]
+
+
+def _ask(query: dict[str, Any], chance: int) -> None:
+    """Sort by what there is, and from the beginning; seldom ask for what only an admin may."""
+    if 'sort_key' in query:
+        query['sort_key'] = ('id', 'uuid', 'name', 'created_at', 'status')[chance % 5]
+    for name in ('marker', 'all_tenants', 'force'):
+        if chance % 8 != 1:
+            query.pop(name, None)
 
 
 def _fill(case: Any, chance: int) -> None:
