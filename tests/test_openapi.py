@@ -85,6 +85,12 @@ def test_names_of_operations_are_unique() -> None:
     assert len(names) == len(set(names))
 
 
+def test_handler_of_two_lines_has_two_names() -> None:
+    lines = [routes.Route(method, '/v1/a', openapi.serve, 'x') for method in ('GET', 'POST', 'PATCH')]
+
+    assert openapi.operation_ids(lines) == ['openapi.serve', 'openapi.serve.2', 'openapi.serve.3']
+
+
 def test_schemas_are_json_schema() -> None:
     for name, described in openapi.document()['components']['schemas'].items():
         jsonschema.Draft202012Validator.check_schema(described)
@@ -215,7 +221,7 @@ def test_policy_of_the_page_allows_its_style_and_nothing_else(services: Services
 def test_page_tells_of_every_operation(services: Services) -> None:
     found = Page(page(services, 'http://localhost').text)
 
-    assert {openapi.operation_id(route) for route in routes.ROUTES} <= found.places
+    assert set(openapi.operation_ids(routes.ROUTES)) <= found.places
 
 
 def test_host_that_is_code_is_text(services: Services) -> None:

@@ -89,7 +89,7 @@ def _is_inner(tree: ast.AST, wanted: ast.AST) -> bool:
 def test_package_is_read_in_an_afternoon() -> None:
     total = sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob('*.py'))
 
-    assert total < 9300  # doc/decisions/0005; 0006 has the contract
+    assert total < 9000  # doc/decisions/0005; 0006 has the contract
 
 
 def test_floors_hold() -> None:

@@ -36,11 +36,17 @@ QUERY: dict[str, tuple[str, Mapping[str, Any]]] = {
     'rollback': ('Taken from version 1.3 on, and without effect.', FLAG),
     'force': ('Whether to give up on what cannot be deleted in the cloud.', FLAG),
     'role': ('The role of the nodegroups that are wanted.', {'type': 'string', 'minLength': 1}),
+    'ca_cert_type': ('The authority whose certificate is wanted.', TEXT),
+    'project_id': ('The project that is asked about; default the caller\'s own.', TEXT),
+    'type': ('What is counted.', TEXT),
 }
 #: Variable parts of addresses by name.
 PATH = {
     'ident': 'Uuid, or a name that fits one only.',
     'group': 'Uuid or name of the nodegroup.',
+    'type': 'The authority whose certificate is wanted.',
+    'project_id': 'Id of the project.',
+    'resource': 'What the quota bounds.',
 }
 #: What each status of an error means here.
 STATUSES = {
@@ -86,8 +92,8 @@ def build(routes: Sequence[Route]) -> dict[str, Any]:
     """The document of these routes."""
     shared: dict[str, Any] = {}
     paths: dict[str, Any] = {}
-    for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    for route, name in zip(routes, operation_ids(routes), strict=True):
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, name)
     described, failures = _share(paths, shared), _share({str(status): _failure(status) for status in STATUSES}, shared)
     history = '\n'.join(f'- 1.{minor}: {text}' for minor, text in versions.VERSIONS.items())
     return {
@@ -106,10 +112,10 @@ def build(routes: Sequence[Route]) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: Route, name: str) -> dict[str, Any]:
     summary, _, text = _words(route.handler).partition('. ')
     made: dict[str, Any] = {
-        'operationId': operation_id(route), 'tags': [operation_id(route).split('.')[0]],
+        'operationId': name, 'tags': [name.split('.')[0]],
         'summary': summary.rstrip('.'), 'description': text, 'parameters': list(_parameters(route)),
         'x-policy-rule': route.rule, 'x-microversion': f'1.{route.since}'}
     if route.takes:
@@ -121,9 +127,14 @@ def _operation(route: Route) -> dict[str, Any]:
     return made
 
 
-def operation_id(route: Route) -> str:
-    """The name of an operation: that of its handler, such as `clusters.create`."""
-    return f'{route.handler.__module__.rpartition(".")[2]}.{route.handler.__name__}'
+def operation_ids(routes: Sequence[Route]) -> list[str]:
+    """The name of each operation: that of its handler, such as `clusters.create`, the second time with a number."""
+    names: list[str] = []
+    for route in routes:
+        name = f'{route.handler.__module__.rpartition(".")[2]}.{route.handler.__name__}'
+        before = sum(other == name or other.startswith(f'{name}.') for other in names)
+        names.append(f'{name}.{before + 1}' if before else name)
+    return names
 
 
 def _words(handler: Callable[..., Any]) -> str:
@@ -164,7 +175,7 @@ def _success(route: Route) -> dict[str, Any]:
     names += ['Warning'] if route.method == 'POST' else []
     meaning = {200: 'Here it is.', 201: 'It was made.', 202: 'It is stored, and will be carried out.',
                204: 'It is gone, or will be.'}
-    made: dict[str, Any] = {'description': meaning[route.status]}
+    made: dict[str, Any] = {'description': meaning.get(route.status, '')}
     if names:
         made['headers'] = {name: {'description': _HEADERS[name], 'schema': TEXT} for name in names}
     if route.gives is not None:
@@ -182,9 +193,12 @@ def _failures(route: Route) -> set[int]:
 
 
 def _failure(status: int) -> dict[str, Any]:
-    schema: Mapping[str, Any] = {401: UNAUTHORIZED, 406: {'anyOf': [ERROR, NOT_OFFERED]},
-                                 503: {'anyOf': [ERROR, UNAVAILABLE]}}.get(status, ERROR)
-    return {'description': STATUSES[status], 'content': {'application/json': {'schema': schema}}}
+    special: dict[int, dict[str, Any]] = {401: UNAUTHORIZED, 406: {'anyOf': [ERROR, NOT_OFFERED]},
+                                          503: {'anyOf': [ERROR, UNAVAILABLE]}}
+    content = {'application/json': {'schema': special.get(status, ERROR)}}
+    if status == 503:  # keystonemiddleware says it in whatever the caller reads
+        content |= {media: {'schema': TEXT} for media in ('text/html', 'text/plain')}
+    return {'description': STATUSES[status], 'content': content}
 
 
 def _share(value: Any, shared: dict[str, Any]) -> Any:
