@@ -96,6 +96,14 @@ def keystore_key(conf: cfg.ConfigOpts) -> None:
     print(keystore.new_key())
 
 
+def openapi(conf: cfg.ConfigOpts) -> None:
+    """Print the description of the API, which it serves at /v1/openapi.json: doc/openapi.json is this."""
+    import json
+
+    from magnum_lite.api import openapi as described
+    print(json.dumps(described.document(), indent=1))
+
+
 # -- doctor --------------------------------------------------------------------------------------------------------
 
 def doctor(conf: cfg.ConfigOpts) -> int:
@@ -237,6 +245,7 @@ def _add_commands(subparsers: Any) -> None:
     add(folders, 'list', drivers_list)
     add(folders, 'check', drivers_check)
     add(subparsers, 'keystore-key', keystore_key)
+    add(subparsers, 'openapi', openapi)
     check = add(subparsers, 'doctor', doctor)
     check.add_argument('--fix', action='store_true', help='mend what can be mended, asking before each; without a '
                        'terminal and without --yes nothing is changed')

@@ -33,7 +33,7 @@ from sqlalchemy import orm
 from sqlalchemy.ext import compiler
 
 from magnum_lite import errors, models, states
-from magnum_lite.models import Cluster, ClusterTemplate, Key, Node, NodeGroup, Operation, Quota, Service
+from magnum_lite.models import Cluster, ClusterTemplate, Key, Node, NodeGroup, Operation, Quota, Receipt, Service
 
 CLUSTER_RESOURCE = 'Cluster'
 
@@ -158,6 +158,56 @@ def transaction(
         retry_on_deadlock=True)(function))
 
 
+# -- what is done once ---------------------------------------------------------------------------------------------
+
+#: Makes the receipt of a request from what its transaction has written; None: the caller wants none.
+Receipts = Callable[[T], Receipt] | None
+#: Looks at a locked cluster before anything is written, and may raise an HttpError; None: nothing is to be looked at.
+Guard = Callable[[Cluster], None] | None
+
+
+def keep(session: orm.Session, receipt: Receipts[T], written: T) -> None:
+    """Store the receipt of a request in the transaction that does what it asks for: its last statement.
+
+    Raises Repeated if the same request was committed first. Databases have the second one wait for the first here.
+    """
+    if receipt is None:
+        return
+    session.flush()  # what is wrong with the other rows is not said of this one
+    session.add(receipt(written))
+    try:
+        session.flush()
+    except db_exc.DBDuplicateEntry as e:
+        raise errors.Repeated from e
+
+
+@transaction
+def find_receipt(db: Database, digest: str) -> Receipt | None:
+    """The receipt of a request. One statement, and one more that removes it if its time is over."""
+    with db.read() as session:
+        found = session.scalars(sa.select(Receipt).where(Receipt.digest == digest)).first()
+    if found is None or found.expires_at > models.utcnow():
+        return found
+    with db.write() as session:
+        session.execute(sa.delete(Receipt).where(Receipt.id == found.id))
+    return None
+
+
+@transaction
+def drop_receipts(db: Database, *, limit: int) -> int:
+    """Remove up to `limit` receipts whose time is over, oldest first, by the index. Returns how many.
+
+    The time is this process's own, for PostgreSQL uses no index to compare with its clock; a day is not that exact.
+    """
+    with db.read() as session:
+        ids = session.scalars(sa.select(Receipt.id).where(Receipt.expires_at <= models.utcnow()).order_by(
+            Receipt.expires_at).limit(limit)).all()
+    if ids:
+        with db.write() as session:
+            session.execute(sa.delete(Receipt).where(Receipt.id.in_(ids)).execution_options(synchronize_session=False))
+    return len(ids)
+
+
 # -- who may see what, and in which order --------------------------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -247,11 +297,12 @@ def _one(session: orm.Session, model: type[M], noun: str, scope: Scope, ident: s
 # -- cluster templates ---------------------------------------------------------------------------------------------
 
 @transaction
-def create_template(db: Database, template: ClusterTemplate) -> None:
-    """Store a new template. Raises Conflict if its uuid is taken."""
+def create_template(db: Database, template: ClusterTemplate, *, receipt: Receipts[ClusterTemplate] = None) -> None:
+    """Store a new template. Raises Conflict if its uuid is taken, and what `keep` raises."""
     try:
         with db.write() as session:
             session.add(template)
+            keep(session, receipt, template)
     except db_exc.DBDuplicateEntry as e:
         raise errors.Conflict(f'A cluster template with the uuid {template.uuid} exists already.') from e
 
@@ -387,11 +438,13 @@ def get_cluster(db: Database, scope: Scope, ident: str) -> Cluster:
 
 
 @transaction
-def create_cluster(db: Database, cluster: Cluster, operation: Operation, *, default_quota: int) -> None:
+def create_cluster(db: Database, cluster: Cluster, operation: Operation, *, default_quota: int,
+                   receipt: Receipts[Cluster] = None) -> None:
     """Store a new cluster with its nodegroups, nodes and operation, if the project's quota allows one more.
 
     Quota and insert are one transaction under a lock of the project's quota row, so that parallel requests cannot
-    exceed it. Raises OverQuota, NotFound if the template has gone meanwhile, and Conflict if it has changed.
+    exceed it. Raises OverQuota, NotFound if the template has gone meanwhile, Conflict if it has changed, and what
+    `keep` raises.
     """
     _ensure_quota_row(db, cluster.project_id, CLUSTER_RESOURCE)
     try:
@@ -410,6 +463,7 @@ def create_cluster(db: Database, cluster: Cluster, operation: Operation, *, defa
             operation.driver, operation.node_count = cluster.driver, cluster.master_count + cluster.node_count
             session.add(cluster)
             session.add(operation)
+            keep(session, receipt, cluster)
     except db_exc.DBReferenceError as e:
         raise errors.NotFound(f'Cluster template {cluster.cluster_template_id} could not be found.') from e
 
@@ -425,8 +479,9 @@ def _ensure_quota_row(db: Database, project_id: str, resource: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(db: Database, scope: Scope, ident: str) -> Iterator[tuple[orm.Session, Cluster]]:
+def _locked(db: Database, scope: Scope, ident: str, guard: Guard = None) -> Iterator[tuple[orm.Session, Cluster]]:
     """A transaction with a cluster and all that hangs off it, its row locked until the end. Raises NotFound, Conflict.
+    `guard` looks at it first.
 
     The lock is the first statement. MariaDB shows a transaction what was there at its first plain SELECT, so one
     before the lock would hide what the last holder of the lock has written on nodegroups and nodes.
@@ -438,6 +493,8 @@ def _locked(db: Database, scope: Scope, ident: str) -> Iterator[tuple[orm.Sessio
             orm.selectinload(Cluster.template), orm.selectinload(Cluster.nodegroups).selectinload(NodeGroup.nodes)])
         if cluster is None:
             raise errors.NotFound(f'Cluster {ident} could not be found.')
+        if guard is not None:
+            guard(cluster)
         yield session, cluster
 
 
@@ -456,15 +513,17 @@ def _ask(session: orm.Session, cluster: Cluster, event: str, operation: Operatio
 
 @transaction
 def request_update(db: Database, scope: Scope, ident: str, operation: Operation,
-                   change: Callable[[Cluster], None]) -> Cluster:
+                   change: Callable[[Cluster], None], *, guard: Guard = None,
+                   receipt: Receipts[Cluster] = None) -> Cluster:
     """Ask for a change of a cluster. It is queued if another one runs: what is wanted is what the rows say last.
 
     `change` gets the locked cluster with template, nodegroups and nodes, writes on them what is wanted, sets the
     status of each nodegroup that has work to *_IN_PROGRESS, and may raise an HttpError, which undoes all. Nodegroups
     that have failed before are tried again. `operation` is completed here. Raises NotFound, also for a template that
-    has gone meanwhile; Conflict for one that has changed, and where the cluster's status allows no change.
+    has gone meanwhile; Conflict for one that has changed, and where the cluster's status allows no change; and what
+    `guard` and `keep` raise.
     """
-    with _locked(db, scope, ident) as (session, cluster):
+    with _locked(db, scope, ident, guard) as (session, cluster):
         if cluster.status not in states.TRANSITIONS['update']:
             raise errors.Conflict(f'Cluster {cluster.uuid} is {cluster.status}, which allows no change. '
                                   f'{states.ADVICE.get(cluster.status, "")}'.strip())
@@ -478,16 +537,18 @@ def request_update(db: Database, scope: Scope, ident: str, operation: Operation,
             if states.is_busy(group.status):
                 group.status_reason, group.error_code = None, None
         _ask(session, cluster, 'update', operation)
+        keep(session, receipt, cluster)
         return cluster
 
 
 @transaction
-def edit_cluster(db: Database, scope: Scope, ident: str, change: Callable[[Cluster], None]) -> Cluster:
+def edit_cluster(db: Database, scope: Scope, ident: str, change: Callable[[Cluster], None], *,
+                 guard: Guard = None) -> Cluster:
     """Change columns that are no work for anybody: no operation, no generation, in any status.
 
-    `change` is as for `request_update`. Raises NotFound.
+    `change` is as for `request_update`. Raises NotFound, and what `guard` raises.
     """
-    with _locked(db, scope, ident) as (_, cluster):
+    with _locked(db, scope, ident, guard) as (_, cluster):
         change(cluster)
         return cluster
 
@@ -497,10 +558,17 @@ CLIENT_HEALTH_S = 300
 
 
 @transaction
-def set_health(db: Database, scope: Scope, ident: str, *, status: str | None, reason: dict[str, str]) -> None:
-    """Write down how a client says that the engine is, in any status. It is no change: `updated_at` stays."""
+def set_health(db: Database, scope: Scope, ident: str, *, status: str | None, reason: dict[str, str],
+               guard: Guard = None) -> None:
+    """Write down how a client says that the engine is, in any status. It is no change: `updated_at` stays.
+
+    Raises NotFound, and what `guard` raises, for which the row is locked.
+    """
     with db.write() as session:
         cluster = _one(session, Cluster, 'Cluster', scope, ident)
+        if guard is not None:
+            session.refresh(cluster, with_for_update=True)
+            guard(cluster)
         # A look of a conductor that is under way loses its turn by this.
         session.execute(sa.update(Cluster).where(Cluster.id == cluster.id).values(
             health_status=status, health_status_reason=reason,
@@ -514,16 +582,16 @@ RESEND_S = 60
 
 @transaction
 def request_delete(db: Database, scope: Scope, ident: str, operation: Operation, *,
-                   force: bool = False) -> tuple[Cluster, Operation | None]:
+                   force: bool = False, guard: Guard = None) -> tuple[Cluster, Operation | None]:
     """Ask for a cluster to be deleted, whatever it is doing. Asking again is no second operation.
 
     But if it has run for `RESEND_S` the row gets a new generation, for which Heat is told again: it may have lost it.
 
     `force`: what cannot be deleted in the cloud is left there. `operation` is completed here with what only the row
     knows. Returns the cluster and the operation that deletes it: that one, or the one that runs. Raises NotFound,
-    Conflict for a doubtful name.
+    Conflict for a doubtful name, and what `guard` raises.
     """
-    with _locked(db, scope, ident) as (session, cluster):
+    with _locked(db, scope, ident, guard) as (session, cluster):
         forced = cluster.delete_forced or force
         if cluster.status == states.DELETE_IN_PROGRESS:
             running = session.scalars(sa.select(Operation).where(
@@ -1043,8 +1111,11 @@ def get_quota(db: Database, project_id: str, resource: str) -> Quota | None:
 
 
 @transaction
-def create_quota(db: Database, quota: Quota) -> Quota:
-    """Store a quota, in the row that is locked for it if there is one. Raises Conflict if one was set already."""
+def create_quota(db: Database, quota: Quota, *, receipt: Receipts[Quota] = None) -> Quota:
+    """Store a quota, in the row that is locked for it if there is one.
+
+    Raises Conflict if one was set already, and what `keep` raises.
+    """
     _ensure_quota_row(db, quota.project_id, quota.resource)
     with db.write() as session:
         row = session.scalars(sa.select(Quota).where(
@@ -1052,6 +1123,7 @@ def create_quota(db: Database, quota: Quota) -> Quota:
         if row.hard_limit is not None:
             raise errors.Conflict(f'Project {quota.project_id} has a quota for {quota.resource} already. Change that.')
         row.hard_limit, row.created_at, row.updated_at = quota.hard_limit, models.utcnow(), None
+        keep(session, receipt, row)
         return row
 
 

@@ -2,7 +2,9 @@
 
     HttpError            what an API call can end with; `code` is the status
       Invalid 400   Forbidden 403   OverQuota 403   NotFound 404   MethodNotAllowed 405
-      NotAcceptable 406   Conflict 409   TooLarge 413   UnsupportedMediaType 415   Unavailable 503
+      NotAcceptable 406   Conflict 409   PreconditionFailed 412   TooLarge 413   UnsupportedMediaType 415
+      Unprocessable 422   Unavailable 503
+    Repeated             the request was carried out already, by another process at the same time
     Retry                the conductor: the world is not ready, look again later
     Failed               the conductor: this will not get better, the operation has failed
     LeaseLost            the conductor: another one holds this cluster now, drop the work
@@ -91,6 +93,12 @@ class Conflict(HttpError):
     code = 409
 
 
+class PreconditionFailed(HttpError):
+    """The thing is not any more what the caller believes it to be (`If-Match`)."""
+
+    code = 412
+
+
 class TooLarge(HttpError):
     """A body that is larger than we read."""
 
@@ -103,10 +111,20 @@ class UnsupportedMediaType(HttpError):
     code = 415
 
 
+class Unprocessable(HttpError):
+    """An `Idempotency-Key` that belongs to another request of the same user."""
+
+    code = 422
+
+
 class Unavailable(HttpError):
     """Something we need is away; the same request may succeed later."""
 
     code = 503
+
+
+class Repeated(Exception):
+    """A request with the same `Idempotency-Key` was committed first. Nothing of this one is stored."""
 
 
 class Retry(Exception):

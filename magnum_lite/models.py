@@ -332,6 +332,23 @@ class Quota(Base):
     hard_limit: Mapped[int | None]
 
 
+class Receipt(Base):
+    """The answer to a request that came with an `Idempotency-Key`, written in the transaction that did what it asked.
+
+    So either both are there or neither, wherever the process dies.
+    """
+
+    __tablename__ = 'receipts'
+
+    #: SHA-256 of project, user and key: one column of known length that no database compares in a way of its own.
+    digest: Mapped[str] = mapped_column(sa.String(64), unique=True)
+    #: SHA-256 of what was asked for. The same key with another one is a mistake of the caller.
+    fingerprint: Mapped[str] = mapped_column(sa.String(64))
+    headers: Mapped[dict[str, str]] = mapped_column(Json, default=dict)
+    body: Mapped[Any | None] = mapped_column(Json)
+    expires_at: Mapped[datetime.datetime] = mapped_column(index=True)
+
+
 class Service(Base):
     """A conductor that reports in. Operators see it with `openstack coe service list`; nothing decides by it."""
 

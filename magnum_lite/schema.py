@@ -21,6 +21,8 @@ from magnum_lite import errors
 
 #: Nesting at which no value of ours is any more, and a parser is still far from its limits.
 DEEPEST = 25
+#: Values in one body: five times what the longest list of ours has. What is beyond takes too long to look at.
+MOST_VALUES = 50_000
 #: What one answer tells of: a body of a megabyte may have a hundred thousand mistakes.
 MOST_FINDINGS = 20
 #: `create`: what a POST does with the field.
@@ -100,19 +102,28 @@ def coerce(fragment: Mapping[str, Any], value: Any) -> Any:
 def nul_in(value: Any) -> bool:
     """Whether a text in `value` holds a character that no database column takes: NUL or half a surrogate pair."""
     if isinstance(value, str):
-        return '\0' in value or any('\ud800' <= c <= '\udfff' for c in value)
+        try:
+            return '\0' in value or (not value.isascii() and value.encode() is None)
+        except UnicodeEncodeError:
+            return True
     if isinstance(value, dict):
         return any(nul_in(k) or nul_in(v) for k, v in value.items())
     return isinstance(value, list) and any(nul_in(v) for v in value)
 
 
-def is_too_deep(value: Any) -> bool:
-    """Whether a JSON value is nested more than `DEEPEST` deep, without recursion."""
-    level = [value]
+def is_too_much(value: Any) -> str | None:
+    """Why a JSON value is more than we look at: nested more than `DEEPEST` deep, or of too many values; else None.
+
+    Without recursion, and without touching what is too many.
+    """
+    level, values = [value], 0
     for _ in range(DEEPEST):
-        level = [child for item in level if isinstance(item, dict | list)
-                 for child in (item.values() if isinstance(item, dict) else item)]
-    return bool(level)
+        inner = [item for item in level if isinstance(item, dict | list)]
+        values += sum(map(len, inner))
+        if values > MOST_VALUES:
+            return f'holds more than {MOST_VALUES} values'
+        level = [child for item in inner for child in (item.values() if isinstance(item, dict) else item)]
+    return f'is nested more than {DEEPEST} deep' if level else None
 
 
 class Resource:
@@ -138,6 +149,8 @@ class Resource:
                 problems.append(f'Unknown attribute {name!r:.80}.')
             elif field.create == REFUSED:
                 problems.append(f'Attribute {name!r} cannot be set.')
+            if len(problems) >= MOST_FINDINGS:
+                break
         values = {f.name: self._value(f, body, problems) for f in self.fields if f.create in (OPTIONAL, REQUIRED)}
         for field in self.fields:  # an ignored field is dropped, yet what is no status must not pass as one
             if field.create == IGNORED:
@@ -152,6 +165,10 @@ class Resource:
             if field.create == REQUIRED:
                 problems.append(f'Attribute {field.name!r} is mandatory.')
             return field.default() if callable(field.default) else field.default
+        most = field.type.get('maxProperties' if isinstance(given, dict) else 'maxItems')
+        if isinstance(given, dict | list) and most is not None and len(given) > most:  # it is not even looked at
+            problems.append(f'Attribute {field.name!r} has {len(given)} entries and may have {most}.')
+            return given
         value = coerce(field.type, given)
         if nul_in(value):
             problems.append(f'Attribute {field.name!r} holds a character that cannot be stored.')
@@ -176,3 +193,94 @@ class Resource:
     def show(self, row: Any, version: int, *, brief: bool = False) -> dict[str, Any]:
         """The body for one row, without links."""
         return {f.name: f.show(row) for f in self.shown(version, brief=brief)}
+
+
+# -- what stands in the document -----------------------------------------------------------------------------------
+# A fragment with a `title` is shared by all that name it: the document has it once, under that name.
+
+_LINKS = {'title': 'Links', 'type': 'array', 'items': {
+    'type': 'object', 'required': ['href', 'rel'], 'additionalProperties': False,
+    'properties': {'href': {'type': 'string'}, 'rel': {'type': 'string'}}}}
+#: The answer to most changes.
+UUID_ONLY: dict[str, Any] = {
+    'title': 'Uuid', 'type': 'object', 'required': ['uuid'], 'additionalProperties': False,
+    'properties': {'uuid': {'type': 'string', 'format': 'uuid'}}}
+#: Of a POST or PATCH that needs no body.
+NO_BODY: dict[str, Any] = {}
+#: What bounds a request and says nothing of what is stored.
+_BOUNDS = frozenset(('minLength', 'maxLength', 'pattern', 'minimum', 'maximum', 'maxItems', 'maxProperties',
+                     'propertyNames'))
+
+
+def posted(resource: Resource, *, name: str = '') -> dict[str, Any]:
+    """The schema of the body of a POST that `Resource.parse` reads. It says no word of the leniencies."""
+    fields = [f for f in resource.fields if f.create != REFUSED]
+    return {'title': (name or _title(resource)) + 'Request', 'type': 'object', 'additionalProperties': False,
+            'required': [f.name for f in fields if f.create == REQUIRED],
+            'properties': {f.name: _property(f, f.type if f.create == REQUIRED else _nullable(f.type))
+                           for f in fields}}
+
+
+def patched(resource: Resource, settable: Iterable[str]) -> dict[str, Any]:
+    """The schema of a patch that may set these attributes: as a whole, and by key where the attribute has keys."""
+    fields = [f for f in resource.fields if f.name in set(settable)]
+    ways = [_way(fields, remove=True), *(_way([f], remove=False) for f in fields)]
+    return {'title': f'{_title(resource)}Patch', 'type': 'array', 'maxItems': 100, 'items': {'anyOf': ways}}
+
+
+def _way(fields: list[Field], *, remove: bool) -> dict[str, Any]:
+    """One kind of operation in a patch: to unset these attributes or their keys, or to set this one or a key of it."""
+    paths = [f'{f.name}(/[A-Za-z0-9_-]+)?' if f.type.get('type') == 'object' else f.name for f in fields]
+    made: dict[str, Any] = {'op': one_of('remove') if remove else one_of('add', 'replace'),
+                            'path': {'type': 'string', 'pattern': f'^/({"|".join(paths)})$'}}
+    if not remove:
+        fragment = fields[0].type
+        scalars = [{'type': ['string', 'number', 'boolean']}] if fragment.get('type') == 'object' else []
+        made['value'] = {'anyOf': [fragment, *scalars], 'description': fields[0].doc}
+    return {'type': 'object', 'required': list(made), 'additionalProperties': False, 'properties': made}
+
+
+def one(resource: Resource, *, brief: bool = False, linked: bool = True, **more: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a body that shows one row; `more` are properties that it need not have.
+
+    What a version does not show need not be there either, and says so.
+    """
+    fields = [f for f in resource.fields if f.brief or not brief]
+    always = [f.name for f in fields if f.since == 1 and f.until == Field.until]
+    links = {'links': _LINKS} if linked else {}
+    kind = 'Brief' if brief else 'InFull' if more else ''
+    return {'title': _title(resource) + kind, 'type': 'object', 'additionalProperties': False,
+            'required': [*always, *links],
+            'properties': {f.name: _property(f, _nullable(_unbound(f.type))) for f in fields} | links | more}
+
+
+def many(resource: Resource, plural: str, *, brief: bool = False, linked: bool = True) -> dict[str, Any]:
+    """The schema of a listing; `next` leads to the next page if there is one."""
+    return {'type': 'object', 'required': [plural], 'additionalProperties': False, 'properties': {
+        plural: {'type': 'array', 'items': one(resource, brief=brief, linked=linked)},
+        'next': {'type': 'string', 'format': 'uri', 'description': 'The next page, if there is one.'}}}
+
+
+def _title(resource: Resource) -> str:
+    return resource.name.title().replace(' ', '')
+
+
+def _property(field: Field, fragment: dict[str, Any]) -> dict[str, Any]:
+    made = fragment | {'description': field.doc}
+    if field.create != REFUSED and field.default is not None:
+        made['default'] = field.default() if callable(field.default) else field.default
+    if field.since > 1:
+        made['x-since'] = f'1.{field.since}'
+    if field.until < Field.until:
+        made['x-until'] = f'1.{field.until}'
+    return made
+
+
+def _nullable(fragment: dict[str, Any]) -> dict[str, Any]:
+    made = fragment | {'type': [fragment['type'], 'null']}
+    return made | {'enum': [*fragment['enum'], None]} if 'enum' in fragment else made
+
+
+def _unbound(fragment: dict[str, Any]) -> dict[str, Any]:
+    return {key: _unbound(value) if isinstance(value, dict) else value
+            for key, value in fragment.items() if key not in _BOUNDS}

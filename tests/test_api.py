@@ -26,6 +26,7 @@ from concurrent import futures
 from dataclasses import dataclass
 from typing import Any
 
+import contract
 import fakes
 import pytest
 import sqlalchemy as sa
@@ -71,6 +72,7 @@ class Watched:
         response = request.get_response(self._application)
 
         self._check_shape(environ, response)
+        contract.check(environ, response)
         if response.status_code >= 400 or request.method == 'GET':
             watches = request.method == 'GET' and '/operations/' in environ['PATH_INFO']
             assert self._rows() == rows or (watches and _unwatched(self._rows()) == _unwatched(rows)), 'it was stored'
@@ -98,6 +100,9 @@ class Watched:
         if response.status_code == 204:
             assert not response.body
             assert 'Content-Type' not in response.headers and 'Content-Length' not in response.headers
+            return
+        if environ['PATH_INFO'].startswith('/docs') and response.status_code == 200:
+            assert response.headers['Content-Type'] == 'text/html; charset=UTF-8'
             return
         assert response.headers['Content-Type'] == 'application/json'
         if environ['REQUEST_METHOD'] == 'HEAD':
@@ -508,13 +513,20 @@ def posted(**values: Any) -> bytes:
 
 HOSTILE_BODIES = {
     'nested 26 deep': (nested(26), 'nested more than 25 deep'),
-    'nested 100,000 deep': (nested(100_000), 'not JSON'),
-    'never closed': (b'[' * 100_000, 'not JSON'),
+    'nested 100,000 deep': (nested(100_000), 'more than 10000 objects and lists'),
+    'nested 9,000 deep': (nested(9_000), 'not JSON'),
+    'never closed': (b'[' * 9_000, 'not JSON'),
     'NaN': (b'{"cluster_template_id": "k8s", "node_count": NaN}', 'NaN is not a JSON value'),
     'Infinity': (b'{"cluster_template_id": "k8s", "node_count": Infinity}', 'Infinity is not a JSON value'),
     '-Infinity': (b'{"cluster_template_id": "k8s", "labels": {"a": -Infinity}}', '-Infinity is not a JSON value'),
-    'beyond a float': (b'{"cluster_template_id": "k8s", "node_count": 1e400}', "'node_count'"),
-    'a label beyond a float': (b'{"cluster_template_id": "k8s", "labels": {"etcd_volume_size": 1e400}}', "'inf'"),
+    'beyond a float': (b'{"cluster_template_id": "k8s", "node_count": 1e400}', '1e400 is too large'),
+    'a label beyond a float': (b'{"cluster_template_id": "k8s", "labels": {"a": 1e400}}', 'is too large'),
+    'a name twice': (b'{"cluster_template_id": "k8s", "name": "a", "name": "b"}', 'has a name twice'),
+    'a label twice': (b'{"cluster_template_id": "k8s", "labels": {"a": 1, "a": 1}}', 'has a name twice'),
+    '100,000 labels': (b'{"cluster_template_id": "k8s", "labels": {%s}}' % b','.join(
+        b'"%x":1' % n for n in range(100_000)), 'holds more than 50000 values'),
+    '100,000 values': (b'{"cluster_template_id": [%s0]}' % (b'0,' * 100_000), 'holds more than 50000 values'),
+    '100,000 objects': (b'[%s{}]' % (b'{},' * 100_000), 'more than 10000 objects and lists'),
     'a huge integer': (posted(node_count=10 ** 4000), "'node_count'"),
     'an integer too long to read': (b'{"node_count": ' + b'9' * 5000 + b'}', 'not JSON'),
     'a huge integer as text': (posted(node_count='9' * 5000), "'node_count'"),
@@ -535,7 +547,7 @@ HOSTILE_BODIES = {
     '10,000 labels': (posted(labels={f'l{n}': 'x' for n in range(10_000)}), "'labels'"),
     'a long label': (posted(labels={'kube_tag': 'v' * 5000}), 'labels/kube_tag'),
     'a long name of a label': (posted(labels={'k' * 256: 'x'}), "'labels'"),
-    '60,000 attributes': (posted(**{f'a{n}': 1 for n in range(60_000)}), 'Unknown attribute'),
+    '40,000 attributes': (posted(**{f'a{n}': 1 for n in range(40_000)}), 'Unknown attribute'),
     'not UTF-8': (b'{"cluster_template_id": "k8s", "name": "\xff"}', 'not JSON'),
     'a pair in UTF-8': (b'{"cluster_template_id": "k8s", "name": "\xed\xa0\x80"}', 'cannot be stored'),
     'a byte of nothing': (b'\0', 'not JSON'),
@@ -1176,6 +1188,9 @@ HOSTILE_PATCHES = {
     '20,000 reasons': [{'op': 'replace', 'path': '/health_status_reason',
                         'value': dict.fromkeys(map(str, range(20_000)), '')}],
     'a long reason': [{'op': 'replace', 'path': '/health_status_reason', 'value': {'a': 'x' * 100_000}}],
+    'a deep list': [{'op': 'replace', 'path': '/health_status_reason', 'value': json.loads('[' * 20 + ']' * 20)}],
+    'a deep list of taints': [{'op': 'replace', 'path': '/node_taints', 'value': [[[[[[[['a']]]]]]]]}],
+    'half a pair in a key': [{'op': 'add', 'path': '/health_status_reason/a\ud800', 'value': 'x'}],
     'too many nodes': [{'op': 'replace', 'path': '/node_count', 'value': 2 ** 31 - 1}],
     'more than nodes': [{'op': 'replace', 'path': '/node_count', 'value': 10 ** 4000}],
 }
@@ -1413,7 +1428,7 @@ def test_without_an_image_service_there_are_no_templates(api: Api, cloud: fakes.
 
 # -- the stack of the application ----------------------------------------------------------------------------------
 
-PUBLIC = ['/', '/v1', '/v1/']
+PUBLIC = ['/', '/v1', '/v1/', '/v1/openapi.json', '/openapi.json/', '/docs', '/docs/']
 
 
 @pytest.mark.parametrize('path', PUBLIC)
@@ -1421,13 +1436,14 @@ def test_public_documents_need_no_token(with_keystone: Api, path: str) -> None:
     response = with_keystone('GET', path, headers={'X-Auth-Token': 'rubbish'})
 
     assert response.status_code == 200
-    assert 'links' in response.text
+    assert 'links' in response.text or path.startswith('/docs')
 
 
 @pytest.mark.parametrize(('method', 'path'), [
     ('GET', '/v1/clusters'), ('GET', '/v1/clusters/'), ('GET', '/clusters'), ('GET', '/v1/clustertemplates'),
     ('GET', '/v1.json'), ('GET', '/v1//'), ('GET', '//'), ('GET', '//v1'), ('GET', '/v1/%2e%2e/v1'), ('GET', '/v2'),
-    ('GET', '/nothing'), ('POST', '/v1/clusters'), ('DELETE', '/v1/clusters/c1'), ('GET', '/%ff')])
+    ('GET', '/nothing'), ('POST', '/v1/clusters'), ('DELETE', '/v1/clusters/c1'), ('GET', '/%ff'), ('GET', '/docs/x'),
+    ('GET', '/v1/docs'), ('GET', '//docs'), ('GET', '/v1/openapi.json/x')])
 def test_everything_else_needs_one(with_keystone: Api, method: str, path: str) -> None:
     """Claims of identity in the request count for nothing, and the body is that of keystonemiddleware."""
     response = with_keystone(method, path, roles='admin', headers={'X-Identity-Status': 'Confirmed'})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 from typing import Any
 
 import pytest
@@ -214,5 +216,29 @@ def test_depth_is_told_without_recursion() -> None:
     for _ in range(100_000):
         deep = [deep]
 
-    assert schema.is_too_deep(deep)
-    assert not schema.is_too_deep([[[{'a': [1]}]]])
+    assert schema.is_too_much(deep) == 'is nested more than 25 deep'
+    assert schema.is_too_much([[[{'a': [1]}]]]) is None
+
+
+LITERALS = [
+    """{'a': 'it\\'s', "b": u'x', 'c': (1, 2.5, -3), 'd': True, 'e': None, 'f': []}""", """ {'a' 'b': 1} """,
+    """{'a': '''}""", """{'a': 1 - 1}""", """{'a': b''}""", """{'a': x}""", """{'a': [1](2)}""", """{'a': 1 if x}"""]
+
+
+@pytest.mark.parametrize('text', LITERALS)
+def test_text_is_read_as_python_reads_it(text: str) -> None:
+    try:
+        expected = json.loads(json.dumps(ast.literal_eval(text)))
+    except (SyntaxError, ValueError, TypeError):
+        with pytest.raises(errors.Invalid):
+            patch._literal('x', text)
+    else:
+        assert patch._literal('x', text) == expected
+
+
+def test_text_of_more_pieces_than_ten_thousand_entries_is_not_compiled() -> None:
+    entries = {f'{number}': 'x' for number in range(10_000)}
+
+    assert patch._literal('x', str(entries)) == entries
+    with pytest.raises(errors.Invalid):
+        patch._literal('x', '[' + '1,' * 40_000 + ']')

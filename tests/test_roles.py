@@ -43,7 +43,8 @@ OPERATION_UUID = 'e0000002-0000-4000-8000-000000000001'
 NAMES = {
     '/v1/clustertemplates/{ident}': NEWER_UUID, '/v1/clusters/{ident}': uuid_of(1),
     '/v1/certificates/{ident}': uuid_of(1), '/v1/credentials/{ident}': uuid_of(1), '{type}': 'etcd',
-    '{group}': GROUP_UUID, '/v1/operations/{ident}': OPERATION_UUID, '{project_id}': 'p1', '{resource}': 'Cluster', '{ident}': 'nobody'}
+    '{group}': GROUP_UUID, '/v1/operations/{ident}': OPERATION_UUID,
+    '{project_id}': 'p1', '{resource}': 'Cluster', '{ident}': 'nobody'}
 
 PATCH_NAME = [{'op': 'replace', 'path': '/name', 'value': 'renamed'}]
 PATCH_COUNT = [{'op': 'replace', 'path': '/node_count', 'value': 3}]
@@ -55,6 +56,8 @@ PATCH_BOUND = [{'op': 'replace', 'path': '/max_node_count', 'value': 9}]
 TABLE: dict[tuple[str, str], tuple[Any, int, int, int, int]] = {
     ('GET', '/'): (None, 200, 200, 200, 200),
     ('GET', '/v1'): (None, 200, 200, 200, 200),
+    ('GET', '/v1/openapi.json'): (None, 200, 200, 200, 200),
+    ('GET', '/docs'): (None, 200, 200, 200, 200),
     ('GET', '/v1/clustertemplates'): (None, 200, 200, 200, 200),
     ('GET', '/v1/clustertemplates/detail'): (None, 200, 200, 200, 200),
     ('POST', '/v1/clustertemplates'): (TEMPLATE, 403, 201, 201, 201),
@@ -136,7 +139,7 @@ def staged() -> Iterator[Stage]:
 
 def test_every_route_has_a_line() -> None:
     assert TABLE.keys() == {(route.method, route.path) for route in routes.ROUTES}
-    assert PUBLIC == {('GET', '/'), ('GET', '/v1')}
+    assert PUBLIC == {('GET', path) for path in ('/', '/v1', '/v1/openapi.json', '/docs')}
     assert not re.search(r'[{}]', ' '.join(address(path) for _, path in TABLE))
 
 

@@ -46,8 +46,8 @@ def upgrade(req: Request) -> Answer:
     def change(cluster: models.Cluster) -> None:
         _upgrade(req, cluster, driver, template, values)
 
-    answer = req.ask(cluster.uuid, 'upgrade', change)
-    return Answer(answer.body, {**answer.headers, **request.warnings(found.skipped)})
+    return req.ask(cluster.uuid, 'upgrade', change, answer=lambda cluster: Answer(
+        {'uuid': cluster.uuid}, request.warnings(found.skipped)))
 
 
 def _template(req: Request, cluster: models.Cluster, ident: str) -> models.ClusterTemplate:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -24,13 +25,15 @@ from oslo_log import log
 from pecan import core
 
 from magnum_lite import context, db, drivers, errors, notify, outage, rpc, schema
-from magnum_lite.api import policies, preflight, routes, versions
+from magnum_lite.api import etags, idempotency, policies, preflight, routes, versions
 from magnum_lite.api.request import Answer, Request, Services
 
 LOG = log.getLogger(__name__)
 
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 _DATABASE = outage.Outage('The database', 'Requests are answered with 503 meanwhile. See [database] connection')
+#: Braces and brackets in one body, those in texts included: far more than any client sends.
+_MOST_CONTAINERS = 10_000
 HELP = 'https://docs.openstack.org/magnum/latest/contributor/api-microversion.html'
 
 
@@ -93,10 +96,9 @@ class TokenCheck(auth_token.AuthProtocol):  # type: ignore[misc]
 
 
 def _public_beside(app: WSGI, checked: WSGI) -> WSGI:
-    """Let the two public documents past the token check, and nothing else."""
+    """Let the public documents past the token check, and nothing else."""
     def choose(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        public = environ.get('PATH_INFO', '') in ('', '/', '/v1', '/v1/')
-        return (app if public else checked)(environ, start_response)
+        return (app if environ.get('PATH_INFO', '') in routes.PUBLIC else checked)(environ, start_response)
     return choose
 
 
@@ -127,6 +129,8 @@ def dispatch(services: Services, raw: webob.Request) -> webob.Response:
         response.headers.update(answer.headers)
         if answer.body is None:
             del response.content_type, response.content_length
+        elif isinstance(answer.body, bytes):  # a document that is no JSON says itself what it is
+            response.body = answer.body
         else:
             response.body = json.dumps(answer.body).encode()
     except versions.Unsupported as e:
@@ -179,24 +183,51 @@ def _handle(services: Services, raw: webob.Request, response: webob.Response) ->
     if '\0' in path:  # PostgreSQL takes none, not even to compare with
         raise errors.NotFound('')
     version = versions.MINIMUM
-    if path not in ('', '/'):
+    if path not in routes.UNVERSIONED:
         version = versions.negotiate(raw.headers.get(versions.HEADER))
         _headers(response, f'1.{version}')
     route, variables = routes.match(raw.method, path or '/')
     if version < route.since:
         raise errors.NotAcceptable('')
-    if raw.headers.get('Accept') and not raw.accept.acceptable_offers(['application/json']):
+    if raw.headers.get('Accept') and not raw.accept.acceptable_offers([route.media]):
         raise errors.NotAcceptable('')
     request = Request(
         services=services, caller=_caller(services, raw, public=route.rule is None), version=version, path=variables,
-        query=_query(raw, route), body=None, app_url=raw.application_url, rule=route.rule)
+        query=_query(raw, route), body=None, app_url=raw.application_url, rule=route.rule,
+        if_match=_if_match(raw, route))
     if route.rule is not None:
         request.authorize(route.rule)
     body = _body(raw, int(services.conf.api.max_body))
-    answer = route.handler(Request(**vars(request) | {'body': body}))
+    request = Request(**vars(request) | {'body': body, 'key': _key(raw, route, request, body)})
+
+    def handle() -> Answer:
+        answer = route.handler(request)
+        return answer if isinstance(answer, Answer) else Answer(answer)
+
+    answer = idempotency.once(services.db, request.key, handle) if request.key else handle()
     if route.rule is not None:  # the others do not ask it
         _DATABASE.works()
-    return answer if isinstance(answer, Answer) else Answer(answer), route.status
+    return answer, route.status
+
+
+def _if_match(raw: webob.Request, route: routes.Route) -> tuple[str, ...] | None:
+    """The tags that a change must find. Raises Invalid where there are none, for the caller relies on them."""
+    header = raw.headers.get('If-Match')
+    if header is None or route.method == 'GET':
+        return None
+    if not route.tagged:
+        raise errors.Invalid('If-Match is not held against anything here, because this has no ETag.')
+    return etags.parse(header)
+
+
+def _key(raw: webob.Request, route: routes.Route, request: Request, body: Any) -> idempotency.Key | None:
+    """What the `Idempotency-Key` of a POST stands for. Raises Invalid where the answer holds what is never stored."""
+    header = raw.headers.get(idempotency.HEADER)
+    if header is None or route.method != 'POST':
+        return None
+    if not route.keyed:
+        raise errors.Invalid(f'{idempotency.HEADER} is not taken here, because the answer is not kept.')
+    return idempotency.key(header, request.caller, route.method, raw.path_info, raw.query_string, request.version, body)
 
 
 def _caller(services: Services, raw: webob.Request, *, public: bool) -> context.Caller:
@@ -237,14 +268,30 @@ def _body(raw: webob.Request, most: int) -> Any:
         raise errors.TooLarge(f'The body has more than {most} bytes.')
     if raw.content_type not in ('application/json', 'application/javascript', 'text/javascript'):
         raise errors.UnsupportedMediaType(f'The body must be application/json, not {raw.content_type!r:.80}.')
+    if text.count(b'{') + text.count(b'[') > _MOST_CONTAINERS:  # to make so many takes longer than a request may
+        raise errors.Invalid(f'The body holds more than {_MOST_CONTAINERS} objects and lists.')
     try:
-        body = json.loads(text, parse_constant=_refuse_constant)
+        body = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as e:
         raise errors.Invalid(f'The body is not JSON: {e}.') from e
-    if schema.is_too_deep(body):
-        raise errors.Invalid(f'The body is nested more than {schema.DEEPEST} deep.')
+    if much := schema.is_too_much(body):
+        raise errors.Invalid(f'The body {much}.')
     return body
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f'{name} is not a JSON value')
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError(f'{digits:.40} is too large')
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. One that names something twice is something else to each reader (RFC 8259, 4)."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError('an object has a name twice')
+    return made

@@ -11,12 +11,14 @@ import datetime
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from magnum_lite import certs, db, drivers, errors, models, states
+from magnum_lite import certs, db, drivers, errors, models, schema, states
 from magnum_lite.api import nodegroups, request
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CERTIFICATE, KUBECONFIG
 
 PLURAL = 'certificates'
+#: What is not known of a certificate is left out.
+SHOWN = schema.one(CERTIFICATE) | {'title': 'CertificateShown', 'required': ['cluster_uuid', 'pem', 'links']}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CLUSTER_TEMPLATE
 
 PLURAL = 'clustertemplates'
+PATCHABLE = tuple(f.name for f in patch.known(CLUSTER_TEMPLATE))
 #: What a patch may replace and not remove (api.md 2.1), and the name, without which nobody would find it.
 KEPT = ('name', 'image_id', 'coe', 'network_driver', 'external_network_id', 'tls_disabled', 'public', 'server_type',
         'registry_enabled', 'cluster_distro', 'hidden')
@@ -63,7 +64,7 @@ def update(req: Request) -> Answer:
     """Change a template. Only what changes is looked up, so that one whose image has gone can still be renamed."""
     template = _own(req)
     before = patch.document(CLUSTER_TEMPLATE, template)
-    changed = patch.changes(CLUSTER_TEMPLATE, before, req.body, before, KEPT)
+    changed = patch.changes(CLUSTER_TEMPLATE, before, req.body, PATCHABLE, KEPT)
     if not changed:
         return Answer(show(req, template))
     if not changed.keys().isdisjoint(('public', 'hidden')):
@@ -127,9 +128,13 @@ def create(req: Request) -> Answer:
     values.setdefault('name', request.random_name('template'))
     values['cluster_distro'] = distro
     template = models.ClusterTemplate(project_id=req.caller.project_id, user_id=req.caller.user_id, **values)
-    db.create_template(req.services.db, template)
-    body = show(req, template)
-    return Answer(body, {'Location': body['links'][0]['href'], **request.warnings(found.skipped)})
+
+    def answer(template: models.ClusterTemplate) -> Answer:
+        body = show(req, template)
+        return Answer(body, {'Location': body['links'][0]['href'], **request.warnings(found.skipped)})
+
+    db.create_template(req.services.db, template, receipt=req.receipt(answer))
+    return answer(template)
 
 
 def _check(given: dict[str, Any], values: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from oslo_utils import uuidutils
 from sqlalchemy import orm
 
 from magnum_lite import db, drivers, errors, members, models, states
-from magnum_lite.api import nodegroups, patch, preflight, request, versions
+from magnum_lite.api import etags, nodegroups, patch, preflight, request, versions
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CLUSTER
 
@@ -34,14 +34,18 @@ def detail(req: Request) -> dict[str, Any]:
     return req.collection(CLUSTER, PLURAL, rows, page, brief=False, path=f'{PLURAL}/detail')
 
 
-def get(req: Request) -> dict[str, Any]:
-    """Show one cluster; a failed one with the reasons of its nodegroups."""
+def get(req: Request) -> Answer:
+    """Show one cluster; a failed one with the reasons of its nodegroups.
+
+    `ETag` stands for what is wanted of it: a status or a health that changes leaves it, and each change that somebody
+    asks for changes it.
+    """
     cluster = db.get_cluster(req.services.db, req.scope, req.path['ident'])
-    body = CLUSTER.show(cluster, req.version) | {'links': req.links(PLURAL, cluster.uuid)}
+    body: dict[str, Any] = CLUSTER.show(cluster, req.version) | {'links': req.links(PLURAL, cluster.uuid)}
     if states.is_failed(cluster.status):
         body['faults'] = {group.name: group.status_reason or '' for group in cluster.nodegroups
                           if states.is_failed(group.status)}
-    return body
+    return Answer(body, {'ETag': etags.of_cluster(cluster)})
 
 
 def delete(req: Request) -> Answer:
@@ -49,7 +53,8 @@ def delete(req: Request) -> Answer:
     if force := req.flag('force'):
         req.authorize('cluster:force_delete')
     mine = req.operation('delete')
-    cluster, operation = db.request_delete(req.services.db, req.scope, req.path['ident'], mine, force=force)
+    cluster, operation = db.request_delete(req.services.db, req.scope, req.path['ident'], mine, force=force,
+                                           guard=req.guard(etags.of_cluster))
     if operation is mine:
         return Answer(None, req.asked(cluster, mine))
     req.services.nudger.nudge(cluster.uuid)
@@ -80,11 +85,18 @@ def update(req: Request) -> Answer:
         nodegroups.resize(req, cluster, group, count)
 
     if count is not None:
-        return req.ask(cluster.uuid, 'resize', change)
+        return req.ask(cluster.uuid, 'resize', change, answer=_tagged)
     if changed:
         status, reason = health.values()
-        db.set_health(req.services.db, req.scope, cluster.uuid, status=status, reason=reason)
-    return Answer({'uuid': cluster.uuid})
+        db.set_health(req.services.db, req.scope, cluster.uuid, status=status, reason=reason,
+                      guard=req.guard(etags.of_cluster))
+    else:
+        req.check(etags.of_cluster(cluster))
+    return _tagged(cluster)
+
+
+def _tagged(cluster: models.Cluster) -> Answer:
+    return Answer({'uuid': cluster.uuid}, {'ETag': etags.of_cluster(cluster)})
 
 
 def create(req: Request) -> Answer:
@@ -112,9 +124,11 @@ def create(req: Request) -> Answer:
     for group in cluster.nodegroups:  # only now: the counts may have been any number
         members.add(cluster, group, group.node_count)
     operation = req.operation('create')
-    db.create_cluster(req.services.db, cluster, operation,
-                      default_quota=req.conf.quotas.max_clusters_per_project)
-    return Answer({'uuid': cluster.uuid}, req.asked(cluster, operation) | request.warnings(found.skipped))
+    answer = Answer({'uuid': cluster.uuid}, req.location(operation) | request.warnings(found.skipped))
+    db.create_cluster(req.services.db, cluster, operation, default_quota=req.conf.quotas.max_clusters_per_project,
+                      receipt=req.receipt(lambda _: answer))
+    req.asked(cluster, operation)
+    return answer
 
 
 def _template(req: Request, ident: str) -> models.ClusterTemplate:

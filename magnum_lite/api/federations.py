@@ -11,6 +11,8 @@ from typing import Any
 from magnum_lite import errors
 from magnum_lite.api.request import Request
 
+NONE = {'type': 'object', 'required': ['federations'], 'properties': {'federations': {'type': 'array', 'maxItems': 0}}}
+
 
 def index(req: Request) -> dict[str, Any]:
     """List none."""

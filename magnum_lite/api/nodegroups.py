@@ -11,7 +11,7 @@ from oslo_utils import uuidutils
 from sqlalchemy import orm
 
 from magnum_lite import db, drivers, errors, members, models, states
-from magnum_lite.api import patch, preflight, request, versions
+from magnum_lite.api import etags, patch, preflight, request, versions
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import NODEGROUP
 
@@ -45,10 +45,14 @@ def index(req: Request) -> dict[str, Any]:
     return req.collection(NODEGROUP, PLURAL, rows, page, brief=True, path=path, items=path)
 
 
-def get(req: Request) -> dict[str, Any]:
-    """Show one nodegroup."""
+def get(req: Request) -> Answer:
+    """Show one nodegroup. `ETag` stands for what is wanted of it, not for how it is."""
     cluster = db.get_cluster(req.services.db, req.scope, req.path['ident'])
-    return show(req, cluster, find(cluster, req.path['group']))
+    return _tagged(req, cluster, find(cluster, req.path['group']))
+
+
+def _tagged(req: Request, cluster: models.Cluster, group: models.NodeGroup) -> Answer:
+    return Answer(show(req, cluster, group), {'ETag': etags.of_group(group)})
 
 
 def create(req: Request) -> Answer:
@@ -79,8 +83,8 @@ def create(req: Request) -> Answer:
     def change(cluster: models.Cluster) -> None:
         made[:] = [_add(req, cluster, driver, values)]
 
-    answer = req.ask(cluster.uuid, 'nodegroup_create', change)
-    return Answer(show(req, made[0].cluster, made[0]), {**answer.headers, **request.warnings(found.skipped)})
+    return req.ask(cluster.uuid, 'nodegroup_create', change, answer=lambda cluster: Answer(
+        show(req, cluster, made[0]), request.warnings(found.skipped)))
 
 
 def _labels(cluster: models.Cluster, given: dict[str, str] | None, merge: bool) -> dict[str, str]:
@@ -107,11 +111,18 @@ def update(req: Request) -> Answer:
     group = find(cluster, req.path['group'])
     changed = patch.changes(NODEGROUP, patch.document(NODEGROUP, group), req.body, PATCHABLE)
     if not changed:
-        return Answer(show(req, cluster, group))
-    group_uuid, seen = group.uuid, [group]
+        req.check(etags.of_group(group))
+        return _tagged(req, cluster, group)
+    group_uuid = group.uuid
+
+    def tag(cluster: models.Cluster) -> str:
+        return etags.of_group(find(cluster, group_uuid))
+
+    def answer(cluster: models.Cluster) -> Answer:
+        return _tagged(req, cluster, find(cluster, group_uuid))
 
     def change(cluster: models.Cluster) -> None:
-        seen[:] = [group := find(cluster, group_uuid)]
+        group = find(cluster, group_uuid)
         check_alive(group)
         if group.role == 'master' and not changed.keys() <= set(BOUNDS):
             raise errors.Conflict(f'Nodegroup {group.name} holds the masters, whose labels and taints stay as they '
@@ -126,10 +137,8 @@ def update(req: Request) -> Answer:
             start(group)
 
     if changed.keys() <= set(BOUNDS):
-        cluster, headers = db.edit_cluster(req.services.db, req.scope, cluster.uuid, change), {}
-    else:
-        headers = dict(req.ask(cluster.uuid, 'nodegroup_update', change).headers)
-    return Answer(show(req, cluster, seen[0]), headers)
+        return answer(db.edit_cluster(req.services.db, req.scope, cluster.uuid, change, guard=req.guard(tag)))
+    return req.ask(cluster.uuid, 'nodegroup_update', change, answer=answer, tag=tag)
 
 
 def delete(req: Request) -> Answer:
@@ -139,6 +148,7 @@ def delete(req: Request) -> Answer:
     if group.is_default:
         raise errors.Invalid(f'Nodegroup {group.name} came with cluster {cluster.uuid} and goes with it only.')
     if group.status == states.DELETE_IN_PROGRESS:
+        req.check(etags.of_group(group))
         return Answer(None)
     group_uuid = group.uuid
 
@@ -147,7 +157,8 @@ def delete(req: Request) -> Answer:
         group.status, group.updated_at = states.DELETE_IN_PROGRESS, models.utcnow()
         members.drop(group.nodes)
 
-    return Answer(None, req.ask(cluster.uuid, 'nodegroup_delete', change).headers)
+    return req.ask(cluster.uuid, 'nodegroup_delete', change, answer=lambda _: Answer(None),
+                   tag=lambda cluster: etags.of_group(find(cluster, group_uuid)))
 
 
 def find(cluster: models.Cluster, ident: str) -> models.NodeGroup:

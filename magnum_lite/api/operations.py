@@ -17,6 +17,11 @@ AFTER_CHANGE = ('Cluster {} will be UPDATE_FAILED, with the nodes that it then h
                 'from there.')
 
 
+#: The answer to a request to stop an operation.
+CANCELLED = {'type': 'object', 'required': ['uuid', 'cluster_id', 'text'], 'properties': {
+    'uuid': {'type': 'string'}, 'cluster_id': {'type': 'string'}, 'text': {'type': 'string'}}}
+
+
 @dataclass(frozen=True)
 class Progress:
     """An operation, and how long such operations took."""

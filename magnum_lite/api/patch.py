@@ -18,6 +18,10 @@ from magnum_lite import errors, schema
 MOST_OPERATIONS = 100
 #: Characters of a dict or list that comes as text: room for the health of a thousand nodes.
 LONGEST_TEXT = 2 ** 17
+#: What Python writes of a dict or a list, piece by piece, and how many pieces: 10,000 entries. To compile more takes
+#: longer than a request may.
+_PIECE = re.compile(r"""\s*(?:[uU]?'(?:[^'\\\n]|\\.)*'|[uU]?"(?:[^"\\\n]|\\.)*"|[-+]?\w[\w.]*|[][{}(),:])""")
+_MOST_PIECES = 40_001
 PATH = re.compile(r'/([\w-]{1,255})(?:/([\w-]{1,255}))?')
 #: What an attribute of this type is when it was removed. Every other is None.
 EMPTY: dict[str, Any] = {'object': {}, 'array': []}
@@ -25,10 +29,14 @@ EMPTY: dict[str, Any] = {'object': {}, 'array': []}
 UNPATCHED = ('uuid', 'id', 'merge_labels')
 
 
+def known(resource: schema.Resource) -> list[schema.Field]:
+    """The fields that a patch may name. What only the service sets is not among them."""
+    return [f for f in resource.fields if f.create != schema.REFUSED and f.name not in UNPATCHED]
+
+
 def document(resource: schema.Resource, row: Any) -> dict[str, Any]:
-    """The attributes of a row that a patch may name. What only the service sets is not among them."""
-    return {f.name: f.show(row) for f in resource.fields
-            if f.create != schema.REFUSED and f.name not in UNPATCHED}
+    """The attributes of a row that a patch may name."""
+    return {f.name: f.show(row) for f in known(resource)}
 
 
 def changes(resource: schema.Resource, before: dict[str, Any], body: Any, settable: Collection[str],
@@ -98,14 +106,22 @@ def _part(name: str, op: str, old: Any, key: str, value: Any) -> Any:
     return old | {key: value}
 
 
+def _python(text: str) -> Any:
+    """The value of a Python literal. Raises what `ast.literal_eval` does, and ValueError for one of too many pieces."""
+    rest, pieces = _PIECE.subn('', text)
+    if rest.strip() or pieces > _MOST_PIECES:
+        raise ValueError('no literal, or a long one')
+    return ast.literal_eval(text)
+
+
 def _literal(name: str, text: str) -> Any:
     """The dict or list that a text stands for, as JSON would hold it."""
-    for read in (json.loads, ast.literal_eval) if len(text) <= LONGEST_TEXT else ():
+    for read in (json.loads, _python) if len(text) <= LONGEST_TEXT else ():
         try:
             value = json.loads(json.dumps(read(text)))
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             continue
-        if isinstance(value, dict | list) and not schema.is_too_deep(value):
+        if isinstance(value, dict | list) and not schema.is_too_much(value):
             return value
     if name == 'labels' and text and len(text) <= LONGEST_TEXT and all('=' in pair for pair in text.split(',')):
         return dict(pair.split('=', 1) for pair in text.split(','))  # how terraform writes them

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from magnum_lite import db, errors, models
+from magnum_lite import db, errors, models, schema
 from magnum_lite.api import preflight
-from magnum_lite.api.request import Request
+from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import QUOTA
 
 PLURAL = 'quotas'
+#: A default has no row, so no id and no times.
+SHOWN = schema.one(QUOTA, linked=False) | {
+    'title': 'QuotaOrDefault', 'required': ['project_id', 'resource', 'hard_limit']}
+CHANGE = schema.posted(QUOTA, name='QuotaChange') | {'required': []}
 
 
 def index(req: Request) -> dict[str, Any]:
@@ -36,11 +40,15 @@ def get(req: Request) -> dict[str, Any]:
             'resource': db.CLUSTER_RESOURCE}
 
 
-def create(req: Request) -> dict[str, Any]:
+def create(req: Request) -> Answer:
     """Set a quota for a project that Keystone knows."""
     values = QUOTA.parse(req.body)
     preflight.check_project(req.services.cloud, values['project_id'])
-    return QUOTA.show(db.create_quota(req.services.db, models.Quota(**values)), req.version)
+
+    def answer(quota: models.Quota) -> Answer:
+        return Answer(QUOTA.show(quota, req.version))
+
+    return answer(db.create_quota(req.services.db, models.Quota(**values), receipt=req.receipt(answer)))
 
 
 def update(req: Request) -> dict[str, Any]:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import datetime
 import random
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from oslo_config import cfg
 from oslo_policy import policy
 from oslo_utils import strutils, uuidutils
 
 from magnum_lite import clients, context, db, drivers, errors, models, notify, rpc, schema
-from magnum_lite.api import policies
+from magnum_lite.api import etags, policies
 
+if TYPE_CHECKING:
+    from magnum_lite.api import idempotency
+
+T = TypeVar('T')
+#: How long the answer to a request with an `Idempotency-Key` is given again.
+KEPT = datetime.timedelta(hours=24)
 #: The query parameters of what belongs to a cluster, and those of every other listing.
 PAGES = ('limit', 'marker', 'sort_key', 'sort_dir')
 PAGING = (*PAGES, 'all_tenants')
@@ -42,7 +49,8 @@ class Request:
     """One request, after its version, its caller and its body were checked.
 
     `path` holds the variable parts of the address by name, `query` its parameters, `version` the minor number, `rule`
-    what the caller was found to be allowed.
+    what the caller was found to be allowed. `if_match` are the tags of the header of that name, None without it; `key`
+    is what an `Idempotency-Key` stands for.
     """
 
     services: Services
@@ -53,6 +61,8 @@ class Request:
     body: Any
     app_url: str
     rule: str | None = None
+    if_match: tuple[str, ...] | None = None
+    key: idempotency.Key | None = None
 
     @property
     def conf(self) -> cfg.ConfigOpts:
@@ -98,11 +108,46 @@ class Request:
         """The header that leads to an operation that was stored."""
         return {'Location': f'{self.app_url}/v1/operations/{operation.uuid}'}
 
-    def ask(self, ident: str, kind: str, change: Callable[[models.Cluster], None]) -> Answer:
-        """Have `change` made to a cluster under its lock, as `db.request_update` says, and a conductor told."""
+    def ask(self, ident: str, kind: str, change: Callable[[models.Cluster], None], *,
+            answer: Callable[[models.Cluster], Answer] | None = None, tag: etags.Tag = etags.of_cluster) -> Answer:
+        """Have `change` made to a cluster under its lock, as `db.request_update` says, and a conductor told.
+
+        `answer` makes the answer from the changed cluster, default its uuid; the operation's address is added. `tag`
+        gives the tag that `If-Match` is held against.
+        """
         operation = self.operation(kind)
-        cluster = db.request_update(self.services.db, self.scope, ident, operation, change)
-        return Answer({'uuid': cluster.uuid}, self.asked(cluster, operation))
+
+        def answered(cluster: models.Cluster) -> Answer:
+            made = answer(cluster) if answer else Answer({'uuid': cluster.uuid})
+            return Answer(made.body, {**made.headers, **self.location(operation)})
+
+        cluster = db.request_update(self.services.db, self.scope, ident, operation, change, guard=self.guard(tag),
+                                    receipt=self.receipt(answered))
+        self.asked(cluster, operation)
+        return answered(cluster)
+
+    def guard(self, tag: etags.Tag) -> db.Guard:
+        """What holds `If-Match` against the tag of a cluster, or of something in it; None without that header."""
+        wanted = self.if_match
+        return None if wanted is None else lambda cluster: etags.check(wanted, tag(cluster))
+
+    def check(self, tag: str) -> None:
+        """Hold `If-Match` against the tag of what is not going to be written. Raises PreconditionFailed."""
+        if self.if_match is not None:
+            etags.check(self.if_match, tag)
+
+    def receipt(self, answer: Callable[[T], Answer]) -> db.Receipts[T]:
+        """What stores the answer in the transaction that does what is asked for; None without `Idempotency-Key`."""
+        key = self.key
+        if key is None:
+            return None
+
+        def make(written: T) -> models.Receipt:
+            made = answer(written)
+            return models.Receipt(
+                digest=key.digest, fingerprint=key.fingerprint, headers=dict(made.headers), body=made.body,
+                expires_at=models.utcnow() + KEPT)
+        return make
 
     def asked(self, cluster: models.Cluster, operation: models.Operation) -> dict[str, str]:
         """Have everybody told of an operation that was stored. Returns the header that leads to it."""

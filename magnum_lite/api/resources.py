@@ -37,6 +37,9 @@ TAINTS = {'type': 'array', 'maxItems': 50, 'items': {
         'key': text(), 'value': {'type': ['string', 'null'], 'maxLength': 255},
         'effect': one_of('NoSchedule', 'PreferNoSchedule', 'NoExecute')}}}
 
+#: Why a cluster failed, by the names of its nodegroups.
+FAULTS = {'type': 'object', 'additionalProperties': {'type': 'string'}}
+
 CLUSTER_TEMPLATE = Resource('cluster template', [
     Field('uuid', UUID, 'Uuid. A client may choose it.', OPTIONAL),
     Field('name', text(), 'Name. It need not be unique; one is made up if none is given.', OPTIONAL),

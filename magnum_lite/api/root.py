@@ -1,4 +1,4 @@
-"""The two documents that need no token: what is here, in which versions."""
+"""Two documents that need no token: what is here, in which versions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ COLLECTIONS = {
     name: name for name in ('clustertemplates', 'clusters', 'quotas', 'certificates', 'mservices', 'stats',
                             'federations')
 } | {'nodegroups': 'clusters/{cluster_id}/nodegroups', 'credentials': 'credentials'}
+
+
+_LINKS = {'type': 'array', 'items': {'type': 'object'}}
+INDEX = {'type': 'object', 'required': ['name', 'description', 'versions'], 'properties': {
+    'name': {'type': 'string'}, 'description': {'type': 'string'}, 'versions': {'type': 'array', 'items': {
+        'type': 'object', 'required': ['id', 'status', 'max_version', 'min_version', 'links'],
+        'properties': {'links': _LINKS}}}}}
+VERSION = {'type': 'object', 'required': ['id', 'media_types', 'links', *COLLECTIONS],
+           'properties': {'id': {'const': 'v1'}, 'media_types': _LINKS, 'links': _LINKS,
+                          **dict.fromkeys(COLLECTIONS, _LINKS)}}
 
 
 def index(req: Request) -> dict[str, Any]:

@@ -26,6 +26,8 @@ LOG = log.getLogger(__name__)
 BINARY = 'magnum-conductor'  # the name that clients of Magnum look for
 #: Seconds between reports that this conductor is alive.
 REPORT_INTERVAL_S = 30
+#: Receipts of requests that are removed at each report: a site would have to ask 33 times a second to outrun this.
+RECEIPTS_DROPPED = 1000
 #: Seconds between two rounds at least, when rows are due but no worker is free or another conductor is faster.
 SHORTEST_PAUSE_S = 0.2
 
@@ -114,6 +116,7 @@ class Conductor:
     def _report(self) -> None:
         if time.monotonic() - self._reported_at > REPORT_INTERVAL_S:
             db.report_service(self._world.db, self._world.conf.host, BINARY)
+            db.drop_receipts(self._world.db, limit=RECEIPTS_DROPPED)
             self._reported_at = time.monotonic()
 
     def _nudges(self) -> Any:
