@@ -10,7 +10,6 @@ come back as data, `{"code": HTTP status, "text": sentence}`, so that nothing of
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable
 from concurrent import futures
@@ -43,11 +42,40 @@ def default_to_this_process(conf: cfg.ConfigOpts) -> None:
     conf.set_default('transport_url', 'fake://')
 
 
+class _Client:
+    """The client of one process, made anew after it has failed.
+
+    Without retries oslo.messaging keeps a connection in its pool that has broken (18.3: seen after a broker hung in the
+    middle of a message), and every later message fails on it.
+    """
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        self._conf = conf
+        self._lock = threading.Lock()
+        self._client: Any = None
+
+    def get(self) -> Any:
+        """The client that there is now."""
+        with self._lock:
+            if self._client is None:
+                self._client = oslo_messaging.get_rpc_client(
+                    transport(self._conf), oslo_messaging.Target(topic=TOPIC, version=VERSION), retry=0)
+            return self._client
+
+    def drop(self, client: Any) -> None:
+        """Do not use it again. Its connections are closed behind the caller's back, however long that takes."""
+        with self._lock:
+            if self._client is not client:
+                return
+            self._client = None
+        threading.Thread(target=client.transport.cleanup, name='drop', daemon=True).start()
+
+
 class Nudger:
     """Sends nudges in the background."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
-        self._conf = conf
+        self._client = _Client(conf)
         self._sender = background.Sender('nudge', self._send, outage.Outage(
             'The broker', 'No nudges are sent, so conductors find clusters at their next tick. See [DEFAULT] '
             'transport_url'))
@@ -56,13 +84,13 @@ class Nudger:
         """Have a nudge sent for a cluster. Never blocks and never raises."""
         self._sender.put(uuid)
 
-    @functools.cached_property
-    def _client(self) -> Any:
-        return oslo_messaging.get_rpc_client(
-            transport(self._conf), oslo_messaging.Target(topic=TOPIC, version=VERSION), retry=0)
-
     def _send(self, uuid: str) -> None:
-        self._client.cast({}, 'nudge', uuid=uuid)
+        client = self._client.get()
+        try:
+            client.cast({}, 'nudge', uuid=uuid)
+        except Exception:
+            self._client.drop(client)
+            raise
 
 
 class Signer:
@@ -70,8 +98,10 @@ class Signer:
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._conf = conf
+        self._client = _Client(conf)
+        #: The last client whose call was answered.
+        self._worked: Any = None
         self._free = threading.BoundedSemaphore(MOST_CALLS)
-        self._has_worked = False
         self._away = outage.Outage('Signing by a conductor', 'Requests for certificates are answered with 503 '
                                    'meanwhile. See [DEFAULT] transport_url, and whether a conductor runs')
 
@@ -113,19 +143,21 @@ class Signer:
         threading.Thread(target=run, name='sign', daemon=True).start()
         return future.result(timeout_s)
 
-    @functools.cached_property
-    def _client(self) -> Any:
-        return oslo_messaging.get_rpc_client(
-            transport(self._conf), oslo_messaging.Target(topic=TOPIC, version=VERSION), retry=0)
-
     def _call(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        if not self._has_worked:
-            # The first call makes the queue for answers, whatever `retry` says: a broker that refuses is found out by
-            # what gives up at once, and does no harm.
-            self._client.cast({}, 'nudge', uuid=request['cluster_uuid'])
-        answer: dict[str, Any] = self._client.prepare(version=SIGN_VERSION, timeout=timeout_s).call(
-            {}, 'sign_certificate', **request)
-        self._has_worked = True
+        client = self._client.get()
+        try:
+            if client is not self._worked:
+                # Its first call makes the queue for answers, whatever `retry` says: a broker that refuses is found out
+                # by what gives up at once, and does no harm.
+                client.cast({}, 'nudge', uuid=request['cluster_uuid'])
+            answer: dict[str, Any] = client.prepare(version=SIGN_VERSION, timeout=timeout_s).call(
+                {}, 'sign_certificate', **request)
+        except (oslo_messaging.MessagingTimeout, oslo_messaging.RemoteError):
+            raise  # the broker is well
+        except Exception:
+            self._client.drop(client)
+            raise
+        self._worked = client
         return answer
 
 

@@ -58,3 +58,17 @@ def test_serve_needs_no_broker_unless_one_is_named(conf: cfg.ConfigOpts) -> None
     conf.set_override('transport_url', 'rabbit://example')
     rpc.default_to_this_process(conf)
     assert conf.transport_url == 'rabbit://example'
+
+
+def test_client_that_has_failed_is_made_anew_once(conf: cfg.ConfigOpts) -> None:
+    """A connection that broke while a broker hung stayed in the pool, and every later message failed on it."""
+    use(conf, 'fake://')
+    clients = rpc._Client(conf)
+    first = clients.get()
+    assert clients.get() is first
+
+    clients.drop(first)
+    second = clients.get()
+    clients.drop(first)  # somebody else who failed on it
+
+    assert second is not first and clients.get() is second
