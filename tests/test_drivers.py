@@ -294,7 +294,7 @@ def test_user_data_is_cloud_config_within_the_limit(
 
     assert len(user_data(driver, rendered)) >= 2
     for text in user_data(driver, rendered).values():
-        assert len(text) < drivers.MAX_USER_DATA // 2
+        assert len(text) < drivers.MAX_USER_DATA * 2 // 3
         document = read_yaml(text)
         assert set(document) <= {'write_files', 'runcmd', 'ssh_authorized_keys'}
         assert all(set(f) <= {'path', 'permissions', 'content', 'encoding'} for f in document['write_files'])
