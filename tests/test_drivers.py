@@ -20,7 +20,7 @@ import pytest
 import yaml
 from oslo_config import cfg
 
-from magnum_lite import certs, config, drivers, errors, models
+from magnum_lite import certs, config, drivers, errors, members, models
 
 FOLDERS = sorted(p.name for p in drivers.BUILT_IN.iterdir() if (p / 'manifest.yaml').is_file())
 SCRIPTS = sorted(drivers.BUILT_IN.glob('*/files/*.sh'))
@@ -255,6 +255,99 @@ def user_data_of(rendered: drivers.Rendered) -> dict[str, str]:
     return {name: value for name, value in rendered.parameters.items() if name.endswith('user_data')}
 
 
+# Masters that are replaced.
+
+
+def with_new_master(cluster: models.Cluster) -> models.NodeGroup:
+    """Its first master is outdated, and one is there that is to take its place."""
+    [group] = [group for group in cluster.nodegroups if group.role == 'master']
+    for node in group.nodes:
+        node.epoch, node.status = 1, 'CREATE_COMPLETE'
+    group.epoch, group.next_number = 2, len(group.nodes)
+    members.replace(cluster, group)
+    return group
+
+
+@pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
+def test_nothing_in_the_root_stack_rests_on_a_master_that_can_be_replaced(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair], shape: dict[str, Any]) -> None:
+    cluster = a_cluster(driver, **shape)
+    before = driver.render(conf, cluster, secrets)
+    if driver.replaceable(cluster, 'master'):
+        return
+    with_new_master(cluster)
+
+    after = driver.render(conf, cluster, secrets)
+
+    assert after.template == before.template
+    changed = {name for name in before.files if before.files[name] != after.files[name]}
+    masters = {name for name, item in driver.manifest['stack']['files'].items()
+               if item.get('role') == 'master' and item.get('members')}
+    assert masters <= changed <= masters | {n for n in before.files if driver.role_of(n) == 'master'}
+
+
+def test_new_master_knows_whose_place_it_takes_and_the_first_ones_take_nobodys(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    def environment(cluster: models.Cluster) -> dict[str, str]:
+        texts = user_data(driver, driver.render(conf, cluster, secrets))
+        [text] = [unpacked(text)['/etc/magnum-lite/node.env'] for text in texts.values() if 'NODE_ROLE=master' in text]
+        return dict(line.split('=', 1) for line in text.splitlines())
+
+    cluster = a_cluster(driver, masters=3)
+    first = environment(cluster)
+    group = with_new_master(cluster)
+    of_three = environment(cluster)
+    for node in group.nodes[1:]:
+        node.epoch, node.status = 2, 'CREATE_COMPLETE'
+    of_last = environment(cluster)
+
+    assert (first['NODE_REPLACES'], first['NODE_STAYS']) == ("''", "''")
+    assert (of_three['NODE_REPLACES'], of_three['NODE_REPLACES_LAST'], of_three['NODE_STAYS']) == (
+        'c-master-0', "''", "''")
+    assert (of_last['NODE_REPLACES'], of_last['NODE_REPLACES_LAST']) == ('c-master-0', 'yes')
+    assert of_last['NODE_STAYS'] == f"'{' '.join(node.name for node in group.nodes[1:])}'"
+
+
+def test_masters_are_replaceable_behind_a_load_balancer_only(driver: drivers.Driver) -> None:
+    assert driver.replaceable(a_cluster(driver, master_lb_enabled=True), 'master') is None
+    alone = a_cluster(driver, master_lb_enabled=False)
+    assert driver.replaceable(alone, 'worker') is None
+    assert f'The masters of cluster {alone.uuid} cannot be replaced: There is no load' in str(
+        driver.replaceable(alone, 'master'))
+
+
+def test_whatever_trusts_an_authority_trusts_the_next_one_beside_it(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    authorities = {name for name, key in driver.keys.items() if key.kind == 'ca'}
+    both = {name: dataclasses.replace(pair, beside=f'the next {name}\n') if name in authorities else pair
+            for name, pair in secrets.items()}
+
+    for text in user_data(driver, driver.render(conf, a_cluster(driver), both)).values():
+        files = unpacked(text)
+        is_master = 'NODE_ROLE=master' in text
+        for name in authorities:
+            found = [t for t in files.values() if f'the next {name}' in t]
+            assert [t.startswith(secrets[name].certificate) for t in found] == ([True] if is_master else [])
+        trusted = base64.b64encode(both['ca'].trusted.encode()).decode()
+        assert trusted in files['/etc/kubernetes/discovery.conf']
+        assert not is_master or files['/etc/magnum-lite/pki/signing.crt'] == secrets['ca'].certificate
+
+
+@pytest.mark.parametrize(('old', 'new', 'words'), [
+    ('v1.35.9', 'v1.36.0', []), ('v1.35.9', 'v1.35.10', []), ('v1.35.9', 'v1.35.9', []), ('v1.20.2', 'v1.20.4', []),
+    ('v1.35.9', 'v1.35.8', ['older']), ('v1.35.9', 'v1.34.12', ['older', 'leaves none out']),
+    ('v1.35.9', 'v1.37.0', ['leaves none out']), ('v1.28.0', 'v1.29.0', ['before v1.29']),
+])
+def test_steps_of_the_version_that_the_engine_does_not_allow(
+        conf: cfg.ConfigOpts, old: str, new: str, words: list[str]) -> None:
+    driver = drivers.load(conf)['k8s_ubuntu']
+
+    problems = driver.check_upgrade(conf, {'kube_tag': old}, {'kube_tag': new})
+
+    assert [word in problem for word, problem in zip(words, problems, strict=True)] == [True] * len(words)
+    assert driver.engine_version(conf, {'kube_tag': new}) == new
+
+
 # Values stay values.
 
 
@@ -437,7 +530,7 @@ def test_fields_of_a_template_are_checked(conf: cfg.ConfigOpts) -> None:
     ({'labels': {'flannel_network_cidr': '10.254.0.0/16'}}, ['overlaps', '10.254.0.0/16']),
     ({'labels': {'flannel_network_subnetlen': '17'}}, ['room for 2 nodes', '3 are asked for']),
     ({'labels': {'fixed_subnet_cidr': '10.0.0.0/30'}}, ['room for 0 nodes', '3 are asked for']),
-    ({'workers': 150, 'labels': {'fixed_subnet_cidr': '10.0.0.0/16'}}, ['1088 resources', '1000']),
+    ({'workers': 150, 'labels': {'fixed_subnet_cidr': '10.0.0.0/16'}}, ['1089 resources', '1000']),
     ({'public_key': 'k' * 40000}, ['user-data', str(drivers.MAX_USER_DATA)]),
 ])
 def test_limits_are_said_before_they_bite(conf: cfg.ConfigOpts, changes: dict[str, Any], words: list[str]) -> None:
@@ -559,6 +652,7 @@ def test_a_folder_of_the_operator_wins_over_the_built_in_one(
     ('manifest.yaml', 'default: vxlan', 'default: gre', r'\$\.labels\.flannel_backend\.default: it must be one of'),
     ('manifest.yaml', 'signed_by: ca', 'signed_by: cb', r'\$\.certificates\.join: no such authority'),
     ('manifest.yaml', 'per_node: flannel_network_subnetlen', 'per_node: nope', 'there is no label nope'),
+    ('manifest.yaml', 'version: kube_tag', 'version: tag', r'\$\.upgrade: there is no label tag'),
     ('manifest.yaml', 'authority: ca', 'authority: etc', r'\$\.health: there is no authority etc'),
     ('manifest.yaml', 'path: /api', 'path: api', r'\$\.health\.requests\.nodes\.path: '),
     ('manifest.yaml', 'provides:', 'provides: [', r'manifest\.yaml: '),
