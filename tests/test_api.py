@@ -912,7 +912,7 @@ def test_upgrade_marks_the_nodes_as_outdated_and_the_masters_if_they_can_be_repl
 
 def test_upgrade_to_a_version_waits_until_the_masters_have_the_last_one(
         api: Api, services: Services, complete: str) -> None:
-    for number, version in enumerate(('v1.36.0', 'v1.37.0')):
+    for number, version in enumerate(('v1.36.0', 'v1.37.0'), 2):
         store_template(services.db, uuid=NEWER_UUID[:-1] + str(number), name=version, labels={'kube_tag': version})
     with services.db.write() as session:
         session.execute(sa.update(models.Cluster).values(master_lb_enabled=True))
