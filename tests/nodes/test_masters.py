@@ -11,14 +11,16 @@ import pathlib
 import secrets
 import subprocess
 import threading
-import time  # the real world cannot be told what time it is
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from functional.service import Service, poll, start_service
-from nodes.test_real_nodes import LACK, LAYER, PREFIX, kubectl, kubeconfig, node_names, version  # noqa: F401
+from nodes import test_real_nodes as real
+from nodes.test_real_nodes import LACK, LAYER, PREFIX, kubectl, node_names
 
+kubeconfig, version = real.kubeconfig, real.version  # fixtures
 MASTERS = int(os.environ.get('NODES_MASTERS') or 0)
 TIMEOUT_MIN = 15
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(TIMEOUT_MIN * 60 * 3),
@@ -49,7 +51,7 @@ def make_template(service: Service, version: str, image: str, **labels: str) -> 
 
 
 @pytest.fixture(scope='module')
-def cluster(service: Service, version: str) -> Iterator[dict[str, Any]]:  # noqa: F811
+def cluster(service: Service, version: str) -> Iterator[dict[str, Any]]:
     template = make_template(service, version, os.environ.get('NODES_IMAGE', 'debian'))
     status, body = service.request('POST', '/v1/clusters', {
         'name': f'{PREFIX}-{secrets.token_hex(3)}', 'cluster_template_id': template['uuid'],
@@ -65,7 +67,7 @@ def cluster(service: Service, version: str) -> Iterator[dict[str, Any]]:  # noqa
 class Watcher:
     """Asks for a ConfigMap, each time over a new connection, and notes when that did not work, and the nodes' names."""
 
-    def __init__(self, kubeconfig: pathlib.Path) -> None:  # noqa: F811
+    def __init__(self, kubeconfig: pathlib.Path) -> None:
         self._kubeconfig, self._stop = kubeconfig, threading.Event()
         self.asked: list[tuple[float, float, str]] = []
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -98,13 +100,13 @@ class Watcher:
         return gaps
 
 
-def run(kubeconfig: pathlib.Path, *words: str) -> str:  # noqa: F811
+def run(kubeconfig: pathlib.Path, *words: str) -> str:
     """What kubectl prints. Raises if it fails."""
     return subprocess.run([str(LAYER / 'usr/bin/kubectl'), '--kubeconfig', str(kubeconfig), *words],
                           capture_output=True, text=True, check=True).stdout
 
 
-def etcd_members(kubeconfig: pathlib.Path, master: str) -> list[tuple[str, str]]:  # noqa: F811
+def etcd_members(kubeconfig: pathlib.Path, master: str) -> list[tuple[str, str]]:
     """(name, state) of the members of etcd, as one of them says."""
     pki = '/etc/kubernetes/pki/etcd'
     text = run(kubeconfig, '-n', 'kube-system', 'exec', f'etcd-{master}', '--', 'etcdctl', '--endpoints',
@@ -113,14 +115,14 @@ def etcd_members(kubeconfig: pathlib.Path, master: str) -> list[tuple[str, str]]
     return sorted((line.split(', ')[2], line.split(', ')[1]) for line in text.splitlines())
 
 
-def ready(kubeconfig: pathlib.Path) -> dict[str, str]:  # noqa: F811
+def ready(kubeconfig: pathlib.Path) -> dict[str, str]:
     """Name -> status of the condition Ready of each node that the API knows."""
     return {n['metadata']['name']: next(c['status'] for c in n['status']['conditions'] if c['type'] == 'Ready')
             for n in kubectl(kubeconfig, 'get', 'nodes')['items']}
 
 
 def test_upgrade_replaces_masters_and_workers_and_keeps_the_rest(
-        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path, version: str) -> None:  # noqa: F811
+        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path, version: str) -> None:
     before = node_names(service, cluster)
     kubectl(kubeconfig, 'create', 'configmap', 'kept', '--from-literal=a=b')
     run(kubeconfig, 'create', 'deployment', 'web', '--image=docker.io/library/busybox:local', '--', 'sleep', '9999')
