@@ -812,3 +812,86 @@ def test_until_ok_tries_until_it_works(node: Node) -> None:
 
     assert node.run()[0] == 0
     assert (node.folder / 'var/log/magnum-lite-node.log').read_text().count('same words') == 2
+
+
+def test_a_failed_node_is_made_harmless_before_it_reports(node: Node) -> None:
+    node.engine = "step 'join'; exit 3\n}\ngive_up() { echo 'the report: '$(cat $0/../curl.out 2>/dev/null); false"
+
+    code, reports = node.run()
+
+    assert (code, [r['status'] for r in reports]) == (3, ['FAILURE'])
+    assert 'the report: \n' in (node.folder / 'var/log/magnum-lite-node.log').read_text()
+
+
+def test_a_node_that_succeeded_and_could_not_say_so_says_it_afterwards(node: Node) -> None:
+    (node.folder / 'var/lib/magnum-lite').mkdir(parents=True)
+    (node.folder / 'var/lib/magnum-lite/succeeded').touch()
+
+    assert node.run('--if-silent') == (0, [{'status': 'SUCCESS', 'reason': 'n-0 is ready'}])
+
+
+@dataclasses.dataclass
+class Etcd:
+    """The functions of kubeadm.sh that deal with members of etcd, and an `etcdctl` that knows some."""
+
+    folder: pathlib.Path
+    #: Lines as `member list` prints them, of `id` or `id, started, name, peer, client, false`.
+    members: list[str]
+    #: Names, and addresses of clients, that answer.
+    healthy: tuple[str, ...]
+
+    def call(self, function: str, **environment: str) -> tuple[int, list[str]]:
+        """Its exit code, and the ids of the members that are left."""
+        (self.folder / 'list').write_text(''.join(f'{line}\n' for line in self.members))
+        script = drivers.BUILT_IN / '_shared' / 'files' / 'kubeadm.sh'
+        (self.folder / 'run.sh').write_text(f"""
+            . {script}
+            kubeadm() {{ :; }}; rm() {{ :; }}; trust_all() {{ :; }}
+            etcd() {{
+                case "$2 $3" in
+                'endpoint health') case " {' '.join(self.healthy)} " in *" ${{ENDPOINT:-$1}} "*) ;; *) return 1 ;; esac ;;
+                'member list') cat {self.folder}/list ;;
+                'member remove') grep -v "^$4," {self.folder}/list >{self.folder}/left
+                                 cp {self.folder}/left {self.folder}/list ;;
+                esac
+            }}
+            {function}
+            """)
+        done = subprocess.run(['sh', '-eu', str(self.folder / 'run.sh')], env=os.environ | environment,
+                              capture_output=True, text=True, check=False)
+        return done.returncode, [line.split(',')[0] for line in (self.folder / 'list').read_text().splitlines()]
+
+
+def member(number: int, state: str = 'started') -> str:
+    """A line of etcd's list."""
+    known = state == 'started'
+    return (f'{number}{number}, {state}, {f"m-{number}" if known else ""}, https://10.0.0.{number}:2380, '
+            f'{f"https://10.0.0.{number}:2379" if known else ""}, false')
+
+
+@pytest.mark.parametrize(('members', 'healthy', 'left'), [
+    ([member(0)], ('m-0', 'https://10.0.0.0:2379'), ['00']),
+    ([member(0), member(1, 'unstarted')], ('m-0', 'https://10.0.0.0:2379'), ['00']),
+    ([member(0), member(2), member(5)], ('m-2', 'https://10.0.0.2:2379'), ['22']),
+    ([member(0), member(2), member(5)], ('m-0', 'https://10.0.0.0:2379', 'https://10.0.0.5:2379'), ['00', '22', '55']),
+], ids=['nothing to do', 'half-made', 'gone, of those that go and of nobody', 'who stays is left, and who answers'])
+def test_what_does_not_answer_and_does_not_stay_leaves_etcd_before_a_master_joins(
+        tmp_path: pathlib.Path, members: list[str], healthy: tuple[str, ...], left: list[str]) -> None:
+    etcd = Etcd(tmp_path, members, healthy)
+
+    assert etcd.call('make_room', NODE_NAME='m-9', NODE_REPLACES='m-0', NODE_STAYS='m-2 m-3') == (0, left)
+
+
+def test_nobody_is_asked_who_does_not_answer(tmp_path: pathlib.Path) -> None:
+    etcd = Etcd(tmp_path, [member(0)], ())
+
+    assert etcd.call('make_room', NODE_NAME='m-9', NODE_REPLACES='m-0', NODE_STAYS='') == (1, ['00'])
+
+
+@pytest.mark.parametrize(('members', 'code', 'left'), [
+    ([member(0), member(9)], 0, ['99']), ([member(9)], 0, ['99']), ([member(0), member(9, 'unstarted')], 1, ['00', '99']),
+], ids=['it goes', 'it is gone already', 'not before the new one counts'])
+def test_the_old_master_leaves_etcd(tmp_path: pathlib.Path, members: list[str], code: int, left: list[str]) -> None:
+    etcd = Etcd(tmp_path, members, ())
+
+    assert etcd.call('leave_etcd m-0', NODE_NAME='m-9') == (code, left)
