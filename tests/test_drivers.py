@@ -849,7 +849,7 @@ class Etcd:
             kubeadm() {{ :; }}; rm() {{ :; }}; trust_all() {{ :; }}
             etcd() {{
                 case "$2 $3" in
-                'endpoint health') case " {' '.join(self.healthy)} " in *" ${{ENDPOINT:-$1}} "*) ;; *) return 1 ;; esac ;;
+                'endpoint health') echo " {' '.join(self.healthy)} " | grep " ${{ENDPOINT:-$1}} " >/dev/null ;;
                 'member list') cat {self.folder}/list ;;
                 'member remove') grep -v "^$4," {self.folder}/list >{self.folder}/left
                                  cp {self.folder}/left {self.folder}/list ;;
@@ -889,7 +889,8 @@ def test_nobody_is_asked_who_does_not_answer(tmp_path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(('members', 'code', 'left'), [
-    ([member(0), member(9)], 0, ['99']), ([member(9)], 0, ['99']), ([member(0), member(9, 'unstarted')], 1, ['00', '99']),
+    ([member(0), member(9)], 0, ['99']), ([member(9)], 0, ['99']),
+    ([member(0), member(9, 'unstarted')], 1, ['00', '99']),
 ], ids=['it goes', 'it is gone already', 'not before the new one counts'])
 def test_the_old_master_leaves_etcd(tmp_path: pathlib.Path, members: list[str], code: int, left: list[str]) -> None:
     etcd = Etcd(tmp_path, members, ())

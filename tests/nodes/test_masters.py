@@ -168,3 +168,36 @@ def test_upgrade_replaces_masters_and_workers_and_keeps_the_rest(
                           text=True, check=True).stdout
     assert 'DNS:api.example' in text, 'the new masters have the new labels'
     assert sum(b - a for a, b in gaps) < 60, gaps
+
+
+def test_new_master_that_dies_when_it_has_joined_takes_nothing_along_and_is_replaced(
+        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path, version: str) -> None:
+    def upgrade(template: dict[str, Any]) -> None:
+        status, body = service.request('POST', f'/v1/clusters/{cluster["uuid"]}/actions/upgrade', {
+            'cluster_template': template['uuid']})
+        assert status == 202, body
+
+    def log_of(node: str) -> str:
+        return subprocess.run([str(real.NODE_TOOLS / 'exec'), node, '--', 'cat', '/var/log/magnum-lite-node.log'],
+                              capture_output=True, text=True, check=False).stdout
+
+    before = node_names(service, cluster)
+    newest = make_template(service, version, os.environ.get('NODES_IMAGE', 'debian'))
+    upgrade(newest)
+    [new] = poll(lambda: node_names(service, cluster) - before, 60, 'a new master is asked for')
+    poll(lambda: 'wait for the node to be ready' in log_of(new), TIMEOUT_MIN * 60, lambda: log_of(new), every_s=1)
+    began = time.monotonic()
+    subprocess.run([str(real.NODE_TOOLS / 'exec'), new, '--', 'systemctl', 'kill', '-s', 'KILL',
+                    'magnum-lite-node.service'], check=True)
+    service.wait(cluster['uuid'], 'UPDATE_FAILED', timeout_s=TIMEOUT_MIN * 60)
+    print(f'failed after {time.monotonic() - began:.0f} s: '
+          f'{service.request("GET", "/v1/clusters/" + cluster["uuid"])[1]["status_reason"]}')
+
+    [old, *_] = masters = sorted(name for name in before if '-master-' in name)
+    assert etcd_members(kubeconfig, old) == [(name, 'started') for name in masters]
+    upgrade(newest)
+    service.wait(cluster['uuid'], 'UPDATE_COMPLETE', timeout_s=TIMEOUT_MIN * 120)
+    print(f'done after {time.monotonic() - began:.0f} s')
+    masters = sorted(name for name in node_names(service, cluster) if '-master-' in name)
+    assert len(masters) == MASTERS and new not in masters and not set(masters) & before
+    assert etcd_members(kubeconfig, masters[0]) == [(name, 'started') for name in masters]
