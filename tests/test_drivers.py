@@ -348,6 +348,15 @@ def test_steps_of_the_version_that_the_engine_does_not_allow(
     assert driver.engine_version(conf, {'kube_tag': new}) == new
 
 
+def test_new_members_bring_their_user_data_and_the_version_of_the_engine(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    rendered = driver.render(conf, a_cluster(driver, labels={'kube_tag': 'v1.34.1'}), secrets)
+
+    assert driver.user_data_of(rendered, set()) == {}
+    assert driver.user_data_of(rendered, {'worker'}) == {
+        'worker_user_data': rendered.parameters['worker_user_data'], 'coe_version': 'v1.34.1'}
+
+
 # Values stay values.
 
 
