@@ -63,6 +63,10 @@ class Secret(Protocol):
     @property
     def private_key(self) -> str: ...
 
+    @property
+    def trusted(self) -> str:
+        """The certificate, and those that are trusted beside it while authorities are exchanged."""
+
 
 @dataclass(frozen=True)
 class KeySpec:
@@ -265,6 +269,9 @@ class Driver:
         for place, purposes in named.items():
             if unknown := {*purposes} - {None} - {name for name, spec in self.keys.items() if spec.kind == 'ca'}:
                 raise self._error(f'manifest.yaml $.{place}', f'there is no authority {", ".join(sorted(unknown))}')
+        self._cross_check_labels()
+
+    def _cross_check_labels(self) -> None:
         for name, label in self.labels_known.items():
             default = label.get('default')
             if default is not None and (problem := self._problem(label['schema'], default)):
@@ -276,6 +283,8 @@ class Driver:
         for item in self.manifest.get('ranges', ()):
             for label in {item['label'], item.get('per_node', item['label'])} - set(self.labels_known):
                 raise self._error('manifest.yaml $.ranges', f'there is no label {label}')
+        if (version := self.manifest.get('upgrade', {}).get('version')) not in (None, *self.labels_known):
+            raise self._error('manifest.yaml $.upgrade', f'there is no label {version}')
 
     def _error(self, place: str, problem: object) -> errors.DriverError:
         return errors.DriverError(f'driver folder {self.folder}: {place}: {problem}')
@@ -389,7 +398,8 @@ class Driver:
             problems += self._check_resources(stack, conf.cluster_heat.max_resources_per_stack)
         sizes = {name: KEY_SIZES[spec.algorithm] for name, spec in self.keys.items()}
         sizes |= dict.fromkeys(self.certificates, KEY_SIZES['ecdsa-p256'])
-        secrets = {name: types.SimpleNamespace(certificate='x' * public, private_key='x' * private)
+        secrets = {name: types.SimpleNamespace(certificate='x' * public, trusted='x' * public * 2,
+                                               private_key='x' * private)
                    for name, (public, private) in sizes.items()}
         for text in self._user_data(self.manifest['stack'], context, secrets).values():
             if (length := len(text) + PLACEHOLDER_ROOM) > MAX_USER_DATA:
@@ -407,8 +417,22 @@ class Driver:
         return list(dict.fromkeys(reason for reason in reasons if reason))
 
     def replaceable(self, cluster: models.Cluster, role: str) -> str | None:
-        """Say in a sentence why members of a role cannot be replaced."""
-        return None
+        """Say in a sentence why members of a role cannot be replaced by new ones; None if they can."""
+        item = self.manifest.get('replaceable', {}).get(role)
+        if item is None or self._evaluate(item['that'], {'cluster': cluster}):
+            return None
+        return f'The {role}s of cluster {cluster.uuid} cannot be replaced: {item["else"]}.'
+
+    def engine_version(self, conf: cfg.ConfigOpts, labels: Mapping[str, str]) -> Any:
+        """The version of the engine that labels ask for; None if no label says that."""
+        name = self.manifest.get('upgrade', {}).get('version')
+        return None if name is None else self.labels(conf, labels)[name]
+
+    def check_upgrade(self, conf: cfg.ConfigOpts, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+        """Say in sentences why members with the labels `old` cannot be followed by such with the labels `new`."""
+        context = {'old': self.labels(conf, old), 'new': self.labels(conf, new)}
+        return [item['else'] for item in self.manifest.get('upgrade', {}).get('checks', ())
+                if not self._evaluate(item['that'], context)]
 
     def _check_resources(self, counts: Mapping[str, int], most: int) -> list[str]:
         """Find a stack that is larger than Heat allows, by its nodes of each role."""
@@ -482,15 +506,18 @@ class Driver:
         return {role: {int(number) for number in content.get('resources') or {}}
                 for _, role, content in self._member_files(text)}
 
-    def with_members(self, text: Mapping[str, Any], rendered: Rendered) -> dict[str, Any]:
+    def with_members(self, text: Mapping[str, Any], rendered: Rendered, roles: Collection[str]) -> dict[str, Any]:
         """The stored text with the members of `rendered`: those that it has stay as they are written, to the letter.
 
-        All else stays too, so that a newer release of templates changes nothing that runs. A new member is written
-        like its neighbours, because the stored file that it is made from may know other properties than ours.
+        All else stays too, members of other roles than `roles` among it, so that a newer release of templates changes
+        nothing that runs. A new member is written like its neighbours, because the stored file that it is made from may
+        know other properties than ours.
         """
         files = dict(text['files'])
         fresh = {name: content for name, _, content in self._member_files({'files': rendered.files})}
-        for name, _, content in self._member_files(text):
+        for name, role, content in self._member_files(text):
+            if role not in roles:
+                continue
             there = content.get('resources') or {}
             sample = next(iter(there.values()), None)
             wanted = {number: there.get(number) or _alike(sample, member)
@@ -500,10 +527,12 @@ class Driver:
         return {'template': text['template'], 'files': files}
 
     def user_data_of(self, rendered: Rendered, roles: Collection[str]) -> dict[str, Any]:
-        """The parameters of `rendered` that hold the user-data of these roles: what new members need."""
+        """The parameters of `rendered` for new members of these roles: their user-data, and the engine's version."""
         stacks = (self.manifest['stack'], self.manifest.get('nodegroup_stack', {}))
         names = {name for stack in stacks for name, item in stack.get('user_data', {}).items()
                  if item['role'] in roles}
+        if roles and (version := self.manifest.get('upgrade', {}).get('version')):
+            names.add(self.labels_known[version].get('parameter', ''))
         return {name: value for name, value in rendered.parameters.items() if name in names}
 
     def load_balancers_text(self, cluster: models.Cluster) -> str | None:
@@ -709,6 +738,16 @@ class _Wanted:
     def nodes(self) -> list[models.Node]:
         """Read when asked for: not everybody who evaluates an expression has loaded the nodes."""
         return members.wanted(self._group)
+
+    @property
+    def leaving(self) -> list[models.Node]:
+        """Those that others are to take the place of, in the order in which they go."""
+        return members.leaving(self._group)
+
+    @property
+    def staying(self) -> list[models.Node]:
+        """Those that are there and stay."""
+        return members.staying(self._group)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._group, name)

@@ -74,13 +74,61 @@ def resize(cluster: Cluster, group: NodeGroup, count: int, remove: Sequence[str]
     group.node_count = count
 
 
+def leaving(group: NodeGroup) -> list[Node]:
+    """The members that are to be replaced, in the order in which masters go: failed, then outdated, oldest first.
+
+    Of failed ones the newest goes first: it may never have come to be.
+    """
+    return sorted((node for node in wanted(group) if _has_failed(node) or is_outdated(node, group)), key=lambda node: (
+        not _has_failed(node), -node.number if _has_failed(node) else node.number))
+
+
+def staying(group: NodeGroup) -> list[Node]:
+    """The members that are there and are not to be replaced."""
+    return [node for node in wanted(group)
+            if node.status == states.CREATE_COMPLETE and not is_outdated(node, group)]
+
+
+def is_outdated(node: Node, group: NodeGroup) -> bool:
+    """Whether a member is of an older epoch than its nodegroup."""
+    return (node.epoch or 1) < (group.epoch or 1)
+
+
+def _has_failed(node: Node) -> bool:
+    return states.is_failed(node.status or '')
+
+
+def waits_for_masters(cluster: Cluster) -> bool:
+    """Whether a master is outdated: engines allow no node that is newer than their masters, so workers come later."""
+    return any(is_outdated(node, group) for group in cluster.nodegroups if group.role == 'master'
+               for node in wanted(group))
+
+
 def replace(cluster: Cluster, group: NodeGroup) -> None:
     """Have the members replaced that have failed, and of those of an older epoch `batch_size` at most.
 
     A failed one has a new number then: what it has reported to its stack would fail whatever takes its place there.
+    Masters come before workers, one at a time: a new one comes, and when it is there one goes, so that there is never
+    one too few.
     """
-    failed = [node for node in wanted(group) if states.is_failed(node.status)]
-    old = [node for node in wanted(group) if node.epoch < group.epoch and node not in failed]
+    if group.role == 'master':
+        _exchange(cluster, group)
+        return
+    if waits_for_masters(cluster):
+        return
+    failed = [node for node in wanted(group) if _has_failed(node)]
+    old = [node for node in wanted(group) if is_outdated(node, group) and node not in failed]
     gone = failed + old[:max(group.batch_size - len(failed), 0)]
     drop(gone)
     add(cluster, group, len(gone))
+
+
+def _exchange(cluster: Cluster, group: NodeGroup) -> None:
+    """The next step towards as many masters as there are to be, none of them outdated; none while one is to come."""
+    there, out = wanted(group), leaving(group)
+    if any(node.status == states.CREATE_IN_PROGRESS for node in there):
+        return
+    if len(there) > group.node_count:
+        drop((out or there)[:1])
+    elif out or len(there) < group.node_count:
+        add(cluster, group, 1)

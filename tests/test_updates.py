@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import uuid
 from collections.abc import Callable
@@ -331,6 +332,174 @@ def test_upgrade_that_fails_stops_at_its_batch_and_goes_on_when_asked_again(stor
     assert len(numbers(story, running)) == 2
 
 
+# -- masters -------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def balanced(story: Story, running: str) -> str:
+    """The same with a load balancer before its master, so that the master can be replaced."""
+    with story.world.db.write() as session:
+        session.execute(sa.update(Cluster).values(master_lb_enabled=True))
+    return running
+
+
+def masters(cluster: Cluster) -> NodeGroup:
+    return next(group for group in cluster.nodegroups if group.role == 'master')
+
+
+def upgrade_all(batch_size: int = 1) -> Change:
+    def change(cluster: Cluster) -> None:
+        group = masters(cluster)
+        group.epoch, group.image_id, group.status = group.epoch + 1, 'ubuntu-new', states.UPDATE_IN_PROGRESS
+        upgrade(batch_size)(cluster)
+    return change
+
+
+def with_three_masters(cluster: Cluster) -> None:
+    """As if it had been created with three."""
+    group = masters(cluster)
+    members.add(cluster, group, 2)
+    group.node_count, group.status = 3, states.UPDATE_IN_PROGRESS
+
+
+def pairs(stack: fakes.FakeStack) -> tuple[set[int], set[int]]:
+    return stack.members['kube_masters.yaml'], stack.members['kube_minions.yaml']
+
+
+def seen_by_heat(story: Story, rounds: int) -> list[tuple[set[int], set[int]]]:
+    """The numbers of masters and workers that Heat is told, one after the other."""
+    [stack] = story.cloud.all_stacks()
+    seen = [pairs(stack)]
+    for _ in range(rounds):
+        story.run(1)
+        if pairs(stack) != seen[-1]:
+            seen.append(pairs(stack))
+    return seen
+
+
+def test_upgrade_replaces_a_master_before_workers_and_has_one_more_meanwhile(story: Story, balanced: str) -> None:
+    request(story, balanced, upgrade_all(2), 'upgrade')
+
+    assert seen_by_heat(story, 6) == [({0}, {0, 1}), ({0, 1}, {0, 1}), ({1}, {2, 3})]
+    row = loaded(story, balanced)
+    assert (row.status, history(story, balanced)[-1]) == ('UPDATE_COMPLETE', ('upgrade', 'complete'))
+    assert {(n.epoch, n.image_id, n.status) for g in row.nodegroups for n in g.nodes} == {
+        (2, 'ubuntu-new', 'CREATE_COMPLETE')}
+    assert (row.master_count, len(masters(row).nodes)) == (1, 1)
+
+
+def test_upgrade_replaces_three_masters_one_by_one(story: Story, balanced: str) -> None:
+    request(story, balanced, with_three_masters)
+    story.run(4)
+    assert numbers(story, balanced, 'default-master') == dict.fromkeys(range(3), 'CREATE_COMPLETE')
+    request(story, balanced, upgrade_all(2), 'upgrade')
+
+    assert [sorted(m) for m, _ in seen_by_heat(story, 10)] == [
+        [0, 1, 2], [0, 1, 2, 3], [1, 2, 3], [1, 2, 3, 4], [2, 3, 4], [2, 3, 4, 5], [3, 4, 5]]
+    assert loaded(story, balanced).status == 'UPDATE_COMPLETE'
+
+
+def test_what_else_is_asked_for_waits_for_the_masters(story: Story, balanced: str) -> None:
+    """A node that is newer than its masters would not join."""
+    request(story, balanced, upgrade_all(5), 'upgrade')
+    request(story, balanced, resize(3))
+    request(story, balanced, add_group(), 'nodegroup_create')
+
+    assert seen_by_heat(story, 1)[-1] == ({0, 1}, {0, 1})
+    assert len(story.cloud.all_stacks()) == 1
+    story.run(6)
+    assert pairs(story.cloud.all_stacks()[0]) == ({1}, {2, 3, 4})
+    assert len(story.cloud.all_stacks()) == 2
+    assert loaded(story, balanced).status == 'UPDATE_COMPLETE'
+    assert {outcome for _, outcome in history(story, balanced)} == {'complete'}
+
+
+def failed_master(stack: fakes.FakeStack, number: int, reason: str) -> list[clients.FailedResource]:
+    return [dataclasses.replace(failed, name=failed.name.replace('minion', 'master'), type=failed.type.replace(
+        'minion', 'master').replace('worker', 'master')) for failed in failed_member(stack, number, reason)]
+
+
+def test_new_master_that_says_it_failed_goes_before_another_one_comes(story: Story, balanced: str) -> None:
+    request(story, balanced, upgrade_all(2), 'upgrade')
+    story.make_due()
+    story.round()
+    [stack] = story.cloud.all_stacks()
+    stack.status, stack.failed = 'UPDATE_FAILED', failed_master(stack, 1, 'WaitConditionFailure: no kubelet')
+    story.run(2)
+    row = loaded(story, balanced)
+    assert (row.status, row.error_code) == ('UPDATE_FAILED', 'NODE_FAILED')
+    assert numbers(story, balanced, 'default-master') == {0: 'CREATE_COMPLETE', 1: 'CREATE_FAILED'}
+
+    stack.failed = []
+    request(story, balanced, lambda cluster: None, 'upgrade')
+    assert seen_by_heat(story, 6) == [({0, 1}, {0, 1}), ({0}, {0, 1}), ({0, 2}, {0, 1}), ({2}, {2, 3})]
+    assert loaded(story, balanced).status == 'UPDATE_COMPLETE'
+
+
+def test_new_master_that_has_not_said_how_it_ended_is_waited_for_and_never_thrown_away(
+        story: Story, balanced: str) -> None:
+    """It may have taken the place of the old one, and then the cluster is where it is."""
+    request(story, balanced, upgrade_all(2), 'upgrade')
+    story.make_due()
+    story.round()
+    [stack] = story.cloud.all_stacks()
+    stack.status, stack.failed = 'UPDATE_FAILED', failed_master(stack, 1, 'CREATE aborted (Engine went down)')
+    story.run(2)
+    assert loaded(story, balanced).status == 'UPDATE_FAILED'
+    assert numbers(story, balanced, 'default-master') == {0: 'CREATE_COMPLETE', 1: 'CREATE_IN_PROGRESS'}
+
+    stack.failed = []
+    request(story, balanced, lambda cluster: None, 'upgrade')
+    assert seen_by_heat(story, 6) == [({0, 1}, {0, 1}), ({1}, {2, 3})]
+    assert loaded(story, balanced).status == 'UPDATE_COMPLETE'
+
+
+def test_worker_that_fails_takes_no_new_master_along(story: Story, balanced: str) -> None:
+    request(story, balanced, upgrade_all(), 'upgrade')
+    story.run(1)
+    [stack] = story.cloud.all_stacks()
+    story.make_due()
+    story.round()
+    assert pairs(stack) == ({1}, {1, 2})
+    stack.status, stack.failed = 'UPDATE_FAILED', failed_member(stack, 2, 'WaitConditionFailure: disk full')
+    story.run(2)
+
+    assert loaded(story, balanced).status == 'UPDATE_FAILED'
+    assert [n.status for n in masters(loaded(story, balanced)).nodes if n.number == 1] == ['CREATE_COMPLETE']
+    stack.failed = []
+    request(story, balanced, lambda cluster: None, 'upgrade')
+    story.run(6)
+    assert numbers(story, balanced, 'default-master') == {1: 'CREATE_COMPLETE'}
+    assert loaded(story, balanced).status == 'UPDATE_COMPLETE'
+
+
+def test_upgrade_that_is_stopped_ends_when_the_present_master_is_there(story: Story, balanced: str) -> None:
+    operation = request(story, balanced, upgrade_all(), 'upgrade')
+    story.make_due()
+    story.round()
+    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    story.run(3)
+
+    row = loaded(story, balanced)
+    assert 'cancel' not in story.cloud.calls
+    assert (row.status, row.error_code) == ('UPDATE_FAILED', 'CANCELLED')
+    assert numbers(story, balanced, 'default-master') == dict.fromkeys((0, 1), 'CREATE_COMPLETE')
+    request(story, balanced, lambda cluster: None, 'upgrade')
+    story.run(6)
+    assert numbers(story, balanced, 'default-master') == {1: 'CREATE_COMPLETE'}
+    assert loaded(story, balanced).status == 'UPDATE_COMPLETE'
+
+
+def test_master_without_a_load_balancer_is_never_replaced(story: Story, running: str) -> None:
+    with story.world.db.write() as session:
+        [number] = [n.id for n in masters(loaded(story, running)).nodes]
+        session.execute(sa.update(Node).where(Node.id == number).values(status='CREATE_FAILED'))
+    request(story, running, lambda cluster: setattr(masters(cluster), 'status', states.UPDATE_IN_PROGRESS))
+    story.run(4)
+
+    assert story.cloud.all_stacks()[0].members['kube_masters.yaml'] == {0}
+    assert loaded(story, running).status == 'UPDATE_COMPLETE'
+
+
 # -- rotate --------------------------------------------------------------------------------------------------------
 
 def trust(story: Story, cluster: str) -> tuple[str, str]:
@@ -339,102 +508,105 @@ def trust(story: Story, cluster: str) -> tuple[str, str]:
     return pair.certificate, pair.beside
 
 
-def test_rotation_replaces_everybody_three_times_so_that_nobody_meets_a_stranger(story: Story, running: str) -> None:
-    old, _ = trust(story, running)
-    request(story, running, rotate, 'rotate')
+def test_rotation_replaces_everybody_three_times_so_that_nobody_meets_a_stranger(story: Story, balanced: str) -> None:
+    old, _ = trust(story, balanced)
+    request(story, balanced, rotate, 'rotate')
     phases = {}
     for _ in range(ROUNDS['rotate']):
         story.run(1)
-        row = loaded(story, running)
+        row = loaded(story, balanced)
         if row.rotation and (row.rotation not in phases):
-            phases[row.rotation] = (*trust(story, running), workers(row).epoch)
-            assert db.list_operations(story.world.db, running)[-1].text == (
+            phases[row.rotation] = (*trust(story, balanced), workers(row).epoch)
+            assert db.list_operations(story.world.db, balanced)[-1].text == (
                 None if row.rotation == 1 else f'Phase {row.rotation} of 3')
 
-    row, (new, beside) = loaded(story, running), trust(story, running)
+    row, (new, beside) = loaded(story, balanced), trust(story, balanced)
     assert phases == {1: (old, new, 2), 2: (new, old, 3), 3: (new, '', 4)}
     assert (row.status, row.rotation, beside, new == old) == ('UPDATE_COMPLETE', 0, '', False)
     assert {node.epoch for group in row.nodegroups for node in group.nodes} == {4}
-    assert history(story, running)[-1] == ('rotate', 'complete')
+    assert history(story, balanced)[-1] == ('rotate', 'complete')
     assert story.count(models.Key) == len(story.world.drivers[row.driver].keys), 'the old ones are forgotten'
-    check_nothing_is_doubled(story, running)
+    check_nothing_is_doubled(story, balanced)
 
 
-def test_rotation_is_asked_for_once_by_a_member(story: Story, api: Api, running: str) -> None:
-    path = f'/v1/certificates/{running}'
+def test_rotation_is_asked_for_once_by_a_member(story: Story, api: Api, balanced: str) -> None:
+    path = f'/v1/certificates/{balanced}'
 
     assert api('PATCH', path, roles='reader').status_code == 403
     assert api('PATCH', path, project='p2').status_code == 404
     assert api('PATCH', path, {'ca': 'new'}).status_code == 400
     asked = api('PATCH', path, headers={'Content-Type': 'application/octet-stream'}, version=None)
-    assert (asked.status_code, asked.json) == (202, {'uuid': running})
+    assert (asked.status_code, asked.json) == (202, {'uuid': balanced})
     assert '/v1/operations/' in asked.headers['Location']
     again = api('PATCH', path)
     assert again.status_code == 409 and 'phase 1 of 3' in again.text
     story.run(ROUNDS['rotate'])
-    assert history(story, running)[-1] == ('rotate', 'complete')
+    assert history(story, balanced)[-1] == ('rotate', 'complete')
 
 
 def test_rotation_that_the_driver_cannot_do_is_refused(
-        services: Services, story: Story, api: Api, running: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        services: Services, story: Story, api: Api, balanced: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(services.drivers['k8s_ubuntu'].manifest, 'rotation')
 
-    refused = api('PATCH', f'/v1/certificates/{running}')
+    refused = api('PATCH', f'/v1/certificates/{balanced}')
 
     assert refused.status_code == 400 and 'cannot exchange authorities' in refused.text
-    assert loaded(story, running).status == 'CREATE_COMPLETE'
+    assert loaded(story, balanced).status == 'CREATE_COMPLETE'
 
 
-def test_rotation_that_fails_goes_on_where_it_was(story: Story, running: str) -> None:
-    request(story, running, rotate, 'rotate')
+def test_rotation_that_fails_goes_on_where_it_was(story: Story, balanced: str) -> None:
+    request(story, balanced, rotate, 'rotate')
     story.make_due()
     story.round()
     [stack] = story.cloud.all_stacks()
     stack.status, stack.failed = 'UPDATE_FAILED', failed_member(stack, 2, 'WaitConditionFailure: disk full')
     story.run(2)
-    row = loaded(story, running)
+    row = loaded(story, balanced)
     assert (row.status, row.rotation) == ('UPDATE_FAILED', 1)
-    signer, _ = trust(story, running)
+    signer, _ = trust(story, balanced)
     stack.failed = []
-    request(story, running, lambda cluster: None, 'rotate')
+    request(story, balanced, lambda cluster: None, 'rotate')
     story.run(ROUNDS['rotate'])
 
-    assert (loaded(story, running).status, loaded(story, running).rotation) == ('UPDATE_COMPLETE', 0)
-    assert trust(story, running)[0] != signer
-    assert history(story, running)[-2:] == [('rotate', 'failed'), ('rotate', 'complete')]
+    assert (loaded(story, balanced).status, loaded(story, balanced).rotation) == ('UPDATE_COMPLETE', 0)
+    assert trust(story, balanced)[0] != signer
+    assert history(story, balanced)[-2:] == [('rotate', 'failed'), ('rotate', 'complete')]
 
 
-def test_rotation_that_is_stopped_ends_between_two_phases(story: Story, running: str) -> None:
-    operation = request(story, running, rotate, 'rotate')
+def test_rotation_that_is_stopped_ends_after_a_step_and_goes_on_when_asked_again(story: Story, balanced: str) -> None:
+    operation = request(story, balanced, rotate, 'rotate')
     story.make_due()
     story.round()
     story.heat_works()
     db.request_cancel(story.world.db, ADMIN, operation.uuid)
     story.run(8)
 
-    row = loaded(story, running)
+    row = loaded(story, balanced)
     assert (row.status, row.error_code, row.rotation) == ('UPDATE_FAILED', 'CANCELLED', 1)
-    check_nothing_is_doubled(story, running)
+    request(story, balanced, lambda cluster: None, 'rotate')
+    story.run(ROUNDS['rotate'])
+    assert (loaded(story, balanced).status, loaded(story, balanced).rotation) == ('UPDATE_COMPLETE', 0)
+    check_nothing_is_doubled(story, balanced)
 
 
-def test_resize_in_a_rotation_waits_its_turn_and_both_are_done(story: Story, running: str) -> None:
-    request(story, running, rotate, 'rotate')
+def test_resize_in_a_rotation_waits_its_turn_and_both_are_done(story: Story, balanced: str) -> None:
+    request(story, balanced, rotate, 'rotate')
     story.make_due()
     story.round()
-    request(story, running, resize(3))
+    request(story, balanced, resize(3))
     story.run(ROUNDS['rotate'])
 
-    row = loaded(story, running)
-    assert (row.status, row.rotation, len(numbers(story, running))) == ('UPDATE_COMPLETE', 0, 3)
-    assert history(story, running)[1:] == [('rotate', 'complete'), ('resize', 'complete')]
-    check_nothing_is_doubled(story, running)
+    row = loaded(story, balanced)
+    assert (row.status, row.rotation, len(numbers(story, balanced))) == ('UPDATE_COMPLETE', 0, 3)
+    assert history(story, balanced)[1:] == [('rotate', 'complete'), ('resize', 'complete')]
+    check_nothing_is_doubled(story, balanced)
 
 
-def test_delete_in_a_rotation_leaves_no_key(story: Story, api: Api, running: str) -> None:
-    request(story, running, rotate, 'rotate')
+def test_delete_in_a_rotation_leaves_no_key(story: Story, api: Api, balanced: str) -> None:
+    request(story, balanced, rotate, 'rotate')
     story.run(2)
     assert story.count(models.Key) > len(story.world.drivers['k8s_ubuntu'].keys)
-    api('DELETE', f'/v1/clusters/{running}')
+    api('DELETE', f'/v1/clusters/{balanced}')
     story.run(4)
 
     assert (story.clusters(), story.count(models.Key)) == ([], 0)
@@ -737,6 +909,10 @@ def check_nothing_is_doubled(story: Story, cluster: str) -> None:
         assert {node.status for node in group.nodes} <= {'CREATE_COMPLETE'}
 
 
+def behind_a_load_balancer(cluster: Cluster) -> None:
+    cluster.master_lb_enabled = True
+
+
 #: kind -> (what was there before, the change, calls that are made for it).
 CHANGES: dict[str, tuple[list[Change], Change, tuple[str, ...]]] = {
     'resize out': ([], resize(4), ('look', 'update', 'outputs')),
@@ -744,7 +920,8 @@ CHANGES: dict[str, tuple[list[Change], Change, tuple[str, ...]]] = {
     'nodegroup create': ([], add_group(), ('look', 'outputs', 'create')),
     'nodegroup delete': ([add_group()], drop_group(), ('look', 'delete')),
     'upgrade': ([resize(3)], upgrade(2), ('look', 'update', 'outputs')),
-    'rotate': ([add_group()], rotate, ('look', 'update', 'outputs')),
+    'rotate': ([behind_a_load_balancer, add_group()], rotate, ('look', 'update', 'outputs')),
+    'upgrade with masters': ([behind_a_load_balancer], upgrade_all(2), ('look', 'update', 'outputs')),
 }
 #: Rounds after which the longest of them is over, and the others.
 ROUNDS = {'rotate': 40}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import orm
 
-from magnum_lite import db, drivers, errors, models
+from magnum_lite import db, drivers, errors, members, models
 from magnum_lite.api import clusters, nodegroups, preflight, request, versions
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import RESIZE, UPGRADE
@@ -29,7 +29,9 @@ def upgrade(req: Request) -> Answer:
     """Ask for the nodes of a nodegroup to be replaced by such of another template's image and labels.
 
     The template's labels are laid over those that there are. With the workers that came with the cluster, the cluster
-    itself gets the template; a further nodegroup follows afterwards.
+    itself gets the template, and first its masters are replaced, one by one whatever `max_batch_size` says; a further
+    nodegroup follows afterwards. Where masters cannot be replaced only the workers are, and the engine's version must
+    stay what it is: no engine allows nodes that are newer than their masters.
     """
     if req.version < versions.UPGRADE:
         raise errors.Invalid(f'The upgrade of a cluster needs version 1.{versions.UPGRADE}.')
@@ -79,12 +81,50 @@ def _upgrade(req: Request, cluster: models.Cluster, driver: drivers.Driver, temp
     group = nodegroups.workers(cluster, values['nodegroup'])
     nodegroups.check_alive(group)
     if group.is_default:
+        masters = _check_engine(req, cluster, driver, template)
         cluster.cluster_template_id, cluster.labels = template.uuid, {**cluster.labels, **template.labels}
         orm.attributes.set_committed_value(cluster, 'template', template)  # for the driver; it is stored already
         request.refuse(driver.check_cluster(req.conf, cluster))
+        for master in masters:
+            _outdate(master, template)
     elif template.uuid != cluster.cluster_template_id:
         raise errors.Conflict(f'Nodegroup {group.name} can only follow the template of its cluster. Upgrade the '
                               'workers that came with the cluster first.')
+    elif (asked := driver.engine_version(req.conf, {**group.labels, **template.labels})) != (
+            there := driver.engine_version(req.conf, cluster.labels)):
+        raise errors.Conflict(f'Nodegroup {group.name} would have version {asked}, and its cluster {cluster.uuid} has '
+                              f'{there}. Upgrade the cluster first.')
+    group.batch_size = values['max_batch_size']
+    _outdate(group, template)
+
+
+def _outdate(group: models.NodeGroup, template: models.ClusterTemplate) -> None:
+    """Want the nodes of a nodegroup replaced by such of a template."""
     group.image_id, group.labels = template.image_id, {**group.labels, **template.labels}
-    group.epoch, group.batch_size = group.epoch + 1, values['max_batch_size']
+    group.epoch += 1
     nodegroups.start(group)
+
+
+def _check_engine(req: Request, cluster: models.Cluster, driver: drivers.Driver,
+                  template: models.ClusterTemplate) -> list[models.NodeGroup]:
+    """The nodegroups of masters to be replaced, none if this cluster cannot do that.
+
+    Raises Conflict for a version that the engine does not allow next, or that the masters could not follow to.
+    """
+    masters = [group for group in cluster.nodegroups if group.role == 'master']
+    labels = {**cluster.labels, **template.labels}
+    there, asked = (driver.engine_version(req.conf, found) for found in (cluster.labels, labels))
+    fixed = driver.replaceable(cluster, 'master')
+    if there != asked:
+        if problems := driver.check_upgrade(req.conf, cluster.labels, labels):
+            raise errors.Conflict(f'Cluster {cluster.uuid} has version {there}, and template {template.uuid} asks for '
+                                  f'{asked}. {". ".join(problems)}.')
+        if fixed:
+            raise errors.Conflict(f'{fixed} Nodes cannot be newer than their masters, and template {template.uuid} '
+                                  f'asks for version {asked} instead of {there}. Make a new cluster with it, or use a '
+                                  f'template with version {there}.')
+        if members.waits_for_masters(cluster):
+            raise errors.Conflict(f'The masters of cluster {cluster.uuid} are not all of version {there} yet. Wait '
+                                  'until its last upgrade is done, or, if that has failed, upgrade it to its own '
+                                  'template again.')
+    return [] if fixed else masters

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from magnum_lite import certs, db, drivers, errors, models, schema, states
-from magnum_lite.api import nodegroups, request
+from magnum_lite.api import clusters, nodegroups, request
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CERTIFICATE, KUBECONFIG
 
@@ -81,7 +81,7 @@ def rotate(req: Request) -> Answer:
                 group.epoch += 1
                 nodegroups.start(group)
 
-    return req.ask(req.path['ident'], 'rotate', change)
+    return req.ask(req.path['ident'], 'rotate', change, answer=clusters.tagged)
 
 
 def rotate_credentials(req: Request) -> NoReturn:

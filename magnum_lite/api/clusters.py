@@ -85,17 +85,18 @@ def update(req: Request) -> Answer:
         nodegroups.resize(req, cluster, group, count)
 
     if count is not None:
-        return req.ask(cluster.uuid, 'resize', change, answer=_tagged)
+        return req.ask(cluster.uuid, 'resize', change, answer=tagged)
     if changed:
         status, reason = health.values()
         db.set_health(req.services.db, req.scope, cluster.uuid, status=status, reason=reason,
                       guard=req.guard(etags.of_cluster))
     else:
         req.check(etags.of_cluster(cluster))
-    return _tagged(cluster)
+    return tagged(cluster)
 
 
-def _tagged(cluster: models.Cluster) -> Answer:
+def tagged(cluster: models.Cluster) -> Answer:
+    """The answer to most changes."""
     return Answer({'uuid': cluster.uuid}, {'ETag': etags.of_cluster(cluster)})
 
 

@@ -88,6 +88,19 @@ class Task:
         """Whether a nodegroup of the owner's stack has work."""
         return any(states.is_busy(group.status) for group in self.groups_of(owner))
 
+    @property
+    def waits_for_masters(self) -> bool:
+        """Whether masters are being replaced that others have to wait for."""
+        return any(g.role == 'master' and states.is_busy(g.status) for g in self.cluster.nodegroups) and (
+            members.waits_for_masters(self.cluster))
+
+    @property
+    def masters_change(self) -> bool:
+        """Whether a master of a cluster that runs is on its way in or out, which is not to be stopped half-way."""
+        return self.cluster.status == states.UPDATE_IN_PROGRESS and any(
+            states.is_busy(node.status) for group in self.cluster.nodegroups if group.role == 'master'
+            for node in group.nodes)
+
     def stack_name(self, owner: Owner) -> str:
         """The name of the owner's stack, which makes a create that is tried again find the first one."""
         return f'{self.cluster.name[:STACK_NAME_PREFIX]}-{owner.uuid}'
@@ -238,8 +251,7 @@ def ensure_members(task: Task, owner: Owner) -> None:
     if isinstance(owner, models.NodeGroup) and owner.status == states.DELETE_IN_PROGRESS:
         ensure_nodegroup_gone(task, owner)
         return
-    if task.is_cancelled and owner.sent_generation < task.cluster.generation:
-        raise _cancelled()
+    _check_turn(task, owner)
     if owner.stack_id is None:
         ensure_stack(task, owner)
     stack = _stack_at_rest(task, owner)
@@ -248,10 +260,31 @@ def ensure_members(task: Task, owner: Owner) -> None:
         _face_failure(task, owner, stack)
     if task.is_cancelled and (failed or not has_text):
         raise _cancelled()
-    # What was not sent before somebody died has its batch chosen already.
-    if not has_text or choose_members(task, owner) or failed:
-        send(task, owner, stack, settled=has_text and not failed)
+    if not has_text:  # what was not sent before somebody died has its batch chosen already
+        send(task, owner, stack, set(), settled=False)
+    if failed:
+        send(task, owner, stack, choose_members(task, owner), settled=False)
+    _note_arrivals(task, owner)
+    if lacking := choose_members(task, owner):
+        _go_on(task, owner, stack, lacking)
     settle(task, owner, stack)
+
+
+def _check_turn(task: Task, owner: Owner) -> None:
+    """Raise Failed for what was stopped before it began, Retry for a nodegroup whose masters are outdated."""
+    if task.is_cancelled and owner.sent_generation < task.cluster.generation:
+        raise _cancelled()
+    if owner is not task.cluster and task.waits_for_masters:
+        raise task.wait('the replacement of the masters')
+
+
+def _go_on(task: Task, owner: Owner, stack: clients.Stack, lacking: set[str]) -> None:
+    """A stack is complete, and there is more to do: have the next members made, unless somebody wants it stopped."""
+    if task.is_cancelled:
+        with task.save(guarded=True) as session:
+            _write_arrivals(session, task, owner)
+        raise _cancelled()
+    send(task, owner, stack, lacking, settled=True)
 
 
 def _stack_at_rest(task: Task, owner: Owner) -> clients.Stack:
@@ -261,7 +294,7 @@ def _stack_at_rest(task: Task, owner: Owner) -> clients.Stack:
         raise errors.Failed('STACK_GONE', f'{errors.CODES["STACK_GONE"]}: {owner.stack_id}. Delete the '
                             f'{"cluster" if owner is task.cluster else "nodegroup"}.')
     if states.is_busy(stack.status):
-        if task.is_cancelled:
+        if task.is_cancelled and not task.masters_change:
             task.note()
             task.stacks.cancel(stack.id)
         raise task.wait(f'stack {stack.id}')
@@ -271,7 +304,7 @@ def _stack_at_rest(task: Task, owner: Owner) -> clients.Stack:
 def _face_failure(task: Task, owner: Owner, stack: clients.Stack) -> None:
     """A stack failed. That is the end, unless something else was asked for meanwhile, which then gets its try."""
     task.note()
-    if task.is_cancelled:
+    if task.is_cancelled and not task.masters_change:
         raise _cancelled()
     diagnosis = diagnose.explain(task, stack)
     if owner.sent_generation >= task.cluster.generation:
@@ -281,8 +314,18 @@ def _face_failure(task: Task, owner: Owner, stack: clients.Stack) -> None:
                           text=diagnosis.text)
     for group in task.groups_of(owner):  # a node that has reported a failure never reports again: it is replaced
         for node in members.wanted(group):
-            if diagnosis.of(group, node):
+            if _failed_for_good(group, diagnosis.of(group, node)):
                 node.status = states.CREATE_FAILED
+
+
+def _failed_for_good(group: models.NodeGroup, fault: diagnose.Fault | None) -> bool:
+    """Whether a member is to be replaced that is in a stack that failed.
+
+    A new master that has not said how it ended may have taken the place of another one already, and all that the
+    cluster knows is with it. So it is never thrown away: when Heat is sent the text again it waits for the same master.
+    """
+    return fault is not None and (
+        group.role != 'master' or group.status == states.CREATE_IN_PROGRESS or fault.code != 'INTERNAL')
 
 
 def _cancelled() -> errors.Failed:
@@ -355,30 +398,61 @@ def _adopt(task: Task, owner: Owner, stack_id: str) -> None:
     raise task.wait(f'stack {stack_id}')
 
 
-def choose_members(task: Task, owner: Owner) -> bool:
-    """Choose, in memory, who of a settled stack is replaced next. Returns whether the stack lacks anything."""
+def choose_members(task: Task, owner: Owner) -> set[str]:
+    """Choose, in memory, who of a settled stack is replaced next. Returns the roles of which the stack lacks anything.
+
+    While masters are replaced one by one nothing else is changed beside it: whatever fails then is a master's.
+    """
     there = task.driver.numbers(owner.stack_text or {})
     for group in task.groups_of(owner):
-        if states.is_busy(group.status):
+        if states.is_busy(group.status) and task.driver.replaceable(task.cluster, group.role) is None:
             members.replace(task.cluster, group)
-    return any({node.number for node in members.wanted(group)} != there.get(group.role, set())
-               for group in task.groups_of(owner))
+    lacking = {group.role for group in task.groups_of(owner)
+               if {node.number for node in members.wanted(group)} != there.get(group.role, set())}
+    return _now(task, lacking)
 
 
-def send(task: Task, owner: Owner, stack: clients.Stack, *, settled: bool) -> None:
+def _now(task: Task, roles: set[str]) -> set[str]:
+    """Those of `roles` that may change now."""
+    return roles & {'master'} if task.waits_for_masters else roles
+
+
+def _note_arrivals(task: Task, owner: Owner) -> None:
+    """Note, in memory, that the members of a stack that is complete are there: what follows may fail without them."""
+    there = task.driver.numbers(owner.stack_text or {})
+    for group in task.groups_of(owner):
+        for node in members.wanted(group):
+            if node.status == states.CREATE_IN_PROGRESS and node.number in there.get(group.role, set()):
+                node.status = states.CREATE_COMPLETE
+
+
+def _write_arrivals(session: orm.Session, task: Task, owner: Owner) -> None:
+    """Store what `_note_arrivals` has noted."""
+    arrived = [node.id for group in task.groups_of(owner) for node in group.nodes
+               if node.id is not None and node.status == states.CREATE_COMPLETE]
+    session.execute(sa.update(models.Node).where(
+        models.Node.id.in_(arrived), models.Node.status == states.CREATE_IN_PROGRESS).values(
+            status=states.CREATE_COMPLETE))
+
+
+def send(task: Task, owner: Owner, stack: clients.Stack, lacking: set[str], *, settled: bool) -> None:
     """Have Heat make the stack what the rows want: the stored text, with the members that are wanted now.
 
+    `lacking`: the roles of which it lacks anything, if that is all that there is to do. What Heat may not have got, or
+    has failed to do, is sent whole.
     `settled`: what was sent before is done, and so are the operations that asked for it. (Where several stacks have
     work it is not known which of them an operation is about: those end together.) Raises Retry when Heat has taken it;
     Failed if it will not.
     """
     cluster, driver = task.cluster, task.driver
     rendered = _rendered(task, owner)
-    text = driver.with_members(owner.stack_text or {}, rendered)
+    changed = lacking if settled else _now(task, {group.role for group in task.groups_of(owner)})
+    text = driver.with_members(owner.stack_text or {}, rendered, changed)
     # What its members are still to report, or have failed to, may be made anew; nobody else reads user-data. Nor is it
     # known who is missing from a stack that has another text than the stored one.
-    roles = {group.role for group in task.groups_of(owner) if stack.revision != owner.revision
-             or any(not node.status.endswith('_COMPLETE') for node in members.wanted(group))}
+    roles = {group.role for group in task.groups_of(owner) if group.role in changed and (
+        stack.revision != owner.revision
+        or any(not node.status.endswith('_COMPLETE') for node in members.wanted(group)))}
     gone = driver.numbers(owner.stack_text or {})
     before = owner.sent_generation
     with task.save(owner, guarded=True, stack_text=text, revision=owner.revision + 1,
@@ -389,6 +463,7 @@ def send(task: Task, owner: Owner, stack: clients.Stack, *, settled: bool) -> No
         elif settled and not cluster.rotation and [o for o in task.owners if task.is_busy(o)] == [owner]:
             db.end_operations(session, cluster, 'complete', through=before)
         db.begin_operation(session, cluster)
+        _write_arrivals(session, task, owner)
         for group in task.groups_of(owner):
             _write_members(session, group, gone.get(group.role, set()))
     try:
@@ -440,7 +515,7 @@ def settle(task: Task, owner: Owner, stack: clients.Stack) -> None:
 
 def _node(node: models.Node, seen: drivers.ObservedNode | None, version: str | None) -> dict[str, Any]:
     """The columns of a member that is there. One that was there before has the version that it was made with."""
-    made = states.is_busy(node.status) or states.is_failed(node.status)
+    made = states.is_busy(node.status) or states.is_failed(node.status) or node.version is None
     return {'id': node.id, 'status': states.CREATE_COMPLETE, 'status_reason': None, 'error_code': None,
             'version': version if made else node.version, **(vars(seen) if seen else {})}
 
@@ -476,13 +551,15 @@ def blame(session: orm.Session, group: models.NodeGroup, failure: errors.Failed,
     status = states.TRANSITIONS['fail'][group.status]
     blamed = {node.id: diagnosis.of(group, node) for node in group.nodes} if diagnosis else {}
     found = [fault for fault in blamed.values() if fault]
+    blamed = {node_id: fault for node_id, fault in blamed.items() if _failed_for_good(group, fault)}
     reason, code = ('; '.join(f.text for f in found), found[0].code) if found else (str(failure), failure.code)
     session.execute(sa.update(models.NodeGroup).where(models.NodeGroup.id == group.id).values(
         status=status, status_reason=reason[:diagnose.LONGEST], error_code=code))
     # Whoever is not blamed and was not there before has not come to be either.
-    session.execute(sa.update(models.Node).where(
-        models.Node.nodegroup_id == group.uuid, models.Node.status == states.CREATE_IN_PROGRESS).values(
-            status=states.CREATE_FAILED))
+    if group.role != 'master' or status == states.CREATE_FAILED:
+        session.execute(sa.update(models.Node).where(
+            models.Node.nodegroup_id == group.uuid, models.Node.status == states.CREATE_IN_PROGRESS).values(
+                status=states.CREATE_FAILED))
     for node_id, fault in blamed.items():
         if fault:
             session.execute(sa.update(models.Node).where(models.Node.id == node_id).values(

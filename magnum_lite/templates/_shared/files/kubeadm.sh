@@ -32,6 +32,10 @@ set_up_node() {
     fi
     step 'wait for the node to be ready'
     until_ok node_ready
+    if [ "$NODE_ROLE" = master ]; then
+        systemctl enable --now magnum-lite-aside.service
+        [ -z "$NODE_REPLACES" ] || take_over "$NODE_REPLACES"
+    fi
     rm -rf "$DISCOVERY" /etc/magnum-lite/pki
 }
 
@@ -197,10 +201,131 @@ joinable() { kubectl --kubeconfig "$DISCOVERY" --request-timeout 5s -n kube-syst
 join() {
     if [ "$NODE_ROLE" = master ]; then
         lay_out_keys || return 1
+        [ -z "$NODE_REPLACES" ] || make_room || return 1
     fi
-    if ! kubeadm join --config /etc/magnum-lite/join.yaml; then
+    if ! kubeadm_join || ! trust_all; then
         kubeadm reset --force || true
         return 1
+    fi
+}
+
+# While authorities are exchanged other masters may have certificates of another one than this. kubeadm writes only the
+# first certificate of ca.crt into admin.conf, and goes on with that file: so it is stopped between the two.
+kubeadm_join() {
+    set -- --config /etc/magnum-lite/join.yaml
+    if [ "$NODE_ROLE" = master ] && [ "$(grep -c BEGIN "$PKI/ca.crt")" -gt 1 ]; then
+        kubeadm join phase preflight "$@" && kubeadm join phase control-plane-prepare all "$@" && trust_all || return 1
+        set -- "$@" --skip-phases preflight,control-plane-prepare
+    fi
+    kubeadm join "$@"
+}
+
+# Have everything that kubeadm wrote trust all of ca.crt.
+trust_all() {
+    [ -e "$PKI/ca.crt" ] && [ "$(grep -c BEGIN "$PKI/ca.crt")" -gt 1 ] || return 0
+    for conf in admin super-admin controller-manager scheduler kubelet; do
+        conf=/etc/kubernetes/$conf.conf
+        [ -e "$conf" ] || continue
+        name=$(kubectl config --kubeconfig "$conf" view -o 'jsonpath={.clusters[0].name}') &&
+            kubectl config --kubeconfig "$conf" set-cluster "$name" --embed-certs \
+                --certificate-authority "$PKI/ca.crt" || return 1
+    done
+}
+
+# -- Masters that are replaced, one at a time: the new one joins, then takes the old one (NODE_REPLACES) out of the
+# cluster, and then reports. NODE_STAYS are those that are there and stay.
+
+admin() { kubectl --kubeconfig "$ADMIN" --request-timeout 20s "$@"; }
+
+# etcd MASTER COMMAND...: etcdctl in the container of a master's etcd. ENDPOINT: ask another one than that.
+etcd() {
+    pod=etcd-$1
+    shift
+    timeout 40 kubectl --kubeconfig "$ADMIN" -n kube-system exec "$pod" -- etcdctl \
+        --endpoints "${ENDPOINT:-https://127.0.0.1:2379}" --cacert "$PKI/etcd/ca.crt" \
+        --cert "$PKI/etcd/server.crt" --key "$PKI/etcd/server.key" "$@"
+}
+
+# Before it joins: kubeadm refuses while a member of etcd does not answer, such as one that was made half, or whose
+# server is gone. And what kubeadm reads of the cluster is what this master's release of it knows.
+make_room() {
+    kubeadm init phase kubeconfig admin --config /etc/magnum-lite/init.yaml && trust_all || return 1
+    asked=
+    for name in $NODE_STAYS $NODE_REPLACES; do
+        if etcd "$name" endpoint health; then
+            asked=$name
+            break
+        fi
+    done
+    [ -n "$asked" ] && found=$(etcd "$asked" member list) || return 1
+    echo "$found"
+    printf '%s\n' "$found" | while IFS=', ' read -r id status name _ client _; do
+        case " $NODE_STAYS " in *" ${name:--} "*) continue ;; esac
+        if [ "$status" = started ] && ENDPOINT=$client etcd "$asked" endpoint health; then continue; fi
+        etcd "$asked" member remove "$id" || exit 1
+    done || return 1
+    kubeadm init phase upload-config kubeadm --config /etc/magnum-lite/init.yaml && rm "$ADMIN"
+}
+
+# take_over MASTER: in this order the API always answers, and until the last step nothing is lost if this master fails.
+# That step is only taken when the load balancer leads here and a report would arrive: else the stack would delete this
+# master for not having reported, and the cluster with it.
+take_over() {
+    step "drain $1"
+    timeout 90 kubectl --kubeconfig "$ADMIN" drain "$1" --ignore-daemonsets --delete-emptydir-data --force \
+        --timeout 60s || true
+    if [ -n "$NODE_REPLACES_LAST" ]; then
+        step 'update the addons'
+        retry 4 update_addons
+    fi
+    step 'see whether the stack listens'
+    until_ok stack_listens
+    step "have $1 step aside"
+    retry 4 admin delete node "$1" --ignore-not-found --wait=false
+    tries=30
+    while [ "$tries" -gt 0 ] && serves "$1"; do
+        tries=$((tries - 1))
+        sleep 2
+    done
+    retry 6 api_answers
+    step "take $1 out of etcd"
+    trap '' TERM
+    until_ok leave_etcd "$1"
+}
+
+update_addons() {
+    image=$(admin -n kube-system get daemonset kube-proxy -o 'jsonpath={.spec.template.spec.containers[0].image}') ||
+        return 1
+    case $image in *":$KUBE_TAG") ;; *) kubeadm init phase addon all --config /etc/magnum-lite/init.yaml ;; esac
+}
+
+# Any answer will do: it is asked with a method that the address does not know.
+stack_listens() {
+    if have curl; then
+        curl -sS --max-time 30 -o /dev/null "$SIGNAL_URL"
+    else
+        wget -q -T 30 -O /dev/null "$SIGNAL_URL" || [ $? = 8 ]
+    fi
+}
+
+# serves MASTER: whether the API of a member of etcd answers.
+serves() {
+    client=$(etcd "$NODE_NAME" member list | awk -F', ' -v name="$1" '$3 == name { print $5 }')
+    [ -n "$client" ] && admin --server "${client%:*}:${NODE_API_URL##*:}" get --raw /readyz >/dev/null 2>&1
+}
+
+leave_etcd() {
+    found=$(etcd "$NODE_NAME" member list) || return 1
+    printf '%s\n' "$found" | grep -q ", started, $NODE_NAME," || return 1
+    for id in $(printf '%s\n' "$found" | awk -F', ' -v name="$1" '$3 == name { print $1 }'); do
+        etcd "$NODE_NAME" member remove "$id" || return 1
+    done
+}
+
+# A master that has joined and failed must not go with a vote in etcd: two members of which one is gone decide nothing.
+give_up() {
+    if [ "$NODE_ROLE" = master ] && [ -z "$NODE_BEGINS" ] && [ -e /etc/kubernetes/manifests/etcd.yaml ]; then
+        timeout 60 kubeadm reset --force
     fi
 }
 
