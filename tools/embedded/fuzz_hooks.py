@@ -15,6 +15,7 @@ import schemathesis
 _KNOWN = json.loads(Path(os.environ['FUZZ_KNOWN']).read_text())
 TEMPLATES, CLUSTERS, OPERATIONS = [_KNOWN['template'], 'fuzz'], [*_KNOWN['clusters'], 'fuzz-1'], ['none']
 GROUPS = ['default-worker', 'default-master', 'no-such']
+VERSION = 'OpenStack-API-Version'
 #: Each further nodegroup is a stack in the cloud.
 MOST_GROUPS = 12
 #: Attributes of a POST whose random values nothing in the cloud has.
@@ -41,6 +42,8 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     if isinstance(case.body, list):
         _limit(case.body)
     headers = case.headers
+    if headers is not None and VERSION in headers and chance % 16 > 2:  # else most requests would end at a wrong one
+        headers[VERSION] = f'container-infra {("latest", "1.14", "latest", "1.9")[chance % 4]}'
     if headers is not None and 'If-Match' in headers and chance % 2:
         headers['If-Match'] = '*'
     if headers is not None and 'Idempotency-Key' in headers and chance % 2:
@@ -50,6 +53,8 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
 def _lead(case: Any, chance: int) -> None:
     """Name in the address what there is, three times of four; what is to be deleted, seldom."""
     parameters = case.path_parameters
+    if parameters and parameters.get('ident') == 'detail':  # the address of another operation
+        parameters['ident'] = 'details'
     if not parameters or chance % 4 == 0:
         return
     deletes = case.method == 'DELETE' and not case.path.startswith('/v1/operations')
@@ -110,6 +115,6 @@ def after_call(context: Any, case: Any, response: Any) -> None:
         CLUSTERS.append(uuid)
     elif case.path == '/v1/clustertemplates' and len(TEMPLATES) < 20:
         TEMPLATES.append(uuid)
-    if location := response.headers.get('Location'):
+    if location := response.headers.get('location'):
         OPERATIONS.append(location[0].rpartition('/')[2])
         del OPERATIONS[:-30]
