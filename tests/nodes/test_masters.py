@@ -1,11 +1,13 @@
-"""Masters that are replaced on nodes that really boot: an upgrade of a cluster behind a load balancer.
+"""Masters that are replaced on nodes that really boot: an upgrade, and an exchange of authorities.
 
-Needs what test_real_nodes needs. It takes some minutes, so it is run by hand: NODES_MASTERS says with how many masters
-(1 or 3).
+Needs what test_real_nodes needs. Each takes 5 to 20 minutes, so they are run by hand: NODES_MASTERS says with how many
+masters (1 or 3).
 """
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
 import pathlib
 import secrets
@@ -18,7 +20,10 @@ from typing import Any
 import pytest
 from functional.service import Service, poll, start_service
 from nodes import test_real_nodes as real
-from nodes.test_real_nodes import LACK, LAYER, PREFIX, kubectl, node_names
+from nodes.test_real_nodes import LACK, LAYER, PREFIX, _b64, kubectl, node_names
+from oslo_config import cfg
+
+from magnum_lite import certs, config, db, keystore, models
 
 kubeconfig, version = real.kubeconfig, real.version  # fixtures
 MASTERS = int(os.environ.get('NODES_MASTERS') or 0)
@@ -67,8 +72,8 @@ def cluster(service: Service, version: str) -> Iterator[dict[str, Any]]:
 class Watcher:
     """Asks for a ConfigMap, each time over a new connection, and notes when that did not work, and the nodes' names."""
 
-    def __init__(self, kubeconfig: pathlib.Path) -> None:
-        self._kubeconfig, self._stop = kubeconfig, threading.Event()
+    def __init__(self, kubeconfig: pathlib.Path, name: str = 'kept') -> None:
+        self._kubeconfig, self._name, self._stop = kubeconfig, name, threading.Event()
         self.asked: list[tuple[float, float, str]] = []
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._began = time.monotonic()
@@ -79,7 +84,7 @@ class Watcher:
             at = time.monotonic()
             done = subprocess.run(
                 [str(LAYER / 'usr/bin/kubectl'), '--kubeconfig', str(self._kubeconfig), '--request-timeout=5s', 'get',
-                 'configmap', 'kept', '-o', 'name'], capture_output=True, text=True, check=False)
+                 'configmap', self._name, '-o', 'name'], capture_output=True, text=True, check=False)
             self.asked.append((at - self._began, time.monotonic() - self._began,
                                '' if done.returncode == 0 else done.stderr.strip()[-160:]))
             self._stop.wait(0.3)
@@ -201,3 +206,71 @@ def test_new_master_that_dies_when_it_has_joined_takes_nothing_along_and_is_repl
     masters = sorted(name for name in node_names(service, cluster) if '-master-' in name)
     assert len(masters) == MASTERS and new not in masters and not set(masters) & before
     assert etcd_members(kubeconfig, masters[0]) == [(name, 'started') for name in masters]
+
+
+def write_kubeconfig(service: Service, cluster: dict[str, Any], path: pathlib.Path, rotation: int) -> None:
+    """An administrator's kubeconfig as it is right in a phase of the exchange of authorities."""
+    conf = cfg.ConfigOpts()
+    config.register(conf)
+    conf(['--config-file', str(service.conf_file)], project='magnum-lite')
+    database = db.Database(conf)
+    ca = keystore.KeyStore(conf).load(database, models.Cluster(uuid=cluster['uuid'], rotation=rotation))['ca']
+    database.engine.dispose()
+    admin = certs.issue_client(ca, common_name='admin', organization='system:masters', life=datetime.timedelta(hours=1))
+    data = json.loads(path.read_text())
+    data['clusters'][0]['cluster']['certificate-authority-data'] = _b64(ca.trusted)
+    data['users'][0]['user'] = {'client-certificate-data': _b64(admin.certificate),
+                                'client-key-data': _b64(admin.private_key)}
+    other = path.with_suffix('.new')
+    other.touch(0o600)
+    other.write_text(json.dumps(data))
+    other.replace(path)
+
+
+@pytest.mark.skipif(not hasattr(models, 'ROTATION_PHASES'), reason='authorities cannot be exchanged yet')
+def test_authorities_are_exchanged(
+        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path) -> None:
+    def rotation() -> int:
+        return int(service.rows('SELECT rotation FROM clusters WHERE uuid = :u', u=cluster['uuid'])[0]['rotation'])
+
+    def authority() -> str:
+        return str(service.rows("SELECT certificate FROM cluster_keys WHERE cluster_id = :u AND purpose = 'ca'",
+                                u=cluster['uuid'])[-1]['certificate'])
+
+    kubectl(kubeconfig, 'create', 'configmap', 'trusted', '--from-literal=a=b')
+    old, before = authority(), node_names(service, cluster)
+    watcher = Watcher(kubeconfig, 'trusted')
+    began = time.monotonic()
+    status, body = service.request('PATCH', f'/v1/certificates/{cluster["uuid"]}')
+    assert status == 202, body
+    seen: list[Any] = [(0, before)]
+
+    def is_done() -> bool:
+        now = (rotation(), node_names(service, cluster))
+        if now[0] and now[0] != seen[-1][0]:
+            poll(lambda: len(service.rows("SELECT id FROM cluster_keys WHERE cluster_id = :u AND purpose = 'ca'",
+                                          u=cluster['uuid'])) == 2, 60, 'the next keys are there')
+            write_kubeconfig(service, cluster, kubeconfig, now[0])
+        if now != seen[-1]:
+            seen.append(now)
+            print(f'{time.monotonic() - began:.0f} s: phase {now[0]} {sorted(n.split("-", 3)[3] for n in now[1])}',
+                  flush=True)
+        shown = service.request('GET', f'/v1/clusters/{cluster["uuid"]}')[1]
+        return bool(shown['status'] != 'UPDATE_IN_PROGRESS')
+
+    poll(is_done, TIMEOUT_MIN * 240, lambda: f'it is done: {seen}')
+    print(f'exchange of authorities, {MASTERS} masters and a worker: {time.monotonic() - began:.0f} s')
+    gaps = watcher.stop()
+    print(f'asked {len(watcher.asked)} times; no answer from-to: {[(round(a, 1), round(b, 1)) for a, b in gaps]}')
+
+    shown = service.request('GET', f'/v1/clusters/{cluster["uuid"]}')[1]
+    assert shown['status'] == 'UPDATE_COMPLETE', shown
+    assert authority() != old
+    names = node_names(service, cluster)
+    assert not names & before and len(names) == MASTERS + 1
+    found = ready(kubeconfig)
+    print(found)
+    assert {name: state for name, state in found.items() if name in names} == dict.fromkeys(names, 'True')
+    for master in (name for name in names if '-master-' in name):
+        assert len(etcd_members(kubeconfig, master)) == MASTERS
+    assert kubectl(kubeconfig, 'get', 'configmap', 'trusted')['data'] == {'a': 'b'}
