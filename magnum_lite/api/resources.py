@@ -103,7 +103,8 @@ CLUSTER = Resource('cluster', [
     Field('uuid', UUID, 'Uuid. What a client sends is not used.', IGNORED, brief=True),
     Field('name', CLUSTER_NAME, 'Name. It need not be unique; one is made up if none is given.', OPTIONAL, brief=True),
     Field('cluster_template_id', text(), 'Its template; by name or uuid in a request.', REQUIRED, brief=True),
-    Field('keypair', text(), 'Nova keypair; default the template\'s.', OPTIONAL, brief=True),
+    # Horizon sends an empty text for what nobody filled in: always for discovery_url, else for the keypair.
+    Field('keypair', text(minimum=0), 'Nova keypair; default the template\'s.', OPTIONAL, brief=True),
     Field('node_count', integer(0), 'Nodes that are no masters.', OPTIONAL, 1, brief=True),
     Field('master_count', integer(1), 'Masters: an odd number.', OPTIONAL, 1, brief=True),
     Field('docker_volume_size', integer(1), 'GB; default the template\'s.', OPTIONAL, brief=True),
@@ -121,7 +122,7 @@ CLUSTER = Resource('cluster', [
     Field('health_status', HEALTH, 'Health of the engine; null if nobody looked.', IGNORED, brief=True),
     Field('status_reason', text(100_000, 0), 'Why the last operation failed.', IGNORED),
     Field('health_status_reason', HEALTH_REASON, 'What the health rests on.', IGNORED, dict),
-    Field('discovery_url', text(), 'Kept for old clients; clusters find their members by themselves.', OPTIONAL),
+    Field('discovery_url', text(minimum=0), 'Kept for old clients; clusters find their members by themselves.', OPTIONAL),
     Field('api_address', text(), 'URL of the engine\'s API; null until it is known.'),
     Field('coe_version', text(), 'Version of the engine; null until it is known.'),
     Field('container_version', text(), 'Version of the container runtime; null until it is known.'),
