@@ -115,7 +115,8 @@ CLUSTER = Resource('cluster', [
     Field('master_flavor_id', text(), 'Flavor of the masters; default the template\'s.', OPTIONAL, brief=True),
     Field('create_timeout', integer(0), 'Minutes that the creation may take; 0 or null: as the operator says.',
           OPTIONAL, brief=True),
-    Field('stack_id', text(), 'Heat stack; null until there is one.', brief=True, until=versions.CLUSTER_ID - 1),
+    # In every version, although Magnum left it out from 1.13 on: magnum-auto-healer asks for the latest and reads it.
+    Field('stack_id', text(), 'Heat stack; null until there is one.', brief=True),
     Field('cluster_id', text(), 'Heat stack, under its newer name.', brief=True, since=versions.CLUSTER_ID,
           read=lambda cluster: cluster.stack_id),
     Field('status', one_of(*states.STATUSES, *states.FOREIGN_STATUSES), 'Where it stands.', IGNORED, brief=True),
