@@ -30,6 +30,13 @@ class Pair:
 
     certificate: str
     private_key: str = field(repr=False)
+    #: PEM certificates that are trusted beside this one while authorities are exchanged.
+    beside: str = ''
+
+    @property
+    def trusted(self) -> str:
+        """What whoever meets a certificate of this authority has to trust, as PEM."""
+        return self.certificate + self.beside
 
 
 def _new_key(algorithm: str) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:

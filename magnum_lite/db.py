@@ -181,8 +181,8 @@ class Page:
 def sort_keys(model: type[models.Base]) -> list[str]:
     """The columns that a listing may be sorted by: those that every database can order and a user may see."""
     private = {'public_key', 'stack_text', 'leased_by', 'leased_until', 'check_at', 'failures', 'generation',
-               'sent_generation', 'cancelled_generation', 'delete_forced', 'revision', 'health_at', 'watched_until',
-               'next_number', 'epoch', 'batch_size'}
+               'sent_generation', 'cancelled_generation', 'delete_forced', 'rotation', 'revision', 'health_at',
+               'watched_until', 'next_number', 'epoch', 'batch_size'}
     return [c.key for c in sa.inspect(model).columns
             if not isinstance(c.type, sa.JSON) and c.key not in private]
 
@@ -854,11 +854,34 @@ def destroy_cluster(session: orm.Session, cluster: Cluster) -> None:
 # -- keys, services ------------------------------------------------------------------------------------------------
 
 @transaction
-def list_keys(db: Database, cluster_uuid: str) -> dict[str, Key]:
-    """The keys of a cluster by purpose, private parts included."""
+def list_keys(db: Database, cluster_uuid: str) -> Sequence[Key]:
+    """The keys of a cluster, private parts included; of one purpose the next one comes last."""
     with db.read() as session:
-        return {key.purpose: key for key in session.scalars(
-            sa.select(Key).where(Key.cluster_id == cluster_uuid).options(orm.undefer(Key.private_key)))}
+        return session.scalars(sa.select(Key).where(Key.cluster_id == cluster_uuid).order_by(
+            Key.is_next, Key.id).options(orm.undefer(Key.private_key))).all()
+
+
+def advance_rotation(session: orm.Session, cluster: Cluster) -> None:
+    """Begin the next phase of the exchange of a cluster's authorities: every member is outdated once more.
+
+    The caller's transaction holds the lease. The operation's time begins anew, and its text says how far it is.
+    """
+    phase = cluster.rotation + 1
+    session.execute(sa.update(Cluster).where(Cluster.uuid == cluster.uuid).values(
+        rotation=phase, updated_at=models.utcnow()))
+    session.execute(sa.update(NodeGroup).where(NodeGroup.cluster_id == cluster.uuid).values(
+        epoch=NodeGroup.epoch + 1, status=states.UPDATE_IN_PROGRESS))
+    session.execute(sa.update(Operation).where(
+        Operation.cluster_id == cluster.uuid, Operation.outcome.is_(None), Operation.kind == 'rotate').values(
+            text=f'Phase {phase} of {models.ROTATION_PHASES}'))
+
+
+def end_rotation(session: orm.Session, cluster: Cluster) -> None:
+    """Have the next authorities of a cluster take the place of the old ones, which are forgotten."""
+    keys = session.scalars(sa.select(Key).where(Key.cluster_id == cluster.uuid, Key.is_next)).all()
+    session.execute(sa.delete(Key).where(
+        Key.cluster_id == cluster.uuid, sa.not_(Key.is_next), Key.purpose.in_([key.purpose for key in keys])))
+    session.execute(sa.update(Key).where(Key.cluster_id == cluster.uuid).values(is_next=False))
 
 
 @transaction

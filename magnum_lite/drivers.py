@@ -354,6 +354,19 @@ class Driver:
                                 'shorten labels, keys or proxy settings')
         return problems
 
+    def check_rotation(self, cluster: models.Cluster) -> list[str]:
+        """Say in sentences why the authorities of a cluster cannot be exchanged. Needs `template` and `nodegroups`."""
+        if cluster.template.tls_disabled:
+            return [f'Cluster {cluster.uuid} is without TLS, so it has no authorities']
+        if not self.manifest.get('rotation'):
+            return [f'Driver {self.name} of cluster {cluster.uuid} cannot exchange authorities; make a new cluster']
+        reasons = (self.replaceable(cluster, group.role) for group in cluster.nodegroups)
+        return list(dict.fromkeys(reason for reason in reasons if reason))
+
+    def replaceable(self, cluster: models.Cluster, role: str) -> str | None:
+        """Say in a sentence why members of a role cannot be replaced."""
+        return None
+
     def _check_resources(self, counts: Mapping[str, int], most: int) -> list[str]:
         """Find a stack that is larger than Heat allows, by its nodes of each role."""
         size, nodes = self.manifest['resources'], sum(counts.values())

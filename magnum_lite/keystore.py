@@ -7,6 +7,7 @@ cluster and the purpose are encrypted along: a row moved to another cluster does
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -60,11 +61,12 @@ class KeyStore:
             raise KeyStoreError(f'[keystore] key_file {path} must hold one Fernet key a line, as magnum-lite '
                                 'keystore-key prints them') from e
 
-    def put(self, session: orm.Session, cluster_id: str, purpose: str, pair: certs.Pair) -> None:
-        """Store a new pair in the caller's transaction."""
+    def put(self, session: orm.Session, cluster_id: str, purpose: str, pair: certs.Pair, *,
+            is_next: bool = False) -> None:
+        """Store a new pair in the caller's transaction; `is_next`: beside the one that it is to replace."""
         sealed = self._cipher.encrypt(json.dumps([cluster_id, purpose, pair.private_key]).encode()).decode()
-        session.add(models.Key(cluster_id=cluster_id, purpose=purpose, certificate=pair.certificate,
-                               private_key=sealed, backend=BACKEND))
+        session.add(models.Key(cluster_id=cluster_id, purpose=purpose, is_next=is_next,
+                               certificate=pair.certificate, private_key=sealed, backend=BACKEND))
 
     def open(self, key: models.Key) -> certs.Pair:
         """Decrypt one pair. Raises KeyStoreError if no key of the key file opens it, or it belongs elsewhere."""
@@ -77,6 +79,17 @@ class KeyStore:
             raise KeyStoreError(f'The key {key.purpose} of cluster {key.cluster_id} was made for another one.')
         return certs.Pair(key.certificate, private_key)
 
-    def load(self, database: db.Database, cluster_id: str) -> dict[str, certs.Pair]:
-        """All pairs of a cluster by purpose."""
-        return {purpose: self.open(key) for purpose, key in db.list_keys(database, cluster_id).items()}
+    def load(self, database: db.Database, cluster: models.Cluster) -> dict[str, certs.Pair]:
+        """The pairs of a cluster by purpose; the phase of its rotation says who signs and who is trusted beside."""
+        pairs: dict[str, certs.Pair] = {}
+        for key in db.list_keys(database, cluster.uuid):
+            pair, other = self.open(key), pairs.get(key.purpose)
+            if other is None:
+                pairs[key.purpose] = pair
+            elif cluster.rotation == 1:
+                pairs[key.purpose] = dataclasses.replace(other, beside=pair.certificate)
+            elif cluster.rotation == 2:
+                pairs[key.purpose] = dataclasses.replace(pair, beside=other.certificate)
+            elif cluster.rotation == 3:
+                pairs[key.purpose] = pair
+        return pairs

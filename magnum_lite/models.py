@@ -52,6 +52,8 @@ Text255 = Annotated[str, mapped_column(sa.String(255))]
 #: A name of `errors.CODES`: why the last change failed.
 ErrorCode = Annotated[str, mapped_column(sa.String(40))]
 Labels = Annotated[dict[str, str], mapped_column(Json, default=dict)]
+#: See Cluster.rotation.
+ROTATION_PHASES = 3
 
 
 class Base(DeclarativeBase):
@@ -143,6 +145,9 @@ class Cluster(Base):
     cancelled_generation: Mapped[int] = mapped_column(default=0)
     #: An admin wants it gone whatever it leaves behind in the cloud.
     delete_forced: Mapped[bool] = mapped_column(default=False)
+    #: How far the exchange of its authorities is. 0: there is none; 1: all learn to trust the new ones, too; 2: the
+    #: new ones sign; 3: the old ones are forgotten. In each of these phases every member is replaced.
+    rotation: Mapped[int] = mapped_column(default=0)
 
     status: Mapped[str] = mapped_column(sa.String(20))
     status_reason: Mapped[str | None] = mapped_column(sa.Text)
@@ -299,11 +304,13 @@ class Key(Base):
     """A key pair of a cluster. The certificate is public; `private_key` is what the key store made of the key."""
 
     __tablename__ = 'cluster_keys'
-    __table_args__ = (sa.UniqueConstraint('cluster_id', 'purpose'), Base.__table_args__)
+    __table_args__ = (sa.UniqueConstraint('cluster_id', 'purpose', 'is_next'), Base.__table_args__)
 
     cluster_id: Mapped[Uuid] = mapped_column(sa.ForeignKey('clusters.uuid', ondelete='CASCADE'), index=True)
     #: A name under `keys` of the driver's manifest.
     purpose: Mapped[str] = mapped_column(sa.String(40))
+    #: It takes the place of the other one of its purpose when the exchange of authorities is over.
+    is_next: Mapped[bool] = mapped_column(default=False)
     #: PEM: a certificate for an authority, a public key for a bare key pair.
     certificate: Mapped[str] = mapped_column(sa.Text)
     #: Ciphertext, or a reference, as `backend` says. Deferred, so that no listing ever reads it.

@@ -103,7 +103,7 @@ def test_key_comes_back_and_is_not_readable_in_the_database(
         store: keystore.KeyStore, database: db.Database, cluster: str, ca: certs.Pair) -> None:
     put(store, database, cluster, 'ca', ca)
 
-    assert store.load(database, cluster) == {'ca': ca}
+    assert store.load(database, models.Cluster(uuid=cluster, rotation=0)) == {'ca': ca}
     with database.read() as session:
         stored = session.scalar(sa.text('SELECT private_key FROM cluster_keys'))
     assert 'PRIVATE' not in stored and ca.private_key[40:80] not in stored
@@ -116,7 +116,7 @@ def test_key_that_was_moved_to_another_purpose_does_not_open(
         session.execute(sa.update(models.Key).values(purpose='etcd'))
 
     with pytest.raises(keystore.KeyStoreError, match='was made for another one'):
-        store.load(database, cluster)
+        store.load(database, models.Cluster(uuid=cluster, rotation=0))
 
 
 def test_new_line_on_top_keeps_old_keys_readable(
@@ -125,11 +125,11 @@ def test_new_line_on_top_keeps_old_keys_readable(
     path = pathlib.Path(conf.keystore.key_file)
     path.write_text(f'{keystore.new_key()}\n{path.read_text()}')
 
-    assert keystore.KeyStore(conf).load(database, cluster) == {'ca': ca}
+    assert keystore.KeyStore(conf).load(database, models.Cluster(uuid=cluster, rotation=0)) == {'ca': ca}
 
     path.write_text(keystore.new_key())
     with pytest.raises(keystore.KeyStoreError, match='does not open'):
-        keystore.KeyStore(conf).load(database, cluster)
+        keystore.KeyStore(conf).load(database, models.Cluster(uuid=cluster, rotation=0))
 
 
 def test_key_file_is_private_and_made_once(conf: cfg.ConfigOpts) -> None:
@@ -158,4 +158,4 @@ def test_keys_go_with_the_cluster(
     with database.write() as session:
         db.destroy_cluster(session, session.query(models.Cluster).one())
 
-    assert db.list_keys(database, cluster) == {}
+    assert not db.list_keys(database, cluster)

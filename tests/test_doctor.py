@@ -285,8 +285,9 @@ def test_key_that_does_not_open_is_named(examine: Doctor, world: steps.World, cl
 
 def test_key_without_a_cluster_is_deleted(examine: Doctor, world: steps.World, complete: fakes.FakeStack) -> None:
     with contextlib.closing(sqlite3.connect(str(world.db.engine.url.database))) as connection:  # no foreign keys
-        connection.execute('INSERT INTO cluster_keys (cluster_id, purpose, certificate, private_key, backend, '
-                           "created_at) VALUES (?, 'ca', '', '', 'database', '2020-01-02 00:00:00.000000')", (OTHER,))
+        connection.execute('INSERT INTO cluster_keys (cluster_id, purpose, is_next, certificate, private_key, '
+                           "backend, created_at) VALUES (?, 'ca', 0, '', '', 'database', '2020-01-02 00:00:00.000000')",
+                           (OTHER,))
         connection.commit()
 
     assert examine(fix=True) == 0

@@ -15,6 +15,7 @@ from oslo_db import exception as db_exc
 from test_reconcile import ADMIN, DiesInTheDatabase, Story, dying, with_time_passing
 
 from magnum_lite import clients, db, errors, members, models, states
+from magnum_lite.api.request import Services
 from magnum_lite.conductor import steps
 from magnum_lite.models import Cluster, Node, NodeGroup, Operation
 
@@ -62,6 +63,12 @@ def upgrade(batch_size: int = 1) -> Change:
         group.epoch, group.batch_size, group.image_id = group.epoch + 1, batch_size, 'ubuntu-new'
         group.status = states.UPDATE_IN_PROGRESS
     return change
+
+
+def rotate(cluster: Cluster) -> None:
+    cluster.rotation = 1
+    for group in cluster.nodegroups:
+        group.epoch, group.status = group.epoch + 1, states.UPDATE_IN_PROGRESS
 
 
 def loaded(story: Story, cluster: str) -> Cluster:
@@ -323,6 +330,115 @@ def test_upgrade_that_fails_stops_at_its_batch_and_goes_on_when_asked_again(stor
     assert len(numbers(story, running)) == 2
 
 
+# -- rotate --------------------------------------------------------------------------------------------------------
+
+def trust(story: Story, cluster: str) -> tuple[str, str]:
+    """The certificate of the authority that signs now, and of the one that is trusted beside it."""
+    pair = story.world.keystore.load(story.world.db, loaded(story, cluster))['ca']
+    return pair.certificate, pair.beside
+
+
+def test_rotation_replaces_everybody_three_times_so_that_nobody_meets_a_stranger(story: Story, running: str) -> None:
+    old, _ = trust(story, running)
+    request(story, running, rotate, 'rotate')
+    phases = {}
+    for _ in range(ROUNDS['rotate']):
+        story.run(1)
+        row = loaded(story, running)
+        if row.rotation and (row.rotation not in phases):
+            phases[row.rotation] = (*trust(story, running), workers(row).epoch)
+            assert db.list_operations(story.world.db, running)[-1].text == (
+                None if row.rotation == 1 else f'Phase {row.rotation} of 3')
+
+    row, (new, beside) = loaded(story, running), trust(story, running)
+    assert phases == {1: (old, new, 2), 2: (new, old, 3), 3: (new, '', 4)}
+    assert (row.status, row.rotation, beside, new == old) == ('UPDATE_COMPLETE', 0, '', False)
+    assert {node.epoch for group in row.nodegroups for node in group.nodes} == {4}
+    assert history(story, running)[-1] == ('rotate', 'complete')
+    assert story.count(models.Key) == len(story.world.drivers[row.driver].keys), 'the old ones are forgotten'
+    check_nothing_is_doubled(story, running)
+
+
+def test_rotation_is_asked_for_once_by_a_member(story: Story, api: Api, running: str) -> None:
+    path = f'/v1/certificates/{running}'
+
+    assert api('PATCH', path, roles='reader').status_code == 403
+    assert api('PATCH', path, project='p2').status_code == 404
+    assert api('PATCH', path, {'ca': 'new'}).status_code == 400
+    asked = api('PATCH', path, headers={'Content-Type': 'application/octet-stream'}, version=None)
+    assert (asked.status_code, asked.json) == (202, {'uuid': running})
+    assert '/v1/operations/' in asked.headers['Location']
+    again = api('PATCH', path)
+    assert again.status_code == 409 and 'phase 1 of 3' in again.text
+    story.run(ROUNDS['rotate'])
+    assert history(story, running)[-1] == ('rotate', 'complete')
+
+
+def test_rotation_that_the_driver_cannot_do_is_refused(
+        services: Services, story: Story, api: Api, running: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(services.drivers['k8s_ubuntu'].manifest, 'rotation')
+
+    refused = api('PATCH', f'/v1/certificates/{running}')
+
+    assert refused.status_code == 400 and 'cannot exchange authorities' in refused.text
+    assert loaded(story, running).status == 'CREATE_COMPLETE'
+
+
+def test_rotation_that_fails_goes_on_where_it_was(story: Story, running: str) -> None:
+    request(story, running, rotate, 'rotate')
+    story.make_due()
+    story.round()
+    [stack] = story.cloud.all_stacks()
+    stack.status, stack.failed = 'UPDATE_FAILED', failed_member(stack, 2, 'WaitConditionFailure: disk full')
+    story.run(2)
+    row = loaded(story, running)
+    assert (row.status, row.rotation) == ('UPDATE_FAILED', 1)
+    signer, _ = trust(story, running)
+    stack.failed = []
+    request(story, running, lambda cluster: None, 'rotate')
+    story.run(ROUNDS['rotate'])
+
+    assert (loaded(story, running).status, loaded(story, running).rotation) == ('UPDATE_COMPLETE', 0)
+    assert trust(story, running)[0] != signer
+    assert history(story, running)[-2:] == [('rotate', 'failed'), ('rotate', 'complete')]
+
+
+def test_rotation_that_is_stopped_ends_between_two_phases(story: Story, running: str) -> None:
+    operation = request(story, running, rotate, 'rotate')
+    story.make_due()
+    story.round()
+    story.heat_works()
+    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    story.run(8)
+
+    row = loaded(story, running)
+    assert (row.status, row.error_code, row.rotation) == ('UPDATE_FAILED', 'CANCELLED', 1)
+    check_nothing_is_doubled(story, running)
+
+
+def test_resize_in_a_rotation_waits_its_turn_and_both_are_done(story: Story, running: str) -> None:
+    request(story, running, rotate, 'rotate')
+    story.make_due()
+    story.round()
+    request(story, running, resize(3))
+    story.run(ROUNDS['rotate'])
+
+    row = loaded(story, running)
+    assert (row.status, row.rotation, len(numbers(story, running))) == ('UPDATE_COMPLETE', 0, 3)
+    assert history(story, running)[1:] == [('rotate', 'complete'), ('resize', 'complete')]
+    check_nothing_is_doubled(story, running)
+
+
+def test_delete_in_a_rotation_leaves_no_key(story: Story, api: Api, running: str) -> None:
+    request(story, running, rotate, 'rotate')
+    story.run(2)
+    assert story.count(models.Key) > len(story.world.drivers['k8s_ubuntu'].keys)
+    api('DELETE', f'/v1/clusters/{running}')
+    story.run(4)
+
+    assert (story.clusters(), story.count(models.Key)) == ([], 0)
+
+
 # -- stop ----------------------------------------------------------------------------------------------------------
 
 def test_create_that_is_stopped_leaves_nothing_in_the_cloud(story: Story, api: Api, cluster: str) -> None:
@@ -572,7 +688,10 @@ CHANGES: dict[str, tuple[list[Change], Change, tuple[str, ...]]] = {
     'nodegroup create': ([], add_group(), ('look', 'outputs', 'create')),
     'nodegroup delete': ([add_group()], drop_group(), ('look', 'delete')),
     'upgrade': ([resize(3)], upgrade(2), ('look', 'update', 'outputs')),
+    'rotate': ([add_group()], rotate, ('look', 'update', 'outputs')),
 }
+#: Rounds after which the longest of them is over, and the others.
+ROUNDS = {'rotate': 40}
 
 
 @pytest.mark.parametrize('moment', ['before', 'after'])
@@ -584,7 +703,7 @@ def test_conductor_that_dies_in_a_change(story: Story, running: str, kind: str, 
         story.run(4)
     request(story, running, change, kind)
     deaths = dying(story.cloud, victim, moment)
-    story.run()
+    story.run(ROUNDS.get(kind, 12))
 
     assert deaths, 'the call was never made, so this shows nothing'
     assert loaded(story, running).status == 'UPDATE_COMPLETE'
@@ -593,8 +712,8 @@ def test_conductor_that_dies_in_a_change(story: Story, running: str, kind: str, 
 
 
 @pytest.mark.parametrize('moment', ['before', 'after'])
-@pytest.mark.parametrize('number', range(1, 12))
-@pytest.mark.parametrize('kind', CHANGES)
+@pytest.mark.parametrize(('kind', 'number'), [
+    (kind, number) for kind in CHANGES for number in range(1, 25 if kind in ROUNDS else 12)])
 def test_conductor_that_dies_at_a_write_of_a_change(
         story: Story, running: str, kind: str, number: int, moment: str) -> None:
     first, change, _ = CHANGES[kind]
@@ -604,14 +723,14 @@ def test_conductor_that_dies_at_a_write_of_a_change(
     request(story, running, change, kind)
     deaths = 0
     with DiesInTheDatabase(story.world.db, number, moment) as killer:
-        for _ in range(6):
+        for _ in range(ROUNDS.get(kind, 6)):
             try:
                 story.look()
             except fakes.Died:
                 deaths += 1
                 break
             with_time_passing(story, killer)
-    story.run()
+    story.run(ROUNDS.get(kind, 12))
 
     assert deaths or number > 6, 'nobody died, so this shows nothing'
     assert loaded(story, running).status == 'UPDATE_COMPLETE'

@@ -51,6 +51,8 @@ OPERATIONS = [
     _rule('operation:get', READER, 'Show an operation.', 'GET', '/v1/operations/{ident}'),
     _rule('operation:get_all', READER, 'List operations of a cluster.', 'GET', '/v1/clusters/{ident}/operations'),
     _rule('operation:cancel', MEMBER, 'Stop an operation.', 'DELETE', '/v1/operations/{ident}'),
+    _rule('certificate:rotate_ca', MEMBER, 'Exchange the authorities of a cluster.', 'PATCH',
+          '/v1/certificates/{ident}'),
 ]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from magnum_lite import errors
-from magnum_lite.api import actions, cluster_templates, clusters, nodegroups, operations, root, versions
+from magnum_lite.api import actions, certificates, cluster_templates, clusters, nodegroups, operations, root, versions
 from magnum_lite.api.request import PAGES, PAGING, Request
 
 
@@ -61,6 +61,7 @@ ROUTES = (
     Route('GET', '/v1/clusters/{ident}/operations', operations.index, 'operation:get_all', query=PAGES),
     Route('GET', '/v1/operations/{ident}', operations.get, 'operation:get'),
     Route('DELETE', '/v1/operations/{ident}', operations.delete, 'operation:cancel', 202),
+    Route('PATCH', '/v1/certificates/{ident}', certificates.rotate, 'certificate:rotate_ca', 202),
 )
 
 

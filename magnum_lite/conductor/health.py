@@ -17,13 +17,14 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Mapping
 from concurrent import futures
 from typing import Any
 from urllib import parse
 
 from oslo_log import log
 
-from magnum_lite import certs, db, drivers, errors, keystore, models
+from magnum_lite import certs, db, drivers, errors, models
 from magnum_lite.conductor import steps
 
 LOG = log.getLogger(__name__)
@@ -98,11 +99,11 @@ class Prober:
         check = driver.health_check(self._world.conf, cluster)
         if check is None:
             return None
-        keys = db.list_keys(self._world.db, cluster.uuid)
+        keys = self._world.keystore.load(self._world.db, cluster)
         needed = {check.authority, check.certificate and check.certificate.signed_by} - {None}
         if missing := sorted(str(purpose) for purpose in needed - set(keys)):
             return drivers.Health(None, {'api': f'The authority {", ".join(missing)} of this cluster is missing'})
-        context = tls_context(check, keys, self._world.keystore)
+        context = tls_context(check, keys)
         deadline = time.monotonic() + self._conf.timeout
         return driver.read_health(self._world.conf, cluster, {
             name: get(request, context, deadline) for name, request in check.requests.items()})
@@ -117,16 +118,13 @@ class Prober:
         self._complained_at, self._unsaid = time.monotonic(), 0
 
 
-def tls_context(check: drivers.HealthCheck, keys: dict[str, models.Key], store: keystore.KeyStore) -> ssl.SSLContext:
-    """A context that trusts the cluster's own authority and no other, and presents a certificate made for this look.
-
-    Raises KeyStoreError.
-    """
+def tls_context(check: drivers.HealthCheck, keys: Mapping[str, certs.Pair]) -> ssl.SSLContext:
+    """A context that trusts the cluster's own authority and no other, and presents a certificate made for this look."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which checks chain and name, or address
     if check.authority:
-        context.load_verify_locations(cadata=keys[check.authority].certificate)
+        context.load_verify_locations(cadata=keys[check.authority].trusted)
     if spec := check.certificate:
-        made = certs.issue_client(store.open(keys[spec.signed_by]), common_name=spec.common_name,
+        made = certs.issue_client(keys[spec.signed_by], common_name=spec.common_name,
                                   organization=spec.organization, life=CERTIFICATE_LIFE)
         # OpenSSL takes a file only. This one has no name and is in memory: nothing is left if we are killed.
         with os.fdopen(os.memfd_create('client'), 'w') as file:

@@ -129,7 +129,14 @@ def _converge(task: steps.Task) -> None:
         raise errors.Retry(min(waits))
     if failed:
         raise errors.Failed(failed[0][0], '; '.join(dict.fromkeys(text for _, text in failed))[:diagnose.LONGEST])
+    if 0 < task.cluster.rotation < models.ROTATION_PHASES:
+        steps.advance_rotation(task)
     _done(task)
+
+
+def _update(task: steps.Task) -> None:
+    steps.ensure_keys(task)
+    _converge(task)
 
 
 def _create(task: steps.Task) -> None:
@@ -193,15 +200,17 @@ def _empty(task: steps.Task) -> None:
 
 
 #: What a status asks for. A status that is not here asks for nothing and is never due.
-VISITS = {states.CREATE_IN_PROGRESS: _create, states.UPDATE_IN_PROGRESS: _converge, states.DELETE_IN_PROGRESS: _delete}
+VISITS = {states.CREATE_IN_PROGRESS: _create, states.UPDATE_IN_PROGRESS: _update, states.DELETE_IN_PROGRESS: _delete}
 
 
 def _done(task: steps.Task) -> None:
     """Every stack is as the rows want it: write down that the operation is over. One transaction."""
     cluster = task.cluster
     with task.world.db.write() as session:
-        db.move(session, cluster, 'done', holder=task.holder, status_reason=None, error_code=None,
+        db.move(session, cluster, 'done', holder=task.holder, status_reason=None, error_code=None, rotation=0,
                 health_at=db.now() if cluster.api_address else None, **RELEASED)
+        if cluster.rotation:
+            db.end_rotation(session, cluster)
         ended = db.end_operations(session, cluster, 'complete')
     LOG.info('Cluster %s is %s', cluster.uuid, states.TRANSITIONS['done'][cluster.status])
     _tell(task, ended, states.TRANSITIONS['done'][cluster.status])

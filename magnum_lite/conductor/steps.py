@@ -188,28 +188,33 @@ def ensure_project_role(task: Task) -> None:
 
 
 def ensure_keys(task: Task) -> None:
-    """Make the authorities and key pairs that the driver asks for, those that are missing, in one transaction."""
-    if task.cluster.stack_id is not None:
+    """Make the authorities and key pairs that the driver asks for, those that are missing, in one transaction.
+
+    While authorities are exchanged each has its successor beside it. A bare key pair has none.
+    """
+    cluster = task.cluster
+    if cluster.stack_id is not None and not cluster.rotation:
         return
-    have = db.list_keys(task.world.db, task.cluster.uuid)
+    have = {(key.purpose, key.is_next) for key in db.list_keys(task.world.db, cluster.uuid)}
     life = datetime.timedelta(days=task.world.conf.cluster.ca_days)
     made = {}
     for purpose, spec in task.driver.keys.items():
-        if purpose in have:
-            continue
-        if spec.kind == 'ca':
-            made[purpose] = certs.make_ca(spec.common_name, life=life, algorithm=spec.algorithm)
-        else:
-            made[purpose] = certs.make_keypair(algorithm=spec.algorithm)
+        for is_next in (False, True) if cluster.rotation and spec.kind == 'ca' else (False,):
+            if (purpose, is_next) in have:
+                continue
+            if spec.kind == 'ca':
+                made[purpose, is_next] = certs.make_ca(spec.common_name, life=life, algorithm=spec.algorithm)
+            else:
+                made[purpose, is_next] = certs.make_keypair(algorithm=spec.algorithm)
     if made:
         with task.save() as session:
-            for purpose, pair in made.items():
-                task.world.keystore.put(session, task.cluster.uuid, purpose, pair)
+            for (purpose, is_next), pair in made.items():
+                task.world.keystore.put(session, cluster.uuid, purpose, pair, is_next=is_next)
 
 
 def secrets(task: Task) -> dict[str, certs.Pair]:
     """The cluster's keys, and the short-lived client certificates that new nodes join with, by name."""
-    pairs = task.world.keystore.load(task.world.db, task.cluster.uuid)
+    pairs = task.world.keystore.load(task.world.db, task.cluster)
     life = datetime.timedelta(minutes=task.timeout_min) + CERTIFICATE_MARGIN
     joining = {
         name: certs.issue_client(pairs[spec.signed_by], common_name=spec.common_name,
@@ -374,7 +379,10 @@ def send(task: Task, owner: Owner, stack: clients.Stack, *, settled: bool) -> No
     before = owner.sent_generation
     with task.save(owner, guarded=True, stack_text=text, revision=owner.revision + 1,
                    sent_generation=cluster.generation) as session:
-        if settled and before < cluster.generation and [o for o in task.owners if task.is_busy(o)] == [owner]:
+        if settled and before == cluster.generation:  # one more batch, which has the operation's time for itself
+            session.execute(sa.update(models.Cluster).where(models.Cluster.id == cluster.id).values(
+                updated_at=models.utcnow()))
+        elif settled and not cluster.rotation and [o for o in task.owners if task.is_busy(o)] == [owner]:
             db.end_operations(session, cluster, 'complete', through=before)
         db.begin_operation(session, cluster)
         for group in task.groups_of(owner):
@@ -431,6 +439,17 @@ def _node(node: models.Node, seen: drivers.ObservedNode | None, version: str | N
     made = states.is_busy(node.status) or states.is_failed(node.status)
     return {'id': node.id, 'status': states.CREATE_COMPLETE, 'status_reason': None, 'error_code': None,
             'version': version if made else node.version, **(vars(seen) if seen else {})}
+
+
+def advance_rotation(task: Task) -> None:
+    """Every member knows what this phase of the exchange of authorities is about: begin the next. Raises Retry."""
+    if task.is_cancelled:
+        raise _cancelled()
+    with task.save(guarded=True) as session:
+        db.advance_rotation(session, task.cluster)
+    LOG.info('Cluster %s: phase %s of the exchange of its authorities begins', task.cluster.uuid,
+             task.cluster.rotation + 1)
+    raise errors.Retry(0)
 
 
 def note_failure(task: Task, owner: Owner, failure: errors.Failed) -> None:

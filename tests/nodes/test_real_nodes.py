@@ -21,7 +21,7 @@ from functional.cloud import TOOLS
 from functional.service import Service, poll, start_service
 from oslo_config import cfg
 
-from magnum_lite import certs, config, db, keystore
+from magnum_lite import certs, config, db, keystore, models
 
 NODES_HOME = pathlib.Path(os.environ.get('NODES_HOME', ''))
 #: The tools of the nodes stand beside those of the cloud.
@@ -107,7 +107,8 @@ def kubeconfig(service: Service, cluster: dict[str, Any], tmp_path_factory: pyte
     config.register(conf)
     conf(['--config-file', str(service.conf_file)], project='magnum-lite')
     database = db.Database(conf)
-    ca = keystore.KeyStore(conf).load(database, cluster['uuid'])['ca']
+    ca = keystore.KeyStore(conf).load(
+        database, models.Cluster(uuid=cluster['uuid'], rotation=0))['ca']
     database.engine.dispose()
     admin = certs.issue_client(
         ca, common_name='admin', organization='system:masters', life=datetime.timedelta(hours=1))
