@@ -358,7 +358,7 @@ def choose_members(task: Task, owner: Owner) -> bool:
     for group in task.groups_of(owner):
         if states.is_busy(group.status):
             members.replace(task.cluster, group)
-    return any({node.number for node in members.wanted(group)} != there.get(group.role, set())
+    return any({node.number for node in members.wanted(group)} != there.get(group.stack_role, set())
                for group in task.groups_of(owner))
 
 
@@ -373,7 +373,7 @@ def send(task: Task, owner: Owner, stack: clients.Stack, *, settled: bool) -> No
     rendered = _rendered(task, owner)
     text = driver.with_members(owner.stack_text or {}, rendered)
     # What its members are still to report, or have failed to, may be made anew; nobody else reads user-data.
-    roles = {group.role for group in task.groups_of(owner)
+    roles = {group.stack_role for group in task.groups_of(owner)
              if any(not node.status.endswith('_COMPLETE') for node in members.wanted(group))}
     gone = driver.numbers(owner.stack_text or {})
     before = owner.sent_generation
@@ -386,7 +386,7 @@ def send(task: Task, owner: Owner, stack: clients.Stack, *, settled: bool) -> No
             db.end_operations(session, cluster, 'complete', through=before)
         db.begin_operation(session, cluster)
         for group in task.groups_of(owner):
-            _write_members(session, group, gone.get(group.role, set()))
+            _write_members(session, group, gone.get(group.stack_role, set()))
     try:
         task.stacks.update(
             stack.id, template=text['template'], files=text['files'],
