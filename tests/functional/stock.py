@@ -13,10 +13,11 @@ import pathlib
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from functional.cloud import STACK_S, Project, Sandbox
+from functional.cloud import SIGNAL, STACK_S, Project, Sandbox
 from functional.service import Service, poll
 
 DRIVERS = pathlib.Path(__file__).with_name('drivers')
@@ -99,3 +100,99 @@ def wait_for(service: Service, project: Project, path: str, status: str) -> dict
 
     poll(look, STACK_S, story)
     return found
+
+
+class Reporting:
+    """Has the nodes of all stacks of a project report as they come, as long as the block lasts."""
+
+    def __init__(self, project: Project) -> None:
+        self._project = project
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._play, daemon=True)
+
+    def _play(self) -> None:
+        environ = {**os.environ, 'OS_CLIENT_CONFIG_FILE': str(self._project.sandbox.clouds_file)}
+        while not self._stop.is_set():
+            for stack in self._project.stacks():
+                if stack.status in ('CREATE_IN_PROGRESS', 'UPDATE_IN_PROGRESS'):
+                    subprocess.run([str(SIGNAL), stack.id, '--cloud', self._project.name], env=environ,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+            self._stop.wait(1)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(60)
+
+
+# -- clients written in Go -------------------------------------------------------------------------------------------
+
+#: gophercloud's decoding (openstack/containerinfra/v1): a null is a zero, any other type is a failure of the call.
+TEXT, NUMBER, TIME, FLAG, TEXTS, LABELS, LINKS = 'text', 'number', 'time', 'flag', 'texts', 'labels', 'links'
+GO_CLUSTER = {
+    TEXT: 'api_address coe_version cluster_template_id container_version discovery_url flavor_id keypair '
+          'master_flavor_id name project_id stack_id status status_reason uuid user_id fixed_network fixed_subnet '
+          'health_status',
+    NUMBER: 'create_timeout docker_volume_size master_count node_count', TIME: 'created_at updated_at',
+    FLAG: 'floating_ip_enabled master_lb_enabled', TEXTS: 'master_addresses node_addresses',
+    LABELS: 'faults labels labels_added labels_overridden labels_skipped health_status_reason', LINKS: 'links'}
+GO_NODEGROUP = {
+    TEXT: 'uuid name cluster_id project_id flavor_id image_id role stack_id status status_reason version',
+    NUMBER: 'id docker_volume_size node_count min_node_count max_node_count', TIME: 'created_at updated_at',
+    FLAG: 'is_default', TEXTS: 'node_addresses', LABELS: 'labels labels_added labels_overridden labels_skipped',
+    LINKS: 'links'}
+GO_TEMPLATE = {
+    TEXT: 'coe cluster_distro dns_nameserver docker_storage_driver external_network_id fixed_network fixed_subnet '
+          'flavor_id http_proxy https_proxy image_id insecure_registry keypair_id master_flavor_id name network_driver '
+          'no_proxy project_id server_type uuid user_id volume_driver',
+    NUMBER: 'apiserver_port docker_volume_size', TIME: 'created_at updated_at', LABELS: 'labels', LINKS: 'links',
+    FLAG: 'floating_ip_enabled master_lb_enabled public registry_enabled tls_disabled hidden'}
+_RFC_3339 = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)')
+_DECODES: dict[str, Callable[[Any], bool]] = {
+    TEXT: lambda value: isinstance(value, str),
+    NUMBER: lambda value: isinstance(value, int) and not isinstance(value, bool),
+    TIME: lambda value: isinstance(value, str) and bool(_RFC_3339.fullmatch(value)),
+    FLAG: lambda value: isinstance(value, bool),
+    TEXTS: lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+    LABELS: lambda value: isinstance(value, dict) and all(isinstance(one, str) for one in value.values()),
+    LINKS: lambda value: isinstance(value, list) and all(set(one) >= {'href', 'rel'} for one in value),
+}
+
+
+class Go:
+    """Calls as gophercloud makes them: the version in the header, only these statuses, bodies decoded by type."""
+
+    def __init__(self, service: Service, project: Project, version: str | None = None) -> None:
+        self._service, self._project = service, project
+        self._headers = {'OpenStack-API-Version': f'container-infra {version}' if version else None}
+
+    def at(self, version: str) -> Go:
+        """The same at another version."""
+        return Go(self._service, self._project, version)
+
+    def __call__(self, method: str, path: str, body: Any = None, *, ok: Collection[int] = (200,)) -> Any:
+        """The body of an answer, decoded, or None. Raises AssertionError for what gophercloud takes for an error."""
+        status, answer = self.raw(method, path, body)
+        assert status in ok, f'{method} {path}: {status} {answer}'
+        if isinstance(answer, dict):
+            for plural, fields in (('nodegroups', GO_NODEGROUP), ('clusters', GO_CLUSTER),
+                                   ('clustertemplates', GO_TEMPLATE)):
+                if f'/{plural}' in path and '/actions/' not in path:
+                    for item in answer.get(plural, [answer]):
+                        self._decode(fields, item)
+                    break
+        return answer
+
+    def raw(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Status and body as they are."""
+        return self._service.request(method, f'/v1{path}', body, headers={
+            **self._project.headers, **self._headers})  # type: ignore[dict-item]
+
+    @staticmethod
+    def _decode(fields: dict[str, str], item: dict[str, Any]) -> None:
+        for kind, names in fields.items():
+            for name in names.split():
+                value = item.get(name)
+                assert value is None or _DECODES[kind](value), f'{name} is no {kind}: {value!r}'

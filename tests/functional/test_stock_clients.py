@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import pathlib
 import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
-import openstack
+import openstack.version
 import pytest
 import yaml
 from cryptography import x509
@@ -24,15 +24,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from functional import stock
 from functional.cloud import MARKS, STACK_S, Cluster, Project, Sandbox, Say, ask
-from functional.service import Service, poll, start_service
+from functional.service import Service, connect, poll, start_service
 from openstack import exceptions as sdk_exc
 
 pytest_plugins = ('functional.fixtures',)
 pytestmark = MARKS
-
-#: A word in what a command is expected to print stands for what an earlier one printed.
-UUID = r'[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}'
-
 
 @pytest.fixture(scope='module')
 def service(sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
@@ -174,7 +170,8 @@ def test_coe_clusters(coe: Coe, service: Service, place: Project) -> None:
     holds(one, {'uuid': uuid, 'labels': {'colour': 'green', 'size': '2'}, 'labels_added': {'size': '2'},
                 'labels_overridden': {}, 'labels_skipped': {}, 'create_timeout': 30, 'faults': '',
                 'api_address': 'https://192.0.2.1:6443', 'project_id': place.id})
-    assert one['cluster_id'] == service.rows('SELECT stack_id FROM clusters WHERE uuid = :uuid', uuid=uuid)[0]['stack_id']
+    [stored] = service.rows('SELECT stack_id FROM clusters WHERE uuid = :uuid', uuid=uuid)
+    assert one['cluster_id'] == stored['stack_id']
 
     assert coe('cluster', 'update', 'fn-coe', '--node-count', '2', '--rollback') == (
         'Request to update cluster fn-coe has been accepted.\n')
@@ -323,3 +320,268 @@ def test_coe_stats_and_services(coe: Coe, admin_coe: Coe, cluster: Cluster, plac
     holds(conductor, {'id': 1, 'host': 'functional', 'binary': 'magnum-conductor', 'state': 'up', 'disabled': False})
     assert conductor['created_at']
     assert '403' in coe.refused('service', 'list')
+
+
+# -- openstacksdk ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def infra(sandbox: Sandbox, entry: str, say: Say) -> Iterator[Any]:
+    """`container_infrastructure_management` of a connection, without a version: 1.1."""
+    cloud = connect(entry, sandbox.clouds_file)
+    say(f'openstacksdk {openstack.version.__version__}')
+    yield cloud.container_infrastructure_management
+    cloud.close()
+
+
+SDK_TEMPLATE = {**stock.PAPER, 'labels': {'colour': 'green', 'size': '2'}, 'is_tls_disabled': False,
+                'is_master_lb_enabled': False}
+
+
+def test_sdk_templates(infra: Any) -> None:
+    made = infra.create_cluster_template(name='fn-sdk', **SDK_TEMPLATE)
+
+    assert (made.id, made.uuid) == (made.id, made.id) and made.labels == SDK_TEMPLATE['labels']
+    assert infra.get_cluster_template(made.id).name == 'fn-sdk'
+    assert infra.find_cluster_template('fn-sdk').id == made.id
+    assert infra.find_cluster_template('fn-none') is None
+    assert made.id in [t.id for t in infra.cluster_templates()]
+    with pytest.raises(sdk_exc.BadRequestException, match='Unable to find image fn-none'):
+        infra.create_cluster_template(name='x', **SDK_TEMPLATE | {'image_id': 'fn-none'})
+    with pytest.raises(sdk_exc.NotFoundException, match='fn-none'):
+        infra.get_cluster_template('fn-none')
+    infra.delete_cluster_template(made)
+    assert infra.find_cluster_template('fn-sdk') is None
+
+
+def test_sdk_updates_a_template(infra: Any) -> None:
+    made = infra.create_cluster_template(name='fn-sdk-2', **SDK_TEMPLATE)
+
+    changed = infra.update_cluster_template(made, name='fn-sdk-3', labels={'colour': 'red'}, docker_volume_size=5)
+
+    assert (changed.name, changed.labels, changed.docker_volume_size) == ('fn-sdk-3', {'colour': 'red'}, 5)
+    with pytest.raises(sdk_exc.ForbiddenException, match='clustertemplate:publish'):
+        infra.update_cluster_template(changed, is_public=True)
+    infra.delete_cluster_template(made)
+
+
+def test_sdk_clusters(infra: Any, sandbox: Sandbox, entry: str, service: Service, place: Project) -> None:
+    template = infra.create_cluster_template(name='fn-sdk-4', **SDK_TEMPLATE)
+    made = infra.create_cluster(name='fn-sdk', cluster_template_id=template.id, node_count=1, keypair='testkey')
+    stock.wait_for(service, place, made.id, 'CREATE_COMPLETE')
+
+    shown = infra.find_cluster('fn-sdk')
+    assert (shown.id, shown.status, shown.node_count, shown.labels) == (
+        made.id, 'CREATE_COMPLETE', 1, SDK_TEMPLATE['labels'])
+    assert shown.api_address and shown.stack_id and shown.created_at
+    assert made.id in [c.id for c in infra.clusters()]
+    infra.update_cluster(infra.get_cluster(made.id), node_count=2)
+    assert stock.wait_for(service, place, made.id, 'UPDATE_COMPLETE')['node_count'] == 2
+    with pytest.raises(sdk_exc.BadRequestException, match='Cannot change name of a cluster'):
+        infra.update_cluster(infra.get_cluster(made.id), name='other')
+    with pytest.raises(sdk_exc.HttpException, match='406'):  # without a version, so 1.1
+        shown.resize(infra, node_count=1)
+    newer = connect(entry, sandbox.clouds_file)
+    session = newer.container_infrastructure_management
+    session.default_microversion = '1.10'
+    for change in (lambda: shown.resize(session, node_count=1),
+                   lambda: shown.upgrade(session, cluster_template=template.id)):
+        with pytest.raises(TypeError, match='not subscriptable'):  # the SDK's own, after the request is done
+            change()
+        assert stock.wait_for(service, place, made.id, 'UPDATE_COMPLETE')['node_count'] == 1
+    newer.close()
+    infra.delete_cluster(made.id, ignore_missing=False)
+    infra.wait_for_delete(infra.get_cluster(made.id), interval=1, wait=STACK_S)
+    infra.delete_cluster_template(template)
+
+
+def test_sdk_certificates(infra: Any, cluster: Cluster, tmp_path: pathlib.Path) -> None:
+    authority = infra.get_cluster_certificate(cluster.uuid)
+    signed = infra.create_cluster_certificate(
+        cluster_uuid=cluster.uuid, csr=a_csr(tmp_path / 'csr').read_text())
+
+    x509.load_pem_x509_certificate(signed.pem.encode()).verify_directly_issued_by(
+        x509.load_pem_x509_certificate(authority.pem.encode()))
+
+
+def test_sdk_services(infra: Any, sandbox: Sandbox, region: str) -> None:
+    admin = connect(sandbox.in_region(sandbox.service_cloud, region), sandbox.clouds_file)
+
+    [conductor] = admin.container_infrastructure_management.services()
+
+    assert (conductor.binary, conductor.state, conductor.host) == ('magnum-conductor', 'up', 'functional')
+    assert conductor.report_count > 0
+    with pytest.raises(sdk_exc.ForbiddenException, match='magnum-service:get_all'):
+        list(infra.services())
+    admin.close()
+
+
+# -- Heat's own resources --------------------------------------------------------------------------------------------
+
+HEAT_TEMPLATE = """
+heat_template_version: 2018-08-31
+parameters:
+  count: {type: number}
+resources:
+  template:
+    type: OS::Magnum::ClusterTemplate
+    properties: {name: fn-heat, image: coreos, flavor: m1.tiny, master_flavor: m1.tiny, external_network: public,
+                 coe: kubernetes, docker_volume_size: 3, keypair: testkey, labels: {colour: green}}
+  cluster:
+    type: OS::Magnum::Cluster
+    properties: {name: fn-heat, cluster_template: {get_resource: template}, node_count: {get_param: count},
+                 create_timeout: 10}
+outputs:
+  all:
+    value:
+""" + ''.join(f'      {name}: {{get_attr: [cluster, {name}]}}\n' for name in (
+    'api_address', 'stack_id', 'coe_version', 'master_addresses', 'status', 'master_count', 'node_addresses',
+    'status_reason', 'node_count', 'name', 'container_version', 'discovery_url', 'cluster_template_id', 'keypair',
+    'create_timeout'))
+
+
+def test_heat_makes_changes_and_deletes_a_cluster(
+        sandbox: Sandbox, service: Service, region: str, say: Say) -> None:
+    with sandbox.project() as project:
+        # The region goes with the request, as `openstack --os-region-name` has it; all of Heat's clients then use it.
+        heat, headers = project.cloud.orchestration, {'X-Region-Name': region}
+
+        def settled(wanted: str) -> dict[str, Any]:
+            def look() -> Any:
+                stack = heat.get('/stacks/fn-heat', headers=headers).json()['stack']
+                assert not stack['stack_status'].endswith('_FAILED'), stack['stack_status_reason']
+                return stack if stack['stack_status'] == wanted else None
+            return dict(poll(look, STACK_S, f'the stack is {wanted}', every_s=1))
+
+        def send(count: int) -> dict[str, Any]:
+            return {'stack_name': 'fn-heat', 'template': HEAT_TEMPLATE, 'parameters': {'count': count}}
+
+        made = heat.post('/stacks', json=send(1), headers=headers)
+        if made.status_code == 400 and 'OS::Magnum' in made.text:
+            pytest.skip(f'this Heat has no such resources: {made.text}')
+        assert made.status_code == 201, made.text
+        path = '/stacks/fn-heat/' + made.json()['stack']['id']
+        shown = settled('CREATE_COMPLETE')['outputs'][0]['output_value']
+        [cluster] = service.rows('SELECT * FROM clusters WHERE project_id = :id', id=project.id)
+        holds(shown, {'name': 'fn-heat', 'status': 'CREATE_COMPLETE', 'node_count': 1, 'master_count': 1,
+                      'stack_id': cluster['stack_id'], 'keypair': 'testkey', 'create_timeout': 10,
+                      'cluster_template_id': cluster['cluster_template_id'], 'api_address': 'https://192.0.2.1:6443'})
+
+        changed = heat.put(path, json=send(2), headers=headers)
+        assert changed.status_code == 202, changed.text
+        shown = settled('UPDATE_COMPLETE')['outputs'][0]['output_value']
+        assert (shown['status'], shown['node_count']) == ('UPDATE_COMPLETE', 2)
+
+        assert heat.delete(path, headers=headers).status_code == 204
+        poll(lambda: not [s for s in project.stacks() if s.name == 'fn-heat'], STACK_S, 'the stack goes', every_s=1)
+        for table in ('clusters', 'cluster_templates'):
+            assert not service.rows(f'SELECT id FROM {table} WHERE project_id = :id', id=project.id)
+        operations = service.rows('SELECT kind, outcome FROM operations WHERE cluster_id = :uuid ORDER BY id',
+                                  uuid=cluster['uuid'])
+        assert [(o['kind'], o['outcome']) for o in operations] == [
+            ('create', 'complete'), ('resize', 'complete'), ('delete', 'complete')]
+        say('OS::Magnum::ClusterTemplate and OS::Magnum::Cluster: created, updated, deleted')
+
+
+# -- Horizon ---------------------------------------------------------------------------------------------------------
+
+def test_horizon_creates_shows_and_resizes_a_cluster(service: Service, place: Project) -> None:
+    """What magnum-ui 19 sends from its forms as they open: all as text, what nobody filled in as an empty one."""
+    headers = {**place.headers, 'OpenStack-API-Version': 'container-infra 1.13'}
+
+    def call(method: str, path: str, body: Any = None) -> Any:
+        status, answer = service.request(method, path, body, headers=headers)
+        assert status < 300, answer
+        return answer
+
+    template = call('POST', '/v1/clustertemplates', {
+        'name': 'fn-horizon', 'coe': 'kubernetes', 'server_type': 'vm', 'image_id': 'coreos', 'flavor_id': 'm1.tiny',
+        'master_flavor_id': 'm1.tiny', 'docker_volume_size': '3', 'docker_storage_driver': 'overlay2',
+        'volume_driver': 'cinder', 'external_network_id': 'public', 'keypair_id': 'testkey',
+        'floating_ip_enabled': 'True', 'public': 'False', 'hidden': 'False', 'labels': {'colour': 'green'}})
+    made = call('POST', '/v1/clusters', {
+        'discovery_url': '', 'create_timeout': '60', 'name': 'fn-horizon', 'cluster_template_id': template['uuid'],
+        'keypair': '', 'master_lb_enabled': 'False', 'master_count': '1', 'node_count': '1',
+        'labels': {'colour': 'green'}})
+    stock.wait_for(service, place, made['uuid'], 'CREATE_COMPLETE')
+    listed = next(c for c in call('GET', '/v1/clusters/detail')['clusters'] if c['uuid'] == made['uuid'])
+    groups = call('GET', f'/v1/clusters/{made["uuid"]}/nodegroups/')['nodegroups']
+    call('POST', f'/v1/clusters/{made["uuid"]}/actions/resize', {
+        'node_count': 2, 'nodes_to_remove': [], 'nodegroup': groups[1]['uuid']})
+
+    assert (listed['status'], listed['keypair'], listed['node_count']) == ('CREATE_COMPLETE', 'testkey', 1)
+    assert stock.wait_for(service, place, made['uuid'], 'UPDATE_COMPLETE')['node_count'] == 2
+    call('DELETE', f'/v1/clusters/{made["uuid"]}')
+    stock.wait_for(service, place, made['uuid'], 'DELETED')
+    call('DELETE', f'/v1/clustertemplates/{template["uuid"]}')
+
+
+# -- Tempest ---------------------------------------------------------------------------------------------------------
+
+def tempest_call(service: Service, place: Project, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """A request without a version, so of 1.1."""
+    return service.request(method, f'/v1/{path}', body, headers={
+        **place.headers, 'OpenStack-API-Version': None})  # type: ignore[dict-item]
+
+
+def test_tempest_clusters(service: Service, place: Project, tmp_path: pathlib.Path) -> None:
+    def call(method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        return tempest_call(service, place, method, path, body)
+
+    _, template = call('POST', 'clustertemplates', {**stock.PAPER, 'name': 'fn-tempest'})
+    good = {'name': 'fn-tempest', 'cluster_template_id': template['uuid'], 'node_count': 1}
+    unknown = str(uuid4())
+
+    status, made = call('POST', 'clusters', good)
+    assert (status, set(made)) == (202, {'uuid'})
+    for wrong in ({'cluster_template_id': unknown}, {'node_count': 0}, {'master_count': 0}, {'flavor_id': 'fn-none'}):
+        assert call('POST', 'clusters', good | wrong)[0] == 400, wrong
+    assert call('PATCH', f'clusters/{unknown}', [{'path': '/node_count', 'value': 2, 'op': 'replace'}])[0] == 404
+    assert call('DELETE', f'clusters/{unknown}')[0] == 404
+    stock.wait_for(service, place, made['uuid'], 'CREATE_COMPLETE')
+    status, listed = call('GET', 'clusters')
+    assert status == 200 and made['uuid'] in [c['uuid'] for c in listed['clusters']]
+    status, shown = call('GET', f'certificates/{made["uuid"]}')
+    assert (status, shown['cluster_uuid']) == (200, made['uuid'])
+    assert '-----BEGIN CERTIFICATE-----' in shown['pem'] and '-----END CERTIFICATE-----' in shown['pem']
+    status, signed = call('POST', 'certificates', {
+        'cluster_uuid': made['uuid'], 'csr': a_csr(tmp_path / 'csr').read_text()})
+    assert (status, '-----BEGIN CERTIFICATE-----' in signed['pem']) == (201, True)
+    assert call('DELETE', f'clusters/{made["uuid"]}')[0] == 204
+    stock.wait_for(service, place, made['uuid'], 'DELETED')
+    assert [call('GET', f'{noun}/{made["uuid"]}')[0] for noun in ('clusters', 'certificates')] == [404, 404]
+    assert call('DELETE', f'clustertemplates/{template["uuid"]}')[0] == 204
+
+
+def test_tempest_templates(service: Service, place: Project) -> None:
+    def call(method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        return tempest_call(service, place, method, path, body)
+
+    good = {**stock.PAPER, 'name': 'fn-tempest-2', 'keypair_id': 'fn-no-such-key'}
+    rename = [{'path': '/name', 'value': 'fn-tempest-3', 'op': 'replace'}]
+    unknown = f'clustertemplates/{uuid4()}'
+
+    status, made = call('POST', 'clustertemplates', good)
+    assert status == 201, 'an unknown keypair is accepted'
+    path = f'clustertemplates/{made["uuid"]}'
+    assert made['uuid'] in [t['uuid'] for t in call('GET', 'clustertemplates')[1]['clustertemplates']]
+    assert (call('PATCH', path, rename)[0], call('GET', path)[1]['name']) == (200, 'fn-tempest-3')
+    assert call('PATCH', path, [{'path': '/public', 'value': True, 'op': 'replace'}])[0] == 403
+    assert call('POST', 'clustertemplates', good | {'public': True})[0] == 403
+    for wrong in ({'image_id': None}, {'flavor_id': 'fn-none'}, {'image_id': 'fn-none'},
+                  {'image_id': 'ubuntu', 'network_driver': 'fn-none'},
+                  {'image_id': 'ubuntu', 'volume_driver': 'fn-none'}):
+        assert call('POST', 'clustertemplates', good | wrong)[0] == 400, wrong
+    for malformed in ({'path': '/name'}, [{'path': 'name', 'value': 'x', 'op': 'replace'}], 'x'):
+        assert call('PATCH', path, malformed)[0] == 400, malformed
+    assert [call('GET', unknown)[0], call('PATCH', unknown, rename)[0], call('DELETE', unknown)[0]] == [404] * 3
+    assert call('DELETE', 'clustertemplates/fn-tempest-3')[0] == 204
+
+
+def test_tempest_services(service: Service, sandbox: Sandbox) -> None:
+    status, body = service.request('GET', '/v1/mservices', headers={
+        'X-Auth-Token': str(sandbox.admin.auth_token), 'OpenStack-API-Version': None})  # type: ignore[dict-item]
+
+    assert status == 200, body
+    [one] = body['mservices']
+    holds(one, {'id': 1, 'state': 'up', 'binary': 'magnum-conductor'})
+    assert one['report_count'] > 0
