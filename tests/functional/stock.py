@@ -51,14 +51,17 @@ def interpreter() -> str | None:
     return python if has.returncode == 0 else None
 
 
-class Shell:
-    """The stock `openstack` client."""
+def versions(python: str, *packages: str) -> str:
+    """Packages with their versions, for people to read."""
+    code = 'import importlib.metadata as m, sys; print(" ".join(f"{n} {m.version(n)}" for n in sys.argv[1:]))'
+    return subprocess.run([python, '-c', code, *packages], capture_output=True, text=True, check=True).stdout.strip()
 
-    def __init__(self, python: str) -> None:
-        self.versions = {name: subprocess.run(
-            [python, '-c', f'import importlib.metadata as m; print(m.version({name!r}))'],
-            capture_output=True, text=True, check=True).stdout.strip()
-            for name in ('python-openstackclient', 'python-magnumclient')}
+
+class Shell:
+    """The stock `openstack` client for one entry of clouds.yaml: it keeps its clients as long as the process lives."""
+
+    def __init__(self, python: str, cloud_name: str) -> None:
+        self._cloud_name = cloud_name
         self._popen = subprocess.Popen(
             [python, str(pathlib.Path(__file__).with_name('openstack_shell.py'))], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True, env={**os.environ, 'SHELL': '/bin/bash'})
@@ -67,10 +70,10 @@ class Shell:
         """End it."""
         self._popen.communicate()
 
-    def run(self, cloud_name: str, *words: str) -> tuple[int, str, str]:
+    def run(self, *words: str) -> tuple[int, str, str]:
         """Run one command; returns status, output, complaints."""
         assert self._popen.stdin and self._popen.stdout
-        line = json.dumps(['--os-cloud', cloud_name, *words])
+        line = json.dumps(['--os-cloud', self._cloud_name, *words])
         self._popen.stdin.write(f'{line}\n')
         self._popen.stdin.flush()
         status, out, err = json.loads(self._popen.stdout.readline())

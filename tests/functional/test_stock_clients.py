@@ -7,6 +7,7 @@ What each sends and reads is in api.md 7. Clusters are of a driver whose members
 from __future__ import annotations
 
 import base64
+import importlib.metadata
 import json
 import pathlib
 import shutil
@@ -15,7 +16,6 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
-import openstack.version
 import pytest
 import yaml
 from cryptography import x509
@@ -49,18 +49,6 @@ def region(sandbox: Sandbox, service: Service) -> Iterator[str]:
 
 
 @pytest.fixture(scope='module')
-def shell(sandbox: Sandbox, say: Say) -> Iterator[stock.Shell]:
-    """The stock client."""
-    python = stock.interpreter()
-    if python is None:
-        pytest.skip('no openstack with python-magnumclient on the path')
-    made = stock.Shell(python)
-    say(' '.join(f'{name} {version}' for name, version in made.versions.items()))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope='module')
 def place(sandbox: Sandbox) -> Iterator[Project]:
     """A project for the tests that share clusters."""
     with sandbox.project() as made:
@@ -87,12 +75,12 @@ def cluster(service: Service, place: Project) -> Iterator[Cluster]:
 class Coe:
     """`openstack coe` for one project."""
 
-    def __init__(self, shell: stock.Shell, cloud_name: str) -> None:
-        self.shell, self.cloud_name = shell, cloud_name
+    def __init__(self, shell: stock.Shell) -> None:
+        self._shell = shell
 
     def __call__(self, *words: str) -> str:
         """What a command prints that is expected to succeed."""
-        status, out, err = self.shell.run(self.cloud_name, 'coe', *words)
+        status, out, err = self._shell.run('coe', *words)
         assert status == 0, f'{" ".join(words)}: {status} {out} {err}'
         return out
 
@@ -102,19 +90,32 @@ class Coe:
 
     def refused(self, *words: str) -> str:
         """What a command complains of that is expected to fail."""
-        status, out, err = self.shell.run(self.cloud_name, 'coe', *words)
+        status, out, err = self._shell.run('coe', *words)
         assert status != 0, f'{" ".join(words)}: {out}'
         return err
 
 
-@pytest.fixture
-def coe(shell: stock.Shell, entry: str) -> Coe:
-    return Coe(shell, entry)
+@pytest.fixture(scope='module')
+def shells(sandbox: Sandbox, entry: str, region: str, say: Say) -> Iterator[list[stock.Shell]]:
+    """The stock client: a user's and an admin's."""
+    python = stock.interpreter()
+    if python is None:
+        pytest.skip('no openstack with python-magnumclient on the path')
+    made = [stock.Shell(python, name) for name in (entry, sandbox.in_region(sandbox.service_cloud, region))]
+    say(stock.versions(python, 'python-openstackclient', 'python-magnumclient'))
+    yield made
+    for one in made:
+        one.close()
 
 
 @pytest.fixture
-def admin_coe(shell: stock.Shell, sandbox: Sandbox, region: str) -> Coe:
-    return Coe(shell, sandbox.in_region(sandbox.service_cloud, region))
+def coe(shells: list[stock.Shell]) -> Coe:
+    return Coe(shells[0])
+
+
+@pytest.fixture
+def admin_coe(shells: list[stock.Shell]) -> Coe:
+    return Coe(shells[1])
 
 
 def holds(found: Any, expected: dict[str, Any]) -> None:
@@ -331,7 +332,7 @@ def test_coe_stats_and_services(coe: Coe, admin_coe: Coe, cluster: Cluster, plac
 def infra(sandbox: Sandbox, entry: str, say: Say) -> Iterator[Any]:
     """`container_infrastructure_management` of a connection, without a version: 1.1."""
     cloud = connect(entry, sandbox.clouds_file)
-    say(f'openstacksdk {openstack.version.__version__}')
+    say(f'openstacksdk {importlib.metadata.version("openstacksdk")}')
     yield cloud.container_infrastructure_management
     cloud.close()
 
