@@ -338,3 +338,15 @@ def test_a_service_that_is_no_admin_is_refused_and_not_told_that_a_stack_is_gone
     for call in (stacks.delete, stacks.find, stacks.failures, lambda one: stacks.look([one])):
         with pytest.raises(clients.Refused):
             call(str(uuid.uuid4()))
+
+
+def test_networks_are_found_by_name_and_by_id(sandbox: Sandbox) -> None:
+    lookups = clients.Lookups(sandbox.user, 'public', None)
+    find = sandbox.user.network.find_network
+    public, private = (find(name, ignore_missing=False).id for name in ('public', 'private'))
+
+    assert {lookups.network(ref, external=True) for ref in ('public', public)} == {public}
+    assert {lookups.network(ref) for ref in ('private', private)} == {private}
+    for ref in ('private', private, str(uuid.uuid4())):
+        with pytest.raises(clients.Gone):
+            lookups.network(ref, external=True)
