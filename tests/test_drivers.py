@@ -202,6 +202,8 @@ def test_members_are_found_where_the_stock_clients_look(
     group = parsed[parsed['']['resources']['kube_minions']['type']]
     assert list(group['resources']) == ['0', '7']
     assert list(group['outputs']['refs_map']['value']) == ['0', '7']
+    assert group['outputs']['refs_map']['value']['7'] == {
+        'list_join': ['', [{'get_attr': ['7', 'server_id']}]]}, 'never null'
     member = parsed[group['resources']['7']['type']]['resources']
     assert member['kube-minion']['type'] == 'OS::Nova::Server'
     assert member['node_config_deployment']['type'] == 'OS::Heat::WaitCondition'
