@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import queue
 import signal
 import sys
 import threading
@@ -188,9 +189,10 @@ def _conductor(conf: cfg.ConfigOpts) -> service.Conductor:
 
 def _until_told(conf: cfg.ConfigOpts, server: wsgi.Server | None, worker: service.Conductor | None) -> None:
     """Run until SIGTERM, SIGINT or a failure of either, then stop within the grace that is configured."""
-    told = threading.Event()
+    # An Event holds a lock while it is set: a signal that comes while another is handled would wait for it for ever.
+    told: queue.SimpleQueue[None] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
+        signal.signal(number, lambda *_: told.put(None))
     failed: list[str] = []
 
     def run(name: str, work: Callable[[], None]) -> None:
@@ -200,7 +202,7 @@ def _until_told(conf: cfg.ConfigOpts, server: wsgi.Server | None, worker: servic
             LOG.exception('The %s has ended, and this process with it', name)
             failed.append(name)
         finally:
-            told.set()
+            told.put(None)
 
     threads = []
     if worker is not None:
@@ -210,7 +212,7 @@ def _until_told(conf: cfg.ConfigOpts, server: wsgi.Server | None, worker: servic
         LOG.info('The API listens on http://%s:%s/v1', conf.api.host, conf.api.port)
     for thread in threads:
         thread.start()
-    told.wait()
+    told.get()
     if worker is not None:
         worker.stop()
     if server is not None:

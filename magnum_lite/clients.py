@@ -409,8 +409,12 @@ class Lookups:
     def network(self, ref: str, *, external: bool = False) -> str:
         """The id of a network by id or name; `external`: only one that leads out of the cloud counts."""
         with _translated(f'{"External network" if external else "Network"} {ref}'):
-            only = {'is_router_external': True} if external else {}
-            return str(self._cloud.network.find_network(ref, ignore_missing=False, **only).id)
+            # As Neutron spells it: the SDK sends it with a look for an id, too, where Neutron takes nothing else.
+            only = {'router:external': True} if external else {}
+            found = self._cloud.network.find_network(ref, ignore_missing=False, **only)
+            if external and not found.is_router_external:  # a look for an id does not go by it
+                raise sdk_exc.NotFoundException(f'Network {ref} does not lead out of the cloud')
+            return str(found.id)
 
     def subnet(self, ref: str) -> str:
         """The id of a subnet by id or name."""

@@ -413,7 +413,7 @@ class Driver:
             return [f'Cluster {cluster.uuid} is without TLS, so it has no authorities']
         if not self.manifest.get('rotation'):
             return [f'Driver {self.name} of cluster {cluster.uuid} cannot exchange authorities; make a new cluster']
-        reasons = (self.replaceable(cluster, group.role) for group in cluster.nodegroups)
+        reasons = (self.replaceable(cluster, group.stack_role) for group in cluster.nodegroups)
         return list(dict.fromkeys(reason for reason in reasons if reason))
 
     def replaceable(self, cluster: models.Cluster, role: str) -> str | None:

@@ -246,6 +246,11 @@ class NodeGroup(Base):
     nodes: Mapped[list[Node]] = relationship(
         lazy='raise', order_by='Node.number', cascade='all, delete-orphan', passive_deletes=True)
 
+    @property
+    def stack_role(self) -> str:
+        """What its members are to the templates of a driver: `worker`, whatever users call the role, or `master`."""
+        return 'master' if self.role == 'master' else 'worker'
+
 
 class Node(Base):
     """One member of a nodegroup, which is one server in Nova. Its number is its name in the stack, for ever."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -35,3 +36,26 @@ def test_drivers_are_listed_with_their_labels() -> None:
     done = subprocess.run([COMMAND, 'drivers', 'list'], capture_output=True, text=True, check=True, timeout=60)
 
     assert 'os_distro' in done.stdout and 'kube_tag (default ' in done.stdout
+
+
+def test_signals_while_a_signal_is_handled_stop_a_process_all_the_same() -> None:
+    """At every call on the way of the first one, another one comes."""
+    done = subprocess.run([sys.executable, '-c', textwrap.dedent("""
+        import signal, sys, threading
+        from oslo_config import cfg
+        from magnum_lite import cli, config
+
+        left = [None] * 100
+        def again(*_):
+            if left:
+                left.pop()
+                signal.raise_signal(signal.SIGTERM)
+
+        config.register(cfg.CONF)
+        cfg.CONF([], project='magnum-lite', default_config_files=[])
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.setprofile(again)
+        cli._until_told(cfg.CONF, None, None)
+        """)], timeout=60, check=False)
+
+    assert done.returncode == 0

@@ -9,6 +9,7 @@ import contextlib
 import http.server
 import json
 import threading
+import types
 import urllib.parse
 import uuid
 from collections.abc import Iterator
@@ -292,3 +293,20 @@ def test_without_a_filter_nobody_is_asked(conf: cfg.ConfigOpts) -> None:
 
     assert cloud.blockers('p', 'OS::Nova::Server', 'x') == []
     assert cloud.blockers('p', 'OS::Neutron::Net', '') == []
+
+
+@pytest.mark.parametrize(('ref', 'is_external', 'found'), [('public', True, True), ('an-id', True, True),
+                                                           ('an-id', False, False)])
+def test_external_network_is_found_by_id_and_only_if_it_is_one(ref: str, is_external: bool, found: bool) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def find_network(ref: str, **how: Any) -> types.SimpleNamespace:
+        asked.append(how)
+        return types.SimpleNamespace(id='an-id', is_router_external=is_external)
+
+    cloud: Any = types.SimpleNamespace(network=types.SimpleNamespace(find_network=find_network))
+    lookups = clients.Lookups(cloud, 'public', None)
+
+    with contextlib.nullcontext() if found else pytest.raises(clients.Gone):
+        assert lookups.network(ref, external=True) == 'an-id'
+    assert asked == [{'ignore_missing': False, 'router:external': True}], 'Neutron knows no other name of it'

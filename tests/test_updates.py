@@ -42,8 +42,9 @@ def resize(count: int, *remove: str) -> Change:
 
 
 def add_group(name: str = 'pool', count: int = 2) -> Change:
+    """Add a nodegroup, whose role is a word of the user's."""
     def change(cluster: Cluster) -> None:
-        group = NodeGroup(uuid=str(uuid.uuid4()), project_id=cluster.project_id, name=name, role='worker', labels={},
+        group = NodeGroup(uuid=str(uuid.uuid4()), project_id=cluster.project_id, name=name, role='gpu', labels={},
                           node_count=count, next_number=0, epoch=1, image_id='ubuntu', flavor_id='m1.small', nodes=[],
                           status=states.CREATE_IN_PROGRESS)
         cluster.nodegroups.append(group)

@@ -23,7 +23,7 @@ VERSIONS = {
     10: 'Clusters without workers. A POST of a cluster with an unknown template is 404, before it was 400.',
     11: 'Bays and baymodels are gone.',
     12: 'Rotation of credentials.',
-    13: '`cluster_id` takes the place of `stack_id` on clusters.',
+    13: '`cluster_id` on clusters, another name of `stack_id`.',
     14: 'Labels and taints of nodegroups.',
     100: 'magnum-lite\'s own: `error_code` on clusters and nodegroups.',
 }

@@ -57,7 +57,7 @@ class Diagnosis:
 
     def of(self, group: models.NodeGroup, node: models.Node) -> Fault | None:
         """What failed of a member: what is in its own stack, or names its server; None if nothing does."""
-        found = [*self.members.get((group.role, node.number), ())]
+        found = [*self.members.get((group.stack_role, node.number), ())]
         found += [leaf for leaf in self.leaves if leaf not in found and (
             node.name in (leaf.name, leaf.stack_name) or re.search(rf'\b{re.escape(node.name)}\b', leaf.reason))]
         return Fault(_code(found), '; '.join(dict.fromkeys(leaf.reason for leaf in found))) if found else None

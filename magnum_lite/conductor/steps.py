@@ -405,10 +405,10 @@ def choose_members(task: Task, owner: Owner) -> set[str]:
     """
     there = task.driver.numbers(owner.stack_text or {})
     for group in task.groups_of(owner):
-        if states.is_busy(group.status) and task.driver.replaceable(task.cluster, group.role) is None:
+        if states.is_busy(group.status) and task.driver.replaceable(task.cluster, group.stack_role) is None:
             members.replace(task.cluster, group)
-    lacking = {group.role for group in task.groups_of(owner)
-               if {node.number for node in members.wanted(group)} != there.get(group.role, set())}
+    lacking = {group.stack_role for group in task.groups_of(owner)
+               if {node.number for node in members.wanted(group)} != there.get(group.stack_role, set())}
     return _now(task, lacking)
 
 
@@ -422,7 +422,7 @@ def _note_arrivals(task: Task, owner: Owner) -> None:
     there = task.driver.numbers(owner.stack_text or {})
     for group in task.groups_of(owner):
         for node in members.wanted(group):
-            if node.status == states.CREATE_IN_PROGRESS and node.number in there.get(group.role, set()):
+            if node.status == states.CREATE_IN_PROGRESS and node.number in there.get(group.stack_role, set()):
                 node.status = states.CREATE_COMPLETE
 
 
@@ -446,11 +446,11 @@ def send(task: Task, owner: Owner, stack: clients.Stack, lacking: set[str], *, s
     """
     cluster, driver = task.cluster, task.driver
     rendered = _rendered(task, owner)
-    changed = lacking if settled else _now(task, {group.role for group in task.groups_of(owner)})
+    changed = lacking if settled else _now(task, {group.stack_role for group in task.groups_of(owner)})
     text = driver.with_members(owner.stack_text or {}, rendered, changed)
     # What its members are still to report, or have failed to, may be made anew; nobody else reads user-data. Nor is it
     # known who is missing from a stack that has another text than the stored one.
-    roles = {group.role for group in task.groups_of(owner) if group.role in changed and (
+    roles = {group.stack_role for group in task.groups_of(owner) if group.stack_role in changed and (
         stack.revision != owner.revision
         or any(not node.status.endswith('_COMPLETE') for node in members.wanted(group)))}
     gone = driver.numbers(owner.stack_text or {})
@@ -465,7 +465,7 @@ def send(task: Task, owner: Owner, stack: clients.Stack, lacking: set[str], *, s
         db.begin_operation(session, cluster)
         _write_arrivals(session, task, owner)
         for group in task.groups_of(owner):
-            _write_members(session, group, gone.get(group.role, set()))
+            _write_members(session, group, gone.get(group.stack_role, set()))
     try:
         task.stacks.update(
             stack.id, template=text['template'], files=text['files'],

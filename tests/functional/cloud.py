@@ -135,6 +135,13 @@ class Sandbox:
             identity.delete_region(region)
 
 
+    def in_region(self, cloud_name: str, region: str) -> str:
+        """The name of an entry of clouds.yaml that is another one's, in a region."""
+        name = f'{cloud_name}-in-{region}'
+        self._clouds['clouds'][name] = {**self._clouds['clouds'][cloud_name], 'region_name': region}
+        self._write()
+        return name
+
     @contextlib.contextmanager
     def region(self, instead: Mapping[str, str]) -> Iterator[str]:
         """A region with the services that a cluster needs, some of them, by type, at `instead` (http://host:port).
@@ -326,7 +333,7 @@ def ask(service: Service, project: Project, *, template: dict[str, Any] | None =
         assert status == expected, answer
         return answer
 
-    found = send('clustertemplates', 201, **TEMPLATE, **(template or {}))
+    found = send('clustertemplates', 201, **(TEMPLATE | (template or {})))
     return Cluster(service, project, send('clusters', 202, cluster_template_id=found['uuid'], **body)['uuid'])
 
 

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from functional.cloud import STACK_S, TIDY_S, Project, Sandbox
+from functional.cloud import STACK_S, TIDY_S, Project, Sandbox, Say
 from functional.service import _identity, _write_conf, poll
 from oslo_config import cfg
 
 from magnum_lite import clients, config
 
+pytest_plugins = ('functional.fixtures',)
 pytestmark = [
     pytest.mark.functional,
     pytest.mark.timeout(900),
@@ -83,28 +84,6 @@ outputs:
 FILES = {'node.yaml': NODE}
 SECRET = 'not told again'
 WAIT_S = 15
-
-Say = Callable[[str], None]
-
-
-@pytest.fixture(scope='module')
-def say(request: pytest.FixtureRequest) -> Say:
-    """Write a line to the terminal, whether the test fails or not."""
-    plugins = request.config.pluginmanager
-
-    def write(line: str) -> None:
-        with plugins.get_plugin('capturemanager').global_and_fixture_disabled():
-            plugins.get_plugin('terminalreporter').write_line(f'\n  {line}')
-    return write
-
-
-@pytest.fixture(scope='module')
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    made = Sandbox(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('cloud'))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('OS_CLIENT_CONFIG_FILE', str(made.clouds_file))
-        yield made
-        made.close()
 
 
 @pytest.fixture(scope='module')
@@ -359,3 +338,15 @@ def test_a_service_that_is_no_admin_is_refused_and_not_told_that_a_stack_is_gone
     for call in (stacks.delete, stacks.find, stacks.failures, lambda one: stacks.look([one])):
         with pytest.raises(clients.Refused):
             call(str(uuid.uuid4()))
+
+
+def test_networks_are_found_by_name_and_by_id(sandbox: Sandbox) -> None:
+    lookups = clients.Lookups(sandbox.user, 'public', None)
+    find = sandbox.user.network.find_network
+    public, private = (find(name, ignore_missing=False).id for name in ('public', 'private'))
+
+    assert {lookups.network(ref, external=True) for ref in ('public', public)} == {public}
+    assert {lookups.network(ref) for ref in ('private', private)} == {private}
+    for ref in ('private', private, str(uuid.uuid4())):
+        with pytest.raises(clients.Gone):
+            lookups.network(ref, external=True)

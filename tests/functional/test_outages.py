@@ -26,10 +26,11 @@ from typing import Any
 import pytest
 import requests
 import sqlalchemy as sa
-from functional.cloud import Cluster, Forwarder, Project, Sandbox
+from functional.cloud import Cluster, Forwarder, Project, Sandbox, Say
 from functional.proxy import MODES, Proxy
 from functional.service import Process, Service, connect, own_database, own_vhost, start_service
 
+pytest_plugins = ('functional.fixtures',)
 pytestmark = [
     pytest.mark.functional,
     pytest.mark.timeout(3600),
@@ -50,8 +51,6 @@ KEYSTONE_MODES = ('refuse', 'cut', 'slow', 'html 200', 'html 502', '429', '503',
 TEMPLATE = {'name': 'paper', 'coe': 'paper', 'image_id': 'debian', 'flavor_id': 'm1.tiny',
             'master_flavor_id': 'm1.tiny'}
 
-Say = Callable[[str], None]
-
 
 @dataclass
 class Broken:
@@ -62,27 +61,6 @@ class Broken:
     keystone: Proxy
     broker: Forwarder
     database: Forwarder
-
-
-@pytest.fixture(scope='module')
-def say(request: pytest.FixtureRequest) -> Say:
-    """Write a line to the terminal, whether the test fails or not."""
-    plugins = request.config.pluginmanager
-
-    def write(line: str) -> None:
-        with plugins.get_plugin('capturemanager').global_and_fixture_disabled():
-            plugins.get_plugin('terminalreporter').write_line(f'  {line}')
-    return write
-
-
-@pytest.fixture(scope='module')
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    made = Sandbox(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('cloud'))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('OS_CLIENT_CONFIG_FILE', str(made.clouds_file))
-        made.remove_leftovers()
-        yield made
-        made.close()
 
 
 def through(url: str) -> tuple[Forwarder, str]:
