@@ -127,6 +127,15 @@ def doctor(conf: cfg.ConfigOpts) -> int:
     return doctors.run(doctors.Audit(conf, db.Database(conf), clients.Cloud(conf)), answer=answer)
 
 
+def upgrade_check(conf: cfg.ConfigOpts) -> int:
+    """Look whether this release can be started on what there is. Run it with the new code and the configuration of a
+    conductor, before the services are started again. The exit status is 0 if all is well, 1 if something should be
+    looked at, 2 if it must not be started; 255 if this could not be found out.
+    """
+    from magnum_lite import clients, upgrade
+    return upgrade.run(conf, db.Database(conf), clients.Cloud(conf))
+
+
 # -- processes -----------------------------------------------------------------------------------------------------
 
 def api(conf: cfg.ConfigOpts) -> None:
@@ -180,6 +189,7 @@ def _conductor(conf: cfg.ConfigOpts) -> service.Conductor:
 
 def _until_told(conf: cfg.ConfigOpts, server: wsgi.Server | None, worker: service.Conductor | None) -> None:
     """Run until SIGTERM, SIGINT or a failure of either, then stop within the grace that is configured."""
+    config.report_on_signal(conf)
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
@@ -237,6 +247,9 @@ def _add_commands(subparsers: Any) -> None:
     add(folders, 'list', drivers_list)
     add(folders, 'check', drivers_check)
     add(subparsers, 'keystore-key', keystore_key)
+    upgrade = group('status', 'What has to be seen to before an upgrade').add_parser(
+        'upgrade', help='Look before an upgrade').add_subparsers(required=True, metavar='COMMAND')
+    add(upgrade, 'check', upgrade_check).add_argument('--json', action='store_true', help='print JSON')
     check = add(subparsers, 'doctor', doctor)
     check.add_argument('--fix', action='store_true', help='mend what can be mended, asking before each; without a '
                        'terminal and without --yes nothing is changed')

@@ -8,11 +8,12 @@ gets `conf` as an argument. Names that operators know from magnum.conf are kept 
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import socket
 from collections.abc import Sequence
 
 from keystoneauth1 import loading
-from oslo_config import cfg
+from oslo_config import cfg, types
 from oslo_log import log
 
 from magnum_lite import outage
@@ -182,7 +183,8 @@ def load(argv: Sequence[str], *, default_files: Sequence[str] | None = None) -> 
     """Read command line and files, set up the log, and return the configuration.
 
     Without --config-file the usual places are looked at (/etc/magnum-lite/magnum-lite.conf). A wrong value ends the
-    process with the option's name: oslo.config raises `SystemExit` for the command line, its own errors for files.
+    process with the option's name: oslo.config raises `SystemExit` for the command line, and for files `cfg.Error` is
+    raised, of which `WrongValue` is one.
     """
     register(CONF)
     log.register_options(CONF)
@@ -192,7 +194,65 @@ def load(argv: Sequence[str], *, default_files: Sequence[str] | None = None) -> 
     CONF(list(argv), project=PROJECT, version=importlib.metadata.version(PROJECT), default_config_files=default_files)
     log.setup(CONF, PROJECT)
     outage.quieten()
+    _check_values(CONF)
     return CONF
+
+
+class WrongValue(cfg.Error):  # type: ignore[misc]
+    """An option of ours has a value that it cannot have. The text names it, says where, and what is expected."""
+
+
+def _check_values(conf: cfg.ConfigOpts) -> None:
+    """Read every option of ours: oslo.config looks at a value when it is used, which may be weeks after the start."""
+    for group, opts in [*GROUPS.items(), (AUTH_GROUP, cloud_opts)]:
+        for opt in opts:
+            try:
+                getattr(conf if group == 'DEFAULT' else conf[group], opt.dest)
+            except (cfg.Error, ValueError) as e:
+                where = re.search(r"detail='([^']*)'", str(e))
+                raise WrongValue(f'[{group}] {opt.name}{f" in {where[1]}" if where else ""} must be {_expected(opt)}: '
+                                 f'{str(e).rpartition("is not valid: ")[2]}') from e
+
+
+def _expected(opt: cfg.Opt) -> str:
+    """What an option takes, in words."""
+    kind = opt.type
+    least, most = getattr(kind, 'min', None), getattr(kind, 'max', None)
+    limits = (f' from {least} to {most}' if None not in (least, most) else f' of {least} or more' if least is not None
+              else '')
+    if isinstance(kind, types.Boolean):
+        return 'true or false'
+    if isinstance(kind, types.Integer | types.Float):
+        return f'a {"whole " if isinstance(kind, types.Integer) else ""}number{limits}'
+    if getattr(kind, 'choices', None):
+        return f'one of {", ".join(map(str, kind.choices))}'
+    if isinstance(kind, types.HostAddress):
+        return 'the name or the address of a host'
+    return 'pairs of name:value' if isinstance(kind, types.Dict) else 'text'
+
+
+class _Version:
+    """What oslo.reports prints of us."""
+
+    def vendor_string(self) -> str:
+        """Whose it is, and what."""
+        return PROJECT
+
+    product_string = vendor_string
+
+    def version_string_with_package(self) -> str:
+        """Which version."""
+        return importlib.metadata.version(PROJECT)
+
+
+def report_on_signal(conf: cfg.ConfigOpts) -> None:
+    """Have SIGUSR2 print what all threads do, and the configuration without its secrets: oslo.reports' guru report.
+
+    A server that keeps the signal to itself, such as uWSGI, needs [oslo_reports] file_event_handler instead.
+    """
+    from oslo_reports import guru_meditation_report, opts  # takes a fifth of a second
+    opts.set_defaults(conf)
+    guru_meditation_report.TextGuruMeditation.setup_autorun(_Version(), conf=conf)
 
 
 def use_exchange() -> None:
@@ -201,9 +261,17 @@ def use_exchange() -> None:
     oslo_messaging.set_transport_defaults('magnum')
 
 
+def use_healthcheck_file() -> None:
+    """Have /healthcheck say 503 while a file is there, as Magnum has it, unless [healthcheck] says otherwise."""
+    from oslo_middleware.healthcheck import opts
+    cfg.set_defaults(opts.HEALTHCHECK_OPTS, backends=['disable_by_file'])
+    cfg.set_defaults(opts.DISABLE_BY_FILE_OPTS, disable_by_file_path='/etc/magnum-lite/healthcheck_disable')
+
+
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     """For oslo-config-generator and oslo-config-validator: (group, options)."""
     use_exchange()
+    use_healthcheck_file()
     auth = [*loading.get_auth_common_conf_options(), *loading.get_auth_plugin_conf_options('password'),
             *loading.get_session_conf_options(), *cloud_opts]
     return [*GROUPS.items(), (AUTH_GROUP, auth)]

@@ -12,7 +12,12 @@ COMMAND = pathlib.Path(sys.executable).parent / 'magnum-lite'
 
 
 @pytest.mark.parametrize(('text', 'argv', 'said'), [
-    ('[api]\nport = abc\n', ['api'], 'Value for option port'),
+    ('[api]\nport = abc\n', ['api'], '[api] port in {folder}/magnum-lite.conf must be a whole number from 0 to 65535'),
+    ('[conductor]\nlease = 5\n', ['api'], '[conductor] lease in {folder}/magnum-lite.conf must be a whole number of '
+     '10 or more'),
+    ('[keystore]\nbackend = vault\n', ['db', 'version'], 'must be one of database'),
+    ('[heat_notifications]\nenabled = perhaps\n', ['api'], 'must be true or false'),
+    ('[database]\nmax_retries = many\n', ['db', 'version'], 'Value for option max_retries'),
     ('[api]\nauth_strategy = noauth\nhost = 0.0.0.0\n', ['api'], 'must be a loopback address and not 0.0.0.0'),
     ('[database]\nconnection = sqlite:////nowhere/at/all.sqlite\n', ['db', 'upgrade'],
      'unable to open database file. See [database] connection'),
@@ -26,7 +31,7 @@ def test_mistake_is_one_line(tmp_path: pathlib.Path, text: str, argv: list[str],
                           timeout=60)
 
     assert done.returncode == 1
-    assert said in done.stderr
+    assert said.format(folder=tmp_path) in done.stderr
     assert 'Traceback' not in done.stderr
     assert done.stderr.splitlines()[-1].startswith('magnum-lite: ')
 

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from oslo_config import cfg
+from oslo_log import log
 from oslo_policy import policy
 from oslo_utils import strutils, uuidutils
 
 from magnum_lite import clients, context, db, drivers, errors, models, notify, rpc, schema
+
+LOG = log.getLogger(__name__)
 
 #: The query parameters of what belongs to a cluster, and those of every other listing.
 PAGES = ('limit', 'marker', 'sort_key', 'sort_dir')
@@ -96,6 +99,8 @@ class Request:
 
     def asked(self, cluster: models.Cluster, operation: models.Operation) -> dict[str, str]:
         """Have everybody told of an operation that was stored. Returns the header that leads to it."""
+        self.caller.oslo.cluster_uuid, self.caller.oslo.operation_id = cluster.uuid, operation.uuid
+        LOG.info('Cluster %s: %s was asked for', cluster.uuid, operation.kind)
         self.services.nudger.nudge(cluster.uuid)
         self.services.notifier.cluster(
             cluster, operation.kind, notify.PENDING, user_id=operation.user_id, project_id=operation.project_id,
