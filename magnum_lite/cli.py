@@ -261,8 +261,10 @@ def _add_commands(subparsers: Any) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `magnum-lite`: returns the exit status."""
-    config.CONF.register_cli_opt(cfg.SubCommandOpt(
-        'command', title='commands', help='what to do; each has a --help of its own', handler=_add_commands))
+    command = cfg.SubCommandOpt(
+        'command', title='commands', help='what to do; each has a --help of its own', handler=_add_commands)
+    command.secret = True  # it refers to the whole configuration, which oslo.reports would print within itself
+    config.CONF.register_cli_opt(command)
     try:
         conf = config.load(sys.argv[1:] if argv is None else argv)
         return conf.command.function(conf) or 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import signal
 import socket
 from collections.abc import Sequence
 
@@ -192,6 +193,8 @@ def load(argv: Sequence[str], *, default_files: Sequence[str] | None = None) -> 
         *log.get_default_log_levels(), 'keystoneauth.identity=WARN', 'alembic=WARN', 'openstack=WARN',
         'oslo_service.backend=WARN'])
     CONF(list(argv), project=PROJECT, version=importlib.metadata.version(PROJECT), default_config_files=default_files)
+    if CONF[AUTH_GROUP].auth_section:  # such as keystone_authtoken, which only an API process knows by itself
+        loading.register_auth_conf_options(CONF, CONF[AUTH_GROUP].auth_section)
     log.setup(CONF, PROJECT)
     outage.quieten()
     _check_values(CONF)
@@ -248,11 +251,15 @@ class _Version:
 def report_on_signal(conf: cfg.ConfigOpts) -> None:
     """Have SIGUSR2 print what all threads do, and the configuration without its secrets: oslo.reports' guru report.
 
-    A server that keeps the signal to itself, such as uWSGI, needs [oslo_reports] file_event_handler instead.
+    For a server that keeps the signal to itself, such as uWSGI, [oslo_reports] file_event_handler names a file that does
+    the same when it is touched.
     """
     from oslo_reports import guru_meditation_report, opts  # takes a fifth of a second
     opts.set_defaults(conf)
-    guru_meditation_report.TextGuruMeditation.setup_autorun(_Version(), conf=conf)
+    reports = guru_meditation_report.TextGuruMeditation
+    if conf.oslo_reports.file_event_handler:
+        reports.setup_autorun(_Version(), conf=conf)
+    reports.setup_autorun(_Version(), log_dir=conf.oslo_reports.log_dir, signum=signal.SIGUSR2)
 
 
 def use_exchange() -> None:

@@ -7,6 +7,7 @@ is left: no process, no file, no database, no virtual host, no entry in Keystone
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shlex
@@ -108,6 +109,15 @@ def test_the_plugin_installs_a_service_that_makes_clusters_and_removes_all_of_it
         shown = cluster.wait('CREATE_COMPLETE')
         say(f'{shown["name"]} under uWSGI behind Apache: {shown["status"]}, {shown["links"][0]["href"]}')
         assert shown['links'][0]['href'] == f'{url}/v1/clusters/{cluster.uuid}'
+        (folder / 'data' / 'magnum-lite' / 'report').touch()
+        for log in ('magnum-lite-api', 'magnum-lite-cond'):
+            poll(lambda log=log: 'Guru Meditation' in (folder / 'log' / f'{log}.log').read_text(), 60, f'{log} reports')
+        lines = [json.loads(line) for line in (folder / 'log' / 'magnum-lite-cond.log').read_text().splitlines()
+                 if line.startswith('{')]
+        [done] = [line['context'] for line in lines if line['message'].endswith('is CREATE_COMPLETE')]
+        [asked] = service.rows('SELECT uuid, request_id FROM operations')
+        assert done['cluster_uuid'] == cluster.uuid
+        assert (done['operation_id'], done['request_id']) == (asked['uuid'], asked['request_id'])
         cluster.delete()
         cluster.wait('GONE')
         cluster.assert_nothing_is_left()
