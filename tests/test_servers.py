@@ -110,7 +110,7 @@ def test_a_wrong_value_ends_the_server_with_the_name_of_the_option(
         start: Start, name: str, tmp_path: pathlib.Path) -> None:
     conf = tmp_path / 'magnum-lite.conf'
     conf.write_text(conf.read_text() + '[conductor]\nworkers = many\n')
-    _, process, log = start(name)
+    log = start(name)[2]
 
     pause = threading.Event()
     for _ in range(600):
