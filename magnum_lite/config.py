@@ -251,8 +251,8 @@ class _Version:
 def report_on_signal(conf: cfg.ConfigOpts) -> None:
     """Have SIGUSR2 print what all threads do, and the configuration without its secrets: oslo.reports' guru report.
 
-    For a server that keeps the signal to itself, such as uWSGI, [oslo_reports] file_event_handler names a file: to touch
-    it does the same.
+    For a server that keeps the signal to itself, such as uWSGI, [oslo_reports] file_event_handler names a file:
+    touching it does the same.
     """
     from oslo_reports import guru_meditation_report, opts  # takes a fifth of a second
     opts.set_defaults(conf)

@@ -1,8 +1,8 @@
 """The DevStack plugin, through all its phases, against the Keystone, the database and the broker of a real cloud.
 
 `run.sh` calls the plugin as stack.sh, unstack.sh and clean.sh do, and `standins.sh` is as much of DevStack as the
-plugin uses. The service that the plugin has configured then does the main job, under uWSGI behind Apache. At the end nothing
-is left: no process, no file, no database, no virtual host, no entry in Keystone.
+plugin uses. The service that the plugin has configured then does the main job, under uWSGI behind Apache. At the end
+nothing is left: no process, no file, no database, no virtual host, no entry in Keystone.
 """
 
 from __future__ import annotations
