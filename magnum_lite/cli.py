@@ -130,7 +130,7 @@ def doctor(conf: cfg.ConfigOpts) -> int:
 def upgrade_check(conf: cfg.ConfigOpts) -> int:
     """Look whether this release can be started on what there is. Run it with the new code and the configuration of a
     conductor, before the services are started again. The exit status is 0 if all is well, 1 if something should be
-    looked at, 2 if it must not be started; 255 if this could not be found out.
+    looked at or the database does not answer, 2 if it must not be started.
     """
     from magnum_lite import clients, upgrade
     return upgrade.run(conf, db.Database(conf), clients.Cloud(conf))

@@ -14,7 +14,7 @@ from oslo_config import cfg
 from oslo_upgradecheck import common_checks, upgradecheck
 from oslo_upgradecheck.upgradecheck import Code, Result
 
-from magnum_lite import clients, db, drivers, errors, keystore
+from magnum_lite import clients, config, db, drivers, errors, keystore
 
 #: Sections of magnum.conf that mean nothing here, with what takes their place.
 WITHOUT_EFFECT = {
@@ -41,7 +41,7 @@ class Checks(upgradecheck.UpgradeCommands):  # type: ignore[misc]
                       f'{", ".join(wanted)}. Run: magnum-lite db upgrade')
 
     def _keys(self) -> Result:
-        return _found(lambda: keystore.KeyStore(self._conf), keystore.KeyStoreError)
+        return _tried(lambda: keystore.KeyStore(self._conf), keystore.KeyStoreError)
 
     def _service_user(self) -> Result:
         try:
@@ -60,11 +60,12 @@ class Checks(upgradecheck.UpgradeCommands):  # type: ignore[misc]
         sections: dict[str, dict[str, list[str]]] = {}
         for file in self._conf.config_file:
             cfg.ConfigParser(file, sections).parse()
-        said = [f'[{name}] has no effect: {instead}' for name, instead in WITHOUT_EFFECT.items() if name in sections]
+        said = [f'[{name}] has no effect: {instead}' for name, instead in WITHOUT_EFFECT.items()
+                if name in sections and name not in config.GROUPS]
         return Result(Code.WARNING, '. '.join(said)) if said else Result(Code.SUCCESS)
 
     def _drivers(self) -> Result:
-        return _found(lambda: drivers.load(self._conf), errors.DriverError)
+        return _tried(lambda: drivers.load(self._conf), errors.DriverError)
 
     def _policy(self) -> Result:
         return common_checks.check_policy_json(self, self._conf)
@@ -75,7 +76,7 @@ class Checks(upgradecheck.UpgradeCommands):  # type: ignore[misc]
         ('Policy file', _policy))
 
 
-def _found(load: Callable[[], object], mistake: type[Exception]) -> Result:
+def _tried(load: Callable[[], object], mistake: type[Exception]) -> Result:
     try:
         load()
     except mistake as e:

@@ -26,9 +26,9 @@ from magnum_lite import config, db, outage, rpc
 from magnum_lite.api.request import Services
 
 #: Seconds that all checks of one look may take; they are made beside each other.
-TIMEOUT_S = 4
+TIMEOUT_S = 5
 #: Seconds for which a look is good.
-CACHE_S = 3
+CACHE_S = 2
 #: A cluster that has waited so many seconds for a conductor tells that there is none, or that it hangs.
 OVERDUE_S = 300
 LIVE, READY = '/healthcheck', '/healthcheck/ready'

@@ -99,6 +99,8 @@ def test_the_plugin_installs_a_service_that_makes_clusters_and_removes_all_of_it
         found = registered(sandbox, made, region)
         assert sorted(found['endpoints']) == [f'{kind} {url}/v1' for kind in ('admin', 'internal', 'public')]
         assert sorted(found) == ['domains', 'endpoints', 'users']
+        run(folder / 'venv' / 'bin' / 'oslo-config-validator', '--config-file', ROOT / 'etc' / 'config-generator.conf',
+            '--input-file', folder / 'etc' / 'magnum-lite' / 'magnum-lite.conf')
         ready = get(f'{url}/healthcheck/ready')
         assert (ready.status_code, ready.json()['down']) == (200, []), ready.text
         assert get(url).json()['versions'][0]['links'][0]['href'] == f'{url}/v1/'

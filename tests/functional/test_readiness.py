@@ -79,7 +79,8 @@ def test_what_is_away_is_named_and_liveness_stays(watched: Watched, name: str, h
     getattr(watched.links[name], how)()
     try:
         named_s = timed(lambda: name in watched.ready()['down'], NAMED_S, lambda: f'{name}: {watched.ready()}')
-        others = [other for other in watched.ready()['down'] if other != name]
+        # A cloud that is busy may take longer than it is given, but not for long.
+        timed(lambda: watched.ready()['down'] == [name], WELL_S, lambda: f'nothing but {name}: {watched.ready()}')
         begun = time.monotonic()
         alive = requests.get(f'{watched.service.url}/healthcheck', timeout=NAMED_S)
         alive_s = time.monotonic() - begun
@@ -88,7 +89,6 @@ def test_what_is_away_is_named_and_liveness_stays(watched: Watched, name: str, h
     well_s = timed(lambda: watched.ready()['ready'], WELL_S, lambda: f'all is well again: {watched.ready()}')
 
     say(f'{name} {how}: named after {named_s:.1f} s, liveness in {alive_s * 1000:.0f} ms, well after {well_s:.1f} s')
-    assert others == []
     assert (alive.status_code, alive.text) == (200, 'OK')
 
 
