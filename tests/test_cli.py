@@ -67,7 +67,8 @@ def test_upgrade_check_says_what_is_to_be_done_first(tmp_path: pathlib.Path) -> 
     run(conf, 'db', 'upgrade')
     after = run(conf, 'status', 'upgrade', 'check', '--json')
 
-    said = {check['check']: (check['result'], check['details']) for check in json.loads(before.stdout.splitlines()[-1])['checks']}
+    said = {check['check']: (check['result'], check['details'])
+            for check in json.loads(before.stdout.splitlines()[-1])['checks']}
     assert before.returncode == 2, before.stderr
     assert said['Schema of the database'][1].endswith('Run: magnum-lite db upgrade')
     assert 'magnum-lite keystore-key' in said['Key file'][1]

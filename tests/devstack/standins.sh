@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # As much of DevStack as the plugin uses, for a machine without one: sourced by run.sh.
 #
-# What can be real is: Keystone is asked with the `openstack` command, databases are made with `mysql`, virtual hosts with
+# What can be real is: Keystone is asked, databases are made with `mysql`, virtual hosts with
 # `rabbitmqctl`, Python packages are installed, and Apache and uWSGI run. In the place of systemd, sudo and the folders
 # under /etc and /var is the scratch folder. Each function refuses what the real one would not take: the number and kind
 # of its arguments, and what must be there before. What DevStack's functions are called with, and what they do, was read
@@ -94,24 +94,20 @@ function setup_develop {
     "$UV" pip install -q -p "$SCRATCH/venv/bin/python" -c "$1/constraints.txt" -e "$1"
 }
 
-# -- Keystone: as DevStack does, with the cloud devstack-system-admin
+# -- Keystone, with the cloud devstack-system-admin
 
-function admin { openstack --os-cloud devstack-system-admin "$@"; }
+function keystone { "$PYTHON" "${BASH_SOURCE[0]%/*}/keystone.py" "$@"; }
 
-function get_or_create_domain { wants 2 2 $#; admin domain create "$1" --description "$2" --or-show -f value -c id; }
+function get_or_create_domain { wants 2 2 $#; keystone ensure domain "$1" description="$2"; }
 
 function get_or_create_user {
     wants 3 4 $#
     [[ -n "$2" ]] || refuse "no password"
-    admin user create "$1" --password "$2" --domain="$3" --or-show -f value -c id
+    keystone ensure user "$1" password="$2" domain="$3"
 }
 
-function get_or_add_user_project_role {
-    wants 3 5 $#
-    admin role add "$1" --user "$2" --project "$3" --user-domain "${4:-Default}" --project-domain "${5:-Default}"
-}
-
-function get_or_add_user_domain_role { wants 3 3 $#; admin role add "$1" --user "$2" --domain "$3"; }
+function get_or_add_user_project_role { wants 3 5 $#; keystone grant "$1" "$2" project "$3"; }
+function get_or_add_user_domain_role { wants 3 3 $#; keystone grant "$1" "$2" domain "$3"; }
 
 function create_service_user {
     wants 1 2 $#
@@ -122,12 +118,8 @@ function create_service_user {
     fi
 }
 
-function get_or_create_service {
-    wants 3 3 $#
-    # The second argument is the type, by which it is looked for; the first one the name.
-    admin service show "$2" -f value -c id 2>/dev/null ||
-        admin service create "$2" --name "$1" --description "$3" -f value -c id
-}
+# The second argument is the type, by which it is looked for; the first one the name.
+function get_or_create_service { wants 3 3 $#; keystone ensure service "$1" type="$2" description="$3"; }
 
 function get_or_create_endpoint {
     wants 3 5 $#
@@ -138,10 +130,7 @@ function get_or_create_endpoint {
         shift || true
         [[ -n "$url" ]] || continue
         [[ "$url" =~ ^https?:// ]] || refuse "$url is no URL"
-        if [[ -z "$(admin endpoint list --service "$service" --interface $interface --region "$region" -c ID \
-            -f value)" ]]; then
-            admin endpoint create "$service" $interface "$url" --region "$region" -f value -c id
-        fi
+        keystone ensure endpoint - service="$service" interface=$interface region_id="$region" url="$url"
     done
 }
 
