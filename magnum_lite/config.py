@@ -28,20 +28,25 @@ default_opts = [
                     'differ between machines; several conductors on one machine add their process number.'),
     cfg.StrOpt('state_path', default='/var/lib/magnum-lite',
                help='Folder for what must outlive a restart: the SQLite database and the key file, where their '
-                    'own options do not name another place.'),
+                    'own options do not name another place. Change it where /var/lib is not kept.'),
 ]
 
 api_opts = [
     cfg.HostAddressOpt('host', default='127.0.0.1',
                        help='Address on which `magnum-lite api` and `magnum-lite serve` listen. An API under uWSGI '
                             'or gunicorn has its address from there.'),
-    cfg.PortOpt('port', default=9511, help='Port on which `magnum-lite api` and `magnum-lite serve` listen.'),
+    cfg.PortOpt('port', default=9511,
+                help='TCP port on which `magnum-lite api` and `magnum-lite serve` listen; endpoints must name the '
+                     'same.'),
     cfg.IntOpt('threads', default=16, min=1, max=256,
-               help='Requests that `magnum-lite api` and `magnum-lite serve` work on at once.'),
+               help='Requests that `magnum-lite api` and `magnum-lite serve` work on at once. Raise it when '
+                    'requests wait while the machine is idle; uWSGI and gunicorn have threads of their own.'),
     cfg.IntOpt('max_limit', default=1000, min=1,
-               help='Most items of one page of a listing; a larger `limit` is taken as this.'),
+               help='Most items of one page of a listing; a larger `limit` is taken as this. Lower it when pages '
+                    'take long.'),
     cfg.IntOpt('max_body', default=1024 * 1024, min=1024,
-               help='Largest request body in bytes; a larger one is refused unread.'),
+               help='Largest request body in bytes; a larger one is refused unread. No request of a client comes '
+                    'near it.'),
     cfg.StrOpt('auth_strategy', default='keystone', choices=[
         ('keystone', 'tokens are checked by Keystone'),
         ('noauth', 'the caller is believed what it says in X-Project-Id, X-User-Id and X-Roles; for tests, and '
@@ -60,19 +65,22 @@ conductor_opts = [
                     'its clusters over after this time. No call to the cloud may take half of it, so the time-out of '
                     'calls follows from it: two fifths, unless [keystone_auth] timeout says less.'),
     cfg.FloatOpt('watch_interval', default=4, min=0.05,
-                 help='Seconds between looks at a stack in its first minutes; old stacks are looked at more seldom.'),
+                 help='Seconds between looks at a stack in its first minutes; old stacks are looked at more seldom. '
+                      'Raise it when Heat is slow and its notifications come.'),
     cfg.FloatOpt('retry_interval', default=2, min=0.01,
-                 help='Seconds before a failed call to the cloud is tried again; doubled each time.'),
+                 help='Seconds before a failed call to the cloud is tried again; doubled each time. Raise it to '
+                      'spare a cloud that is often overloaded.'),
     cfg.FloatOpt('retry_interval_max', default=60, min=0.01,
-                 help='Longest pause between two tries of a failed call, in seconds.'),
+                 help='Longest pause between two tries of a failed call, in seconds: how late the end of an outage '
+                      'is noticed.'),
     cfg.FloatOpt('graceful_shutdown_timeout', default=8, min=0,
                  help='Seconds that a conductor told to stop gives to calls under way before it hands its clusters '
-                      'back.'),
+                      'back. Keep it below the time after which your process manager kills.'),
 ]
 
 cluster_heat_opts = [
     cfg.IntOpt('create_timeout', default=60, min=1,
-               help='Minutes a stack may take when the cluster does not say.'),
+               help='Minutes a stack may take when the cluster does not say. Raise it where images boot slowly.'),
     cfg.IntOpt('update_timeout', default=60, min=1,
                help='Minutes that one change of a stack may take. Raise it where large nodegroups are resized.'),
     cfg.IntOpt('delete_timeout', default=60, min=1,
@@ -91,7 +99,8 @@ heat_notifications_opts = [
     cfg.StrOpt('transport_url', secret=True,
                help='Broker to which Heat sends them, when it is not the one of [DEFAULT] transport_url or another '
                     'virtual host.'),
-    cfg.StrOpt('exchange', default='heat', help='Exchange that Heat sends to: control_exchange of heat.conf.'),
+    cfg.StrOpt('exchange', default='heat',
+               help='Exchange that Heat sends to: control_exchange of heat.conf, if that is set.'),
     cfg.StrOpt('topic', default='notifications',
                help='Topic that Heat sends to: topics of [oslo_messaging_notifications] in heat.conf.'),
     cfg.StrOpt('pool', default='magnum-lite',
@@ -130,21 +139,24 @@ keystore_opts = [
 ]
 
 cluster_opts = [
-    cfg.IntOpt('ca_days', default=3650, min=1, help='Days for which the authorities of a new cluster are valid.'),
+    cfg.IntOpt('ca_days', default=3650, min=1,
+               help='Days for which the authorities of a new cluster are valid; those of others stay as they are.'),
 ]
 
 drivers_opts = [
     cfg.MultiStrOpt('path', default=[],
                     help='Folders that hold driver folders, beside the built-in ones. A driver found here takes the '
                          'place of a built-in one of the same name. May be given several times.'),
-    cfg.ListOpt('disabled_drivers', default=[], help='Names of drivers that must not be used for new clusters.'),
+    cfg.ListOpt('disabled_drivers', default=[],
+                help='Names of drivers that must not be used for new clusters; `magnum-lite drivers list` prints '
+                     'them all.'),
     cfg.DictOpt('label_defaults', default={},
                 help='Defaults for labels of all drivers, as name:value pairs, before those of the manifests.'),
 ]
 
 quota_opts = [
     cfg.IntOpt('max_clusters_per_project', default=20, min=0,
-               help='Clusters that a project may have if it has no quota of its own.'),
+               help='Clusters that a project may have if it has no quota of its own. 0: none without one.'),
 ]
 
 cloud_opts = [
