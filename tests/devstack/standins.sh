@@ -167,7 +167,8 @@ function get_transport_url { wants 0 1 $#; echo "rabbit://$RABBIT_USERID:$RABBIT
 
 function rpc_backend_add_vhost {
     wants 1 1 $#
-    rabbitmqctl -q add_vhost "$1"
+    is_service_enabled rabbit || refuse "only where the broker is"
+    rabbitmqctl -q list_vhosts name | grep -qxF "$1" || rabbitmqctl -q add_vhost "$1"
     rabbitmqctl -q set_permissions -p "$1" "$RABBIT_USERID" ".*" ".*" ".*"
 }
 
