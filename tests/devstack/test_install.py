@@ -49,6 +49,21 @@ def region(sandbox: Sandbox) -> Iterator[str]:
         yield name
 
 
+def remove(name: str, kind: str, sandbox: Sandbox) -> None:
+    """What the guide has made, as far as it got."""
+    with sa.create_engine(SERVERS[kind], isolation_level='AUTOCOMMIT', poolclass=sa.NullPool).connect() as connection:
+        user = f"'{name}'@'%%'" if kind == 'mariadb' else name
+        connection.exec_driver_sql(f'DROP DATABASE IF EXISTS {name}')
+        connection.exec_driver_sql(f'DROP USER IF EXISTS {user}')
+    for what in ('vhost', 'user'):
+        subprocess.run(['rabbitmqctl', '-q', f'delete_{what}', name], check=False)
+    identity = sandbox.admin.identity
+    for user in identity.users(name=name):
+        identity.delete_user(user)
+    for service in [one for one in identity.services() if one.name == name]:
+        identity.delete_service(service)
+
+
 @pytest.mark.parametrize('kind', [kind for kind in ('mariadb', 'postgresql') if kind in AVAILABLE])
 def test_what_the_guide_says_ends_with_a_cluster_and_leaves_nothing(
         made: Scratch, region: str, kind: str, sandbox: Sandbox, project: Project, say: Say) -> None:
@@ -61,7 +76,7 @@ def test_what_the_guide_says_ends_with_a_cluster_and_leaves_nothing(
                       f'timeout 900 bash -c "until [ -e {go_on} ]; do sleep 0.5; done"\nrm {go_on} {waits}\n')
     (folder / 'guide.sh').write_text('\n'.join(said))
     env = {**os.environ, 'OS_CLOUD': f'{sandbox.cloud_name}-admin', 'REGION': region, 'NAME': name,
-           'KEYSTONE_URL': sandbox.admin.config.get_auth_args()['auth_url'], 'OS_REGION_NAME': region,
+           'KEYSTONE_URL': sandbox.admin.config.get_auth_args()['auth_url'],
            'PATH': f'/usr/sbin:/usr/bin:/sbin:/bin:{os.environ["PATH"]}'}
     log = folder / 'log' / f'guide-{kind}.log'
     with log.open('wb') as out:
@@ -88,6 +103,8 @@ def test_what_the_guide_says_ends_with_a_cluster_and_leaves_nothing(
         if guide.poll() is None:
             guide.terminate()
             guide.wait(100)
+        if guide.returncode:
+            remove(name, kind, sandbox)
 
     text = log.read_text()
     assert '"ready": true' in text and 'Result: Success' in text
