@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 from keystoneauth1 import loading
 from oslo_config import cfg, types
@@ -233,31 +234,13 @@ def _expected(opt: cfg.Opt) -> str:
     """What an option takes, in words."""
     kind = opt.type
     least, most = getattr(kind, 'min', None), getattr(kind, 'max', None)
-    limits = (f' from {least} to {most}' if None not in (least, most) else f' of {least} or more' if least is not None
-              else '')
-    if isinstance(kind, types.Boolean):
-        return 'true or false'
+    limits = '' if least is None else f' of {least} or more' if most is None else f' from {least} to {most}'
     if isinstance(kind, types.Integer | types.Float):
         return f'a {"whole " if isinstance(kind, types.Integer) else ""}number{limits}'
     if getattr(kind, 'choices', None):
         return f'one of {", ".join(map(str, kind.choices))}'
-    if isinstance(kind, types.HostAddress):
-        return 'the name or the address of a host'
-    return 'pairs of name:value' if isinstance(kind, types.Dict) else 'text'
-
-
-class _Version:
-    """What oslo.reports prints of us."""
-
-    def vendor_string(self) -> str:
-        """Whose it is, and what."""
-        return PROJECT
-
-    product_string = vendor_string
-
-    def version_string_with_package(self) -> str:
-        """Which version."""
-        return importlib.metadata.version(PROJECT)
+    return {types.Boolean: 'true or false', types.HostAddress: 'the name or the address of a host',
+            types.Dict: 'pairs of name:value'}.get(type(kind), 'text')
 
 
 def report_on_signal(conf: cfg.ConfigOpts) -> None:
@@ -269,9 +252,11 @@ def report_on_signal(conf: cfg.ConfigOpts) -> None:
     from oslo_reports import guru_meditation_report, opts  # takes a fifth of a second
     opts.set_defaults(conf)
     reports = guru_meditation_report.TextGuruMeditation
+    version = SimpleNamespace(vendor_string=lambda: PROJECT, product_string=lambda: PROJECT,
+                              version_string_with_package=lambda: importlib.metadata.version(PROJECT))
     if conf.oslo_reports.file_event_handler:
-        reports.setup_autorun(_Version(), conf=conf)
-    reports.setup_autorun(_Version(), log_dir=conf.oslo_reports.log_dir, signum=signal.SIGUSR2)
+        reports.setup_autorun(version, conf=conf)
+    reports.setup_autorun(version, log_dir=conf.oslo_reports.log_dir, signum=signal.SIGUSR2)
 
 
 def use_exchange() -> None:

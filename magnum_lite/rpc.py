@@ -79,10 +79,9 @@ def notification_listener(conf: cfg.ConfigOpts, endpoint: Any, *, url: str | Non
 
 
 def check(conf: cfg.ConfigOpts, *, timeout_s: float) -> None:
-    """Have RabbitMQ greet us: log in, open the virtual host, leave. One connection of its own each time.
+    """Have RabbitMQ greet us: log in, open the virtual host, leave. Another kind of broker is not asked.
 
-    Raises what `amqp` or the socket raises if none of its hosts does so in this time. Another kind of broker is not
-    asked.
+    Raises what `amqp` or the socket raises if none of its hosts does so in this time.
     """
     url = oslo_messaging.TransportURL.parse(conf)
     if url.transport != 'rabbit':

@@ -40,9 +40,6 @@ class Checks(upgradecheck.UpgradeCommands):  # type: ignore[misc]
         return Result(Code.FAILURE, f'The schema is at {", ".join(has) or "nothing"} and has to be at '
                       f'{", ".join(wanted)}. Run: magnum-lite db upgrade')
 
-    def _keys(self) -> Result:
-        return _tried(lambda: keystore.KeyStore(self._conf), keystore.KeyStoreError)
-
     def _service_user(self) -> Result:
         try:
             roles, unknown = self._cloud.service_roles()
@@ -64,24 +61,19 @@ class Checks(upgradecheck.UpgradeCommands):  # type: ignore[misc]
                 if name in sections and name not in config.GROUPS]
         return Result(Code.WARNING, '. '.join(said)) if said else Result(Code.SUCCESS)
 
-    def _drivers(self) -> Result:
-        return _tried(lambda: drivers.load(self._conf), errors.DriverError)
-
-    def _policy(self) -> Result:
-        return common_checks.check_policy_json(self, self._conf)
+    def _tried(self, load: Callable[[cfg.ConfigOpts], object], mistake: type[Exception]) -> Result:
+        try:
+            load(self._conf)
+        except mistake as e:
+            return Result(Code.FAILURE, str(e))
+        return Result(Code.SUCCESS)
 
     _upgrade_checks = (
-        ('Schema of the database', _migrations), ('Key file', _keys), ('Roles of the service user', _service_user),
-        ('Options of Magnum without effect', _leftovers), ('Driver folders', _drivers),
-        ('Policy file', _policy))
-
-
-def _tried(load: Callable[[], object], mistake: type[Exception]) -> Result:
-    try:
-        load()
-    except mistake as e:
-        return Result(Code.FAILURE, str(e))
-    return Result(Code.SUCCESS)
+        ('Schema of the database', _migrations),
+        ('Key file', lambda self: self._tried(keystore.KeyStore, keystore.KeyStoreError)),
+        ('Roles of the service user', _service_user), ('Options of Magnum without effect', _leftovers),
+        ('Driver folders', lambda self: self._tried(drivers.load, errors.DriverError)),
+        ('Policy file', lambda self: common_checks.check_policy_json(self, self._conf)))
 
 
 def run(conf: cfg.ConfigOpts, database: db.Database, cloud: clients.Cloud) -> int:

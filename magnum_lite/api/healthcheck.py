@@ -1,12 +1,8 @@
 """Whether this process lives, and whether what it needs is there: `/healthcheck` and `/healthcheck/ready`.
 
-`/healthcheck` is oslo.middleware's, as in every service of OpenStack: it asks nobody, so a load balancer that follows
-it sends requests to a process that can answer them, if only that the database is away. It says 503 where the operator
-wants so, for which there is a file. `/healthcheck/ready` asks database, broker, Keystone and Heat, and says which does
-not answer: for those who watch, and for those who wait until an installation has come up.
-
-Both are outside of the token check, so neither says more than that: errors, which have addresses and names of users in
-them, go into the log. An answer is good for some seconds, so it is no use to ask often.
+The first is oslo.middleware's, for load balancers: it asks nobody, and says 503 only while the operator's file is
+there. The second says what does not answer of database, broker, Keystone and Heat, for those who watch. Both are outside of
+the token check, so errors, which have addresses and names of users in them, go into the log.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """For uWSGI and gunicorn: `magnum_lite.api.wsgi:application`, made from the configuration files when first imported.
 
 MAGNUM_LITE_CONFIG names a file in another place than /etc/magnum-lite/magnum-lite.conf. A mistake in it ends the
-process with one line, as it does with `magnum-lite api`.
-
-A server may load this once and fork then: threads, connections to the database and to the broker are made when they
-are first needed, which is in the child.
+process with one line. A server may fork after it has loaded this: threads and connections are made when first needed.
 """
 
 from __future__ import annotations
