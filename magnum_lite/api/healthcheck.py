@@ -1,8 +1,8 @@
 """Whether this process lives, and whether what it needs is there: `/healthcheck` and `/healthcheck/ready`.
 
 The first is oslo.middleware's, for load balancers: it asks nobody, and says 503 only while the operator's file is
-there. The second says what does not answer of database, broker, Keystone and Heat, for those who watch. Both are outside of
-the token check, so errors, which have addresses and names of users in them, go into the log.
+there. The second says what does not answer of database, broker, Keystone and Heat, for those who watch. Both are
+outside of the token check, so errors, which have addresses and names of users in them, go into the log.
 """
 
 from __future__ import annotations

@@ -252,8 +252,9 @@ function stop_process {
     local pid_file="$SCRATCH/run/$1.pid" pid
     is_service_enabled "$1" && [[ -s "$pid_file" ]] || return 0
     pid=$(cat "$pid_file")
-    kill -TERM "$pid"
-    timeout 30 tail --pid="$pid" -f /dev/null || refuse "$1 does not stop"
+    if kill -TERM "$pid"; then
+        timeout 100 tail --pid="$pid" -f /dev/null || refuse "$1 does not stop"
+    fi
     rm "$pid_file"
 }
 

@@ -26,7 +26,8 @@ from functional.service import poll
 pytest_plugins = ('functional.fixtures',)
 HERE = pathlib.Path(__file__).parent
 TOOLS = ('apache2', 'mysql', 'rabbitmqctl', 'openstack', 'curl')
-pytestmark = [*MARKS, *(pytest.mark.skipif(not shutil.which(tool), reason=f'{tool} is not installed')
+pytestmark = [
+    pytest.mark.timeout(1800), *MARKS, *(pytest.mark.skipif(not shutil.which(tool), reason=f'{tool} is not installed')
                         for tool in TOOLS)]
 SCRIPTS = [ROOT / 'devstack' / 'plugin.sh', ROOT / 'devstack' / 'settings', ROOT / 'devstack' / 'lib' / 'magnum-lite',
            HERE / 'run.sh', HERE / 'standins.sh']

@@ -19,7 +19,8 @@ from functional.service import poll
 pytest_plugins = ('functional.fixtures',)
 HERE = pathlib.Path(__file__).parent
 TOOLS = ('mysql', 'rabbitmqctl', 'openstack', 'curl', 'openssl', 'unshare', 'setpriv', 'systemd-analyze')
-pytestmark = [*MARKS, *(pytest.mark.skipif(not shutil.which(tool), reason=f'{tool} is not installed')
+pytestmark = [
+    pytest.mark.timeout(1800), *MARKS, *(pytest.mark.skipif(not shutil.which(tool), reason=f'{tool} is not installed')
                         for tool in TOOLS), pytest.mark.skipif(os.geteuid() != 0, reason='needs root')]
 BLOCK = re.compile(r'^```(\w+)(?: (\w+))?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
