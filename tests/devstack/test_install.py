@@ -71,7 +71,7 @@ def test_what_the_guide_says_ends_with_a_cluster_and_leaves_nothing(
     folder, name = made.folder, f'{made.database}_{kind[:5]}'
     go_on, waits = folder / 'go-on', folder / 'waits'
     said = [text.replace('9511', str(made.apache_port)) for text in blocks(kind)]
-    last = next(i for i, text in enumerate(said) if 'disable --now' in text)
+    last = next(i for i, text in enumerate(said) if 'systemctl stop' in text)
     # In the middle: the test makes a cluster, and tells the script to go on.
     said.insert(last, f'echo "$DATABASE_URL" >{waits}\n'
                       f'timeout 900 bash -c "until [ -e {go_on} ]; do sleep 0.5; done"\nrm {go_on} {waits}\n')
@@ -84,7 +84,7 @@ def test_what_the_guide_says_ends_with_a_cluster_and_leaves_nothing(
         guide = subprocess.Popen(['unshare', '--mount', 'bash', str(HERE / 'host.sh'), str(folder),
                                   str(folder / 'guide.sh')], stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=env)
     try:
-        poll(lambda: waits.exists() or guide.poll() is not None, 600, lambda: f'the guide: {log.read_text()[-3000:]}')
+        poll(lambda: waits.exists() or guide.poll() is not None, 1200, lambda: f'the guide: {log.read_text()[-3000:]}')
         assert guide.poll() is None, log.read_text()[-5000:]
         service = Installed(sandbox.cloud_name, f'http://127.0.0.1:{made.apache_port}', waits.read_text().strip())
         cluster = ask(service, project, name='fn-install')
