@@ -136,6 +136,15 @@ def doctor(conf: cfg.ConfigOpts) -> int:
     return doctors.run(doctors.Audit(conf, db.Database(conf), clients.Cloud(conf)), answer=answer)
 
 
+def upgrade_check(conf: cfg.ConfigOpts) -> int:
+    """Look whether this release can be started on what there is. Run it with the new code and the configuration of a
+    conductor, before the services are started again. The exit status is 0 if all is well, 1 if something should be
+    looked at or the database does not answer, 2 if it must not be started.
+    """
+    from magnum_lite import clients, upgrade
+    return upgrade.run(conf, db.Database(conf), clients.Cloud(conf))
+
+
 # -- processes -----------------------------------------------------------------------------------------------------
 
 def api(conf: cfg.ConfigOpts) -> None:
@@ -189,6 +198,7 @@ def _conductor(conf: cfg.ConfigOpts) -> service.Conductor:
 
 def _until_told(conf: cfg.ConfigOpts, server: wsgi.Server | None, worker: service.Conductor | None) -> None:
     """Run until SIGTERM, SIGINT or a failure of either, then stop within the grace that is configured."""
+    config.report_on_signal(conf)
     # An Event holds a lock while it is set: a signal that comes while another is handled would wait for it for ever.
     told: queue.SimpleQueue[None] = queue.SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -248,6 +258,9 @@ def _add_commands(subparsers: Any) -> None:
     add(folders, 'check', drivers_check)
     add(subparsers, 'keystore-key', keystore_key)
     add(subparsers, 'openapi', openapi)
+    upgrade = group('status', 'What has to be seen to before an upgrade').add_parser(
+        'upgrade', help='Look before an upgrade').add_subparsers(required=True, metavar='COMMAND')
+    add(upgrade, 'check', upgrade_check).add_argument('--json', action='store_true', help='print JSON')
     check = add(subparsers, 'doctor', doctor)
     check.add_argument('--fix', action='store_true', help='mend what can be mended, asking before each; without a '
                        'terminal and without --yes nothing is changed')
@@ -259,8 +272,10 @@ def _add_commands(subparsers: Any) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `magnum-lite`: returns the exit status."""
-    config.CONF.register_cli_opt(cfg.SubCommandOpt(
-        'command', title='commands', help='what to do; each has a --help of its own', handler=_add_commands))
+    command = cfg.SubCommandOpt(
+        'command', title='commands', help='what to do; each has a --help of its own', handler=_add_commands)
+    command.secret = True  # it refers to the whole configuration, which oslo.reports would print within itself
+    config.CONF.register_cli_opt(command)
     try:
         conf = config.load(sys.argv[1:] if argv is None else argv)
         return conf.command.function(conf) or 0

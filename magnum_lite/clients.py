@@ -608,3 +608,24 @@ class Cloud:
         said = [f'Port {p.name or "without a name"} ({p.id}) of {p.device_owner or "nobody"} '
                 f'{p.device_id or ""}'.strip() for p in ports[:SENTENCES]]
         return said + ([f'and {len(ports) - SENTENCES} more'] if len(ports) > SENTENCES else [])
+
+    def check_identity(self, *, timeout_s: float) -> None:
+        """Have Keystone answer, for which no token is needed. Raises CloudError."""
+        with _translated('Looking at Keystone'):
+            own = self._own.session
+            own.get(own.auth.auth_url, authenticated=False, timeout=timeout_s).json()
+
+    def check_orchestration(self, *, timeout_s: float) -> None:
+        """Have Heat answer, API and engine: the least call that an API process cannot answer alone. Raises Away."""
+        with contextlib.suppress(Refused, Gone), _translated('Looking at Heat'):
+            self._own.session.get('/build_info', timeout=timeout_s, endpoint_filter={
+                'service_type': 'orchestration', 'interface': self._group.interface,
+                'region_name': self._group.region_name})
+
+    def service_roles(self) -> tuple[list[str], list[str]]:
+        """The roles that the service user has on its own project, and those of `project_roles` that do not exist."""
+        with _translated('Looking at the roles of the service'):
+            own = self._own
+            roles = list(own.session.auth.get_access(own.session).role_names)
+            known = {role.name for role in own.identity.roles()}
+            return roles, [name for name in self._conf.identity.project_roles if name not in known]

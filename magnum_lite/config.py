@@ -8,11 +8,14 @@ gets `conf` as an argument. Names that operators know from magnum.conf are kept 
 from __future__ import annotations
 
 import importlib.metadata
+import re
+import signal
 import socket
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 from keystoneauth1 import loading
-from oslo_config import cfg
+from oslo_config import cfg, types
 from oslo_log import log
 
 from magnum_lite import outage
@@ -26,7 +29,7 @@ default_opts = [
                     'differ between machines; several conductors on one machine add their process number.'),
     cfg.StrOpt('state_path', default='/var/lib/magnum-lite',
                help='Folder for what must outlive a restart: the SQLite database and the key file, where their '
-                    'own options do not name another place.'),
+                    'own options do not name another place. Change it where /var/lib is not kept.'),
     cfg.IntOpt('service_down_time', default=180, min=1,
                help='Seconds without a report after which `openstack coe service list` shows a conductor as down. They '
                     'report every 30 s. Nothing else depends on it.'),
@@ -36,13 +39,18 @@ api_opts = [
     cfg.HostAddressOpt('host', default='127.0.0.1',
                        help='Address on which `magnum-lite api` and `magnum-lite serve` listen. An API under uWSGI '
                             'or gunicorn has its address from there.'),
-    cfg.PortOpt('port', default=9511, help='Port on which `magnum-lite api` and `magnum-lite serve` listen.'),
+    cfg.PortOpt('port', default=9511,
+                help='TCP port on which `magnum-lite api` and `magnum-lite serve` listen; endpoints must name the '
+                     'same.'),
     cfg.IntOpt('threads', default=16, min=1, max=256,
-               help='Requests that `magnum-lite api` and `magnum-lite serve` work on at once.'),
+               help='Requests that `magnum-lite api` and `magnum-lite serve` work on at once. Raise it when '
+                    'requests wait while the machine is idle; uWSGI and gunicorn have threads of their own.'),
     cfg.IntOpt('max_limit', default=1000, min=1,
-               help='Most items of one page of a listing; a larger `limit` is taken as this.'),
+               help='Most items of one page of a listing; a larger `limit` is taken as this. Lower it when pages '
+                    'take long.'),
     cfg.IntOpt('max_body', default=1024 * 1024, min=1024,
-               help='Largest request body in bytes; a larger one is refused unread.'),
+               help='Largest request body in bytes; a larger one is refused unread. No request of a client comes '
+                    'near it.'),
     cfg.StrOpt('auth_strategy', default='keystone', choices=[
         ('keystone', 'tokens are checked by Keystone'),
         ('noauth', 'the caller is believed what it says in X-Project-Id, X-User-Id and X-Roles; for tests, and '
@@ -61,19 +69,22 @@ conductor_opts = [
                     'its clusters over after this time. No call to the cloud may take half of it, so the time-out of '
                     'calls follows from it: two fifths, unless [keystone_auth] timeout says less.'),
     cfg.FloatOpt('watch_interval', default=4, min=0.05,
-                 help='Seconds between looks at a stack in its first minutes; old stacks are looked at more seldom.'),
+                 help='Seconds between looks at a stack in its first minutes; old stacks are looked at more seldom. '
+                      'Raise it when Heat is slow and its notifications come.'),
     cfg.FloatOpt('retry_interval', default=2, min=0.01,
-                 help='Seconds before a failed call to the cloud is tried again; doubled each time.'),
+                 help='Seconds before a failed call to the cloud is tried again; doubled each time. Raise it to '
+                      'spare a cloud that is often overloaded.'),
     cfg.FloatOpt('retry_interval_max', default=60, min=0.01,
-                 help='Longest pause between two tries of a failed call, in seconds.'),
+                 help='Longest pause between two tries of a failed call, in seconds: how late the end of an outage '
+                      'is noticed.'),
     cfg.FloatOpt('graceful_shutdown_timeout', default=8, min=0,
                  help='Seconds that a conductor told to stop gives to calls under way before it hands its clusters '
-                      'back.'),
+                      'back. Keep it below the time after which your process manager kills.'),
 ]
 
 cluster_heat_opts = [
     cfg.IntOpt('create_timeout', default=60, min=1,
-               help='Minutes a stack may take when the cluster does not say.'),
+               help='Minutes a stack may take when the cluster does not say. Raise it where images boot slowly.'),
     cfg.IntOpt('update_timeout', default=60, min=1,
                help='Minutes that one change of a stack may take. Raise it where large nodegroups are resized.'),
     cfg.IntOpt('delete_timeout', default=60, min=1,
@@ -92,7 +103,8 @@ heat_notifications_opts = [
     cfg.StrOpt('transport_url', secret=True,
                help='Broker to which Heat sends them, when it is not the one of [DEFAULT] transport_url or another '
                     'virtual host.'),
-    cfg.StrOpt('exchange', default='heat', help='Exchange that Heat sends to: control_exchange of heat.conf.'),
+    cfg.StrOpt('exchange', default='heat',
+               help='Exchange that Heat sends to: control_exchange of heat.conf, if that is set.'),
     cfg.StrOpt('topic', default='notifications',
                help='Topic that Heat sends to: topics of [oslo_messaging_notifications] in heat.conf.'),
     cfg.StrOpt('pool', default='magnum-lite',
@@ -131,7 +143,8 @@ keystore_opts = [
 ]
 
 cluster_opts = [
-    cfg.IntOpt('ca_days', default=3650, min=1, help='Days for which the authorities of a new cluster are valid.'),
+    cfg.IntOpt('ca_days', default=3650, min=1,
+               help='Days for which the authorities of a new cluster are valid; those of others stay as they are.'),
 ]
 
 x509_opts = [
@@ -151,14 +164,16 @@ drivers_opts = [
     cfg.MultiStrOpt('path', default=[],
                     help='Folders that hold driver folders, beside the built-in ones. A driver found here takes the '
                          'place of a built-in one of the same name. May be given several times.'),
-    cfg.ListOpt('disabled_drivers', default=[], help='Names of drivers that must not be used for new clusters.'),
+    cfg.ListOpt('disabled_drivers', default=[],
+                help='Names of drivers that must not be used for new clusters; `magnum-lite drivers list` prints '
+                     'them all.'),
     cfg.DictOpt('label_defaults', default={},
                 help='Defaults for labels of all drivers, as name:value pairs, before those of the manifests.'),
 ]
 
 quota_opts = [
     cfg.IntOpt('max_clusters_per_project', default=20, min=0,
-               help='Clusters that a project may have if it has no quota of its own.'),
+               help='Clusters that a project may have if it has no quota of its own. 0: none without one.'),
 ]
 
 cloud_opts = [
@@ -200,7 +215,8 @@ def load(argv: Sequence[str], *, default_files: Sequence[str] | None = None) -> 
     """Read command line and files, set up the log, and return the configuration.
 
     Without --config-file the usual places are looked at (/etc/magnum-lite/magnum-lite.conf). A wrong value ends the
-    process with the option's name: oslo.config raises `SystemExit` for the command line, its own errors for files.
+    process with the option's name: oslo.config raises `SystemExit` for the command line, and for files `cfg.Error` is
+    raised, of which `WrongValue` is one.
     """
     register(CONF)
     log.register_options(CONF)
@@ -208,9 +224,57 @@ def load(argv: Sequence[str], *, default_files: Sequence[str] | None = None) -> 
         *log.get_default_log_levels(), 'keystoneauth.identity=WARN', 'alembic=WARN', 'openstack=WARN',
         'oslo_service.backend=WARN'])
     CONF(list(argv), project=PROJECT, version=importlib.metadata.version(PROJECT), default_config_files=default_files)
+    if CONF[AUTH_GROUP].auth_section:  # such as keystone_authtoken, which only an API process knows by itself
+        loading.register_auth_conf_options(CONF, CONF[AUTH_GROUP].auth_section)
     log.setup(CONF, PROJECT)
     outage.quieten()
+    _check_values(CONF)
     return CONF
+
+
+class WrongValue(cfg.Error):  # type: ignore[misc]
+    """An option of ours has a value that it cannot have. The text names it, says where, and what is expected."""
+
+
+def _check_values(conf: cfg.ConfigOpts) -> None:
+    """Read every option of ours: oslo.config looks at a value when it is used, which may be weeks after the start."""
+    for group, opts in [*GROUPS.items(), (AUTH_GROUP, cloud_opts)]:
+        for opt in opts:
+            try:
+                getattr(conf if group == 'DEFAULT' else conf[group], opt.dest)
+            except (cfg.Error, ValueError) as e:
+                where = re.search(r"detail='([^']*)'", str(e))
+                raise WrongValue(f'[{group}] {opt.name}{f" in {where[1]}" if where else ""} must be {_expected(opt)}: '
+                                 f'{str(e).rpartition("is not valid: ")[2]}') from e
+
+
+def _expected(opt: cfg.Opt) -> str:
+    """What an option takes, in words."""
+    kind = opt.type
+    least, most = getattr(kind, 'min', None), getattr(kind, 'max', None)
+    limits = '' if least is None else f' of {least} or more' if most is None else f' from {least} to {most}'
+    if isinstance(kind, types.Integer | types.Float):
+        return f'a {"whole " if isinstance(kind, types.Integer) else ""}number{limits}'
+    if getattr(kind, 'choices', None):
+        return f'one of {", ".join(map(str, kind.choices))}'
+    return {types.Boolean: 'true or false', types.HostAddress: 'the name or the address of a host',
+            types.Dict: 'pairs of name:value'}.get(type(kind), 'text')
+
+
+def report_on_signal(conf: cfg.ConfigOpts) -> None:
+    """Have SIGUSR2 print what all threads do, and the configuration without its secrets: oslo.reports' guru report.
+
+    For a server that keeps the signal to itself, such as uWSGI, [oslo_reports] file_event_handler names a file:
+    touching it does the same.
+    """
+    from oslo_reports import guru_meditation_report, opts  # takes a fifth of a second
+    opts.set_defaults(conf)
+    reports = guru_meditation_report.TextGuruMeditation
+    version = SimpleNamespace(vendor_string=lambda: PROJECT, product_string=lambda: PROJECT,
+                              version_string_with_package=lambda: importlib.metadata.version(PROJECT))
+    if conf.oslo_reports.file_event_handler:
+        reports.setup_autorun(version, conf=conf)
+    reports.setup_autorun(version, log_dir=conf.oslo_reports.log_dir, signum=signal.SIGUSR2)
 
 
 def use_exchange() -> None:
@@ -219,9 +283,17 @@ def use_exchange() -> None:
     oslo_messaging.set_transport_defaults('magnum')
 
 
+def use_healthcheck_file() -> None:
+    """Have /healthcheck say 503 while a file is there, as Magnum has it, unless [healthcheck] says otherwise."""
+    from oslo_middleware.healthcheck import opts
+    cfg.set_defaults(opts.HEALTHCHECK_OPTS, backends=['disable_by_file'])
+    cfg.set_defaults(opts.DISABLE_BY_FILE_OPTS, disable_by_file_path='/etc/magnum-lite/healthcheck_disable')
+
+
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     """For oslo-config-generator and oslo-config-validator: (group, options)."""
     use_exchange()
+    use_healthcheck_file()
     auth = [*loading.get_auth_common_conf_options(), *loading.get_auth_plugin_conf_options('password'),
             *loading.get_session_conf_options(), *cloud_opts]
     return [*GROUPS.items(), (AUTH_GROUP, auth)]

@@ -84,6 +84,8 @@ class Database:
             _tame_sqlite(self.engine)
         else:
             _bound_idle_transactions(self.engine)
+        # Of the connection by which oslo.db has tried the server: it lacks the above, and a WSGI server may fork now.
+        self.engine.dispose()
         self._reader = orm.sessionmaker(self.engine, expire_on_commit=False)
         self._writer = orm.sessionmaker(self.engine.execution_options(magnum_lite_writes=True), expire_on_commit=False)
 
@@ -140,7 +142,16 @@ def _bound_idle_transactions(engine: sa.Engine) -> None:
             cursor.execute(statement)
         connection.commit()
 
-    engine.dispose()  # of the connection by which oslo.db has tried the server
+
+def bounded(url: str, timeout_s: int) -> str:
+    """The URL of a database with limits, in seconds, for connecting to it and for each of its answers."""
+    parsed = sa.make_url(url)
+    limits = {
+        'mysql': {'connect_timeout': f'{timeout_s}', 'read_timeout': f'{timeout_s}', 'write_timeout': f'{timeout_s}'},
+        'postgresql': {'connect_timeout': f'{timeout_s}', 'tcp_user_timeout': f'{timeout_s * 1000}',
+                       'options': f'-c statement_timeout={timeout_s * 1000}'},
+    }.get(parsed.get_backend_name(), {})
+    return parsed.update_query_dict(limits).render_as_string(hide_password=False)
 
 
 P = ParamSpec('P')
@@ -913,6 +924,16 @@ def list_held(db: Database, holder: str, uuids: Sequence[str] | None = None) -> 
             orm.joinedload(Cluster.template, innerjoin=True), orm.undefer(Cluster.stack_text),
             orm.selectinload(Cluster.nodegroups).options(
                 orm.undefer(NodeGroup.stack_text), orm.selectinload(NodeGroup.nodes)))))
+
+
+@transaction
+def get_work(db: Database, cluster: Cluster) -> tuple[str | None, str | None]:
+    """The uuid of the newest operation of a cluster that has not ended, and the id of the request that asked for it."""
+    with db.read() as session:
+        found = session.execute(sa.select(Operation.uuid, Operation.request_id).where(
+            Operation.cluster_id == cluster.uuid, Operation.outcome.is_(None)).order_by(
+                Operation.id.desc()).limit(1)).one_or_none()
+    return (found.uuid, found.request_id) if found else (None, None)
 
 
 @contextlib.contextmanager

@@ -10,14 +10,18 @@ come back as data, `{"code": HTTP status, "text": sentence}`, so that nothing of
 
 from __future__ import annotations
 
+import contextlib
+import ssl
 import threading
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
+import amqp
 import oslo_messaging
 from oslo_config import cfg
 from oslo_log import log
+from oslo_messaging import opts
 
 from magnum_lite import background, config, errors, outage
 
@@ -180,3 +184,36 @@ def notification_listener(conf: cfg.ConfigOpts, endpoint: Any, *, url: str | Non
         return None
     return oslo_messaging.get_notification_listener(
         made, [oslo_messaging.Target(exchange=exchange, topic=topic)], [endpoint], executor='threading', pool=pool)
+
+
+def check(conf: cfg.ConfigOpts, *, timeout_s: float) -> None:
+    """Have RabbitMQ greet us: log in, open the virtual host, leave. Another kind of broker is not asked.
+
+    Raises what `amqp` or the socket raises if none of its hosts does so in this time.
+    """
+    url = oslo_messaging.TransportURL.parse(conf)
+    if url.transport != 'rabbit':
+        return
+    conf.register_opts(dict(opts.list_opts())['oslo_messaging_rabbit'], group='oslo_messaging_rabbit')
+    hosts = url.hosts or [oslo_messaging.TransportHost('localhost', 5672, 'guest', 'guest')]
+    error: Exception | None = None
+    for host in hosts:
+        try:
+            _greet(conf.oslo_messaging_rabbit, host, url.virtual_host or '/', timeout_s / len(hosts))
+            return
+        except (amqp.AMQPError, OSError) as e:
+            error = e
+    assert error is not None
+    raise error
+
+
+def _greet(rabbit: Any, host: oslo_messaging.TransportHost, virtual_host: str, timeout_s: float) -> None:
+    tls = {name: value for name, value in (
+        ('ca_certs', rabbit.ssl_ca_file), ('certfile', rabbit.ssl_cert_file), ('keyfile', rabbit.ssl_key_file),
+        ('cert_reqs', ssl.CERT_REQUIRED if rabbit.ssl_ca_file else None)) if value}
+    connection = amqp.Connection(
+        f'{host.hostname}:{host.port or 5672}', userid=host.username or '', password=host.password or '',
+        virtual_host=virtual_host, ssl=(tls or True) if rabbit.ssl else False, connect_timeout=timeout_s,
+        read_timeout=timeout_s, write_timeout=timeout_s)
+    with contextlib.closing(connection):
+        connection.connect()

@@ -131,6 +131,18 @@ class FakeCloud:
         with self.call('blockers'):
             return self.users.get(physical_id, [])
 
+    def check_identity(self, *, timeout_s: float) -> None:
+        with self.call('check_identity'):
+            pass
+
+    def check_orchestration(self, *, timeout_s: float) -> None:
+        with self.call('check_orchestration'):
+            pass
+
+    def service_roles(self) -> tuple[list[str], list[str]]:
+        with self.call('service_roles'):
+            return ['admin'], []
+
     def lookups(self, auth: Any) -> FakeLookups:
         return FakeLookups(self)
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
 
+import fakes
 import pytest
 
+from magnum_lite import upgrade
+from magnum_lite.conductor import steps
+
+ROOT = pathlib.Path(__file__).parent.parent
 COMMAND = pathlib.Path(sys.executable).parent / 'magnum-lite'
 
 
 @pytest.mark.parametrize(('text', 'argv', 'said'), [
-    ('[api]\nport = abc\n', ['api'], 'Value for option port'),
+    ('[api]\nport = abc\n', ['api'], '[api] port in {folder}/magnum-lite.conf must be a whole number from 0 to 65535'),
+    ('[conductor]\nlease = 5\n', ['api'], '[conductor] lease in {folder}/magnum-lite.conf must be a whole number of '
+     '10 or more'),
+    ('[keystore]\nbackend = vault\n', ['db', 'version'], 'must be one of database'),
+    ('[heat_notifications]\nenabled = perhaps\n', ['api'], 'must be true or false'),
+    ('[database]\nmax_retries = many\n', ['db', 'version'], 'Value for option max_retries'),
     ('[api]\nauth_strategy = noauth\nhost = 0.0.0.0\n', ['api'], 'must be a loopback address and not 0.0.0.0'),
     ('[database]\nconnection = sqlite:////nowhere/at/all.sqlite\n', ['db', 'upgrade'],
      'unable to open database file. See [database] connection'),
@@ -27,7 +40,7 @@ def test_mistake_is_one_line(tmp_path: pathlib.Path, text: str, argv: list[str],
                           timeout=60)
 
     assert done.returncode == 1
-    assert said in done.stderr
+    assert said.format(folder=tmp_path) in done.stderr
     assert 'Traceback' not in done.stderr
     assert done.stderr.splitlines()[-1].startswith('magnum-lite: ')
 
@@ -59,3 +72,65 @@ def test_signals_while_a_signal_is_handled_stop_a_process_all_the_same() -> None
         """)], timeout=60, check=False)
 
     assert done.returncode == 0
+
+
+def run(conf: pathlib.Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, '--config-file', conf, *argv], capture_output=True, text=True, check=False,
+                          timeout=100)
+
+
+def test_upgrade_check_says_what_is_to_be_done_first(tmp_path: pathlib.Path) -> None:
+    conf = tmp_path / 'magnum-lite.conf'
+    conf.write_text(f'[DEFAULT]\nstate_path = {tmp_path}\n[trust]\ncluster_user_trust = True\n'
+                    f'[oslo_policy]\npolicy_file = {tmp_path}/policy.json\n'
+                    '[keystone_auth]\nauth_section = keystone_authtoken\n'
+                    '[keystone_authtoken]\nauth_type = password\nauth_url = http://127.0.0.1:9\nusername = u\n'
+                    'password = very-secret\n')
+    (tmp_path / 'policy.json').write_text('{"cluster:get": ""}')
+
+    before = run(conf, 'status', 'upgrade', 'check', '--json')
+    run(conf, 'db', 'upgrade')
+    after = run(conf, 'status', 'upgrade', 'check', '--json')
+
+    said = {check['check']: (check['result'], check['details'])
+            for check in json.loads(before.stdout.splitlines()[-1])['checks']}
+    assert before.returncode == 2, before.stderr
+    assert said['Schema of the database'][1].endswith('Run: magnum-lite db upgrade')
+    assert 'magnum-lite keystore-key' in said['Key file'][1]
+    assert said['Roles of the service user'][0] == 2 and 'See [keystone_auth]' in said['Roles of the service user'][1]
+    assert said['Options of Magnum without effect'][0] == 1 and '[trust]' in said[
+        'Options of Magnum without effect'][1]
+    assert 'no such option' not in said['Roles of the service user'][1], 'a conductor shares that section, too'
+    assert said['Driver folders'] == (0, None)
+    assert said['Policy file'][0] == 2
+    assert 'very-secret' not in before.stdout + before.stderr
+    assert json.loads(after.stdout.splitlines()[-1])['checks'][0]['result'] == 0
+
+
+def test_upgrade_check_is_content_with_what_is_right(
+        world: steps.World, cloud: fakes.FakeCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = upgrade.Checks(world.conf, world.db, cloud)
+    monkeypatch.setattr(cloud, 'service_roles', lambda: (['member'], []))
+
+    results = {name: check(checks) for name, check in checks._upgrade_checks if name != 'Schema of the database'}
+
+    assert results.pop('Roles of the service user').code == 1, 'it may not be able to grant itself roles'
+    assert {result.code for result in results.values()} == {0}, results
+
+
+def test_the_samples_are_valid() -> None:
+    validator = COMMAND.with_name('oslo-config-validator')
+    for sample in sorted((ROOT / 'etc').glob('*.conf.sample')):
+        done = subprocess.run([validator, '--config-file', 'etc/config-generator.conf', '--input-file', sample,
+                               '--fatal-warnings'], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(not shutil.which('systemd-analyze'), reason='systemd-analyze is not installed')
+def test_the_units_are_hardened(tmp_path: pathlib.Path) -> None:
+    for unit in sorted((ROOT / 'etc' / 'systemd').glob('*.service')):
+        text = re.sub(r'/opt/magnum-lite/bin/\S+', '/bin/true', unit.read_text())
+        (tmp_path / unit.name).write_text(text)
+        subprocess.run(['systemd-analyze', 'verify', '--man=no', tmp_path / unit.name], check=True)
+        subprocess.run(['systemd-analyze', 'security', '--offline=true', '--threshold=20', tmp_path / unit.name],
+                       check=True, capture_output=True)

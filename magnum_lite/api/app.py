@@ -19,13 +19,12 @@ import webob
 import webob.exc
 from keystonemiddleware import auth_token
 from oslo_config import cfg
-from oslo_context import context as oslo_context
 from oslo_db import exception as db_exc
 from oslo_log import log
 from pecan import core
 
 from magnum_lite import context, db, drivers, errors, notify, outage, rpc, schema
-from magnum_lite.api import etags, idempotency, policies, preflight, routes, versions
+from magnum_lite.api import etags, healthcheck, idempotency, policies, preflight, routes, versions
 from magnum_lite.api.request import Answer, Request, Services
 
 LOG = log.getLogger(__name__)
@@ -79,6 +78,7 @@ def make_app(services: Services) -> WSGI:
         app = cors
     app = oslo_middleware.HTTPProxyToWSGI(app, conf)
     app = oslo_middleware.RequestId(app, conf)
+    app = healthcheck.Healthcheck(app, conf, healthcheck.Readiness(healthcheck.checks(services)))
     # Outside of what reads proxy headers: those say what a caller likes.
     return _believe_loopback(app) if conf.api.auth_strategy == 'noauth' else app
 
@@ -232,7 +232,7 @@ def _key(raw: webob.Request, route: routes.Route, request: Request, body: Any) -
 
 def _caller(services: Services, raw: webob.Request, *, public: bool) -> context.Caller:
     """Who asks. Raises Forbidden for a token that is not scoped to a project."""
-    oslo = oslo_context.RequestContext.from_environ(raw.environ)
+    oslo = context.LogContext.from_environ(raw.environ)
     if not public and not (oslo.project_id and oslo.user_id):
         raise errors.Forbidden('The token is not scoped to a project.')
     return context.Caller(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from oslo_config import cfg
+from oslo_log import log
 from oslo_policy import policy
 from oslo_utils import strutils, uuidutils
 
@@ -19,9 +20,12 @@ from magnum_lite.api import etags, policies
 if TYPE_CHECKING:
     from magnum_lite.api import idempotency
 
+LOG = log.getLogger(__name__)
+
 T = TypeVar('T')
 #: How long the answer to a request with an `Idempotency-Key` is given again.
 KEPT = datetime.timedelta(hours=24)
+
 #: The query parameters of what belongs to a cluster, and those of every other listing.
 PAGES = ('limit', 'marker', 'sort_key', 'sort_dir')
 PAGING = (*PAGES, 'all_tenants')
@@ -151,6 +155,8 @@ class Request:
 
     def asked(self, cluster: models.Cluster, operation: models.Operation) -> dict[str, str]:
         """Have everybody told of an operation that was stored. Returns the header that leads to it."""
+        self.caller.oslo.cluster_uuid, self.caller.oslo.operation_id = cluster.uuid, operation.uuid
+        LOG.info('Cluster %s: %s was asked for', cluster.uuid, operation.kind)
         self.services.nudger.nudge(cluster.uuid)
         self.services.notifier.cluster(
             cluster, operation.kind, notify.PENDING, user_id=operation.user_id, project_id=operation.project_id,

@@ -1,14 +1,32 @@
 """For uWSGI and gunicorn: `magnum_lite.api.wsgi:application`, made from the configuration files when first imported.
 
-MAGNUM_LITE_CONFIG names a file in another place than /etc/magnum-lite/magnum-lite.conf.
+MAGNUM_LITE_CONFIG names a file in another place than /etc/magnum-lite/magnum-lite.conf. A mistake in it ends the
+process with one line. A server may fork after it has loaded this: threads and connections are made when first needed.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from magnum_lite import config
+from oslo_config import cfg
+from oslo_db import exception as db_exc
+
+from magnum_lite import config, errors
 from magnum_lite.api import app
 
-_FILE = os.environ.get('MAGNUM_LITE_CONFIG')
-application = app.make_app(app.make_services(config.load([], default_files=[_FILE] if _FILE else None)))
+
+def _make() -> Callable[..., Iterable[bytes]]:
+    file = os.environ.get('MAGNUM_LITE_CONFIG')
+    try:
+        conf = config.load([], default_files=[file] if file else None)
+        made: Any = app.make_app(app.make_services(conf))
+    except (errors.DriverError, cfg.Error, db_exc.DBError) as e:
+        sys.exit(f'magnum-lite: {getattr(e, "inner_exception", None) or e}')
+    config.report_on_signal(conf)
+    return made  # type: ignore[no-any-return]
+
+
+application = _make()

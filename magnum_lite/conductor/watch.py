@@ -14,7 +14,7 @@ from typing import Any
 import oslo_messaging
 from oslo_log import log
 
-from magnum_lite import clients, db, models, rpc, states
+from magnum_lite import clients, context, db, models, rpc, states
 from magnum_lite.conductor import reconcile, steps
 
 LOG = log.getLogger(__name__)
@@ -120,7 +120,8 @@ def visit(world: steps.World, holder: str, uuid: str, seen: Mapping[str, clients
         except clients.CloudError as e:
             reconcile.back_off_from(steps.Task(world, cluster, holder, seen), e)
             continue
-        reconcile.visit(steps.Task(world, cluster, holder, seen, as_admin))
+        with context.working_on(cluster.uuid, *db.get_work(world.db, cluster)):
+            reconcile.visit(steps.Task(world, cluster, holder, seen, as_admin))
 
 
 class Listener:
