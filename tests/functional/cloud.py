@@ -326,7 +326,7 @@ def ask(service: Service, project: Project, *, template: dict[str, Any] | None =
         assert status == expected, answer
         return answer
 
-    found = send('clustertemplates', 201, **TEMPLATE, **(template or {}))
+    found = send('clustertemplates', 201, **(TEMPLATE | (template or {})))
     return Cluster(service, project, send('clusters', 202, cluster_template_id=found['uuid'], **body)['uuid'])
 
 
