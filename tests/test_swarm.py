@@ -50,8 +50,8 @@ def test_what_a_swarm_cannot_be_is_said(driver: drivers.Driver) -> None:
     assert driver.template_defaults == {'network_driver': 'docker'}
     assert driver.check_template({'network_driver': 'docker', 'tls_disabled': False}) == []
     assert driver.check_template({'network_driver': 'flannel', 'volume_driver': 'rexray', 'tls_disabled': True}) == [
-        "network_driver cannot be 'flannel' with driver swarm_ubuntu: it must be one of docker (services of a swarm use "
-        "Docker's own overlay networks and no other)",
+        "network_driver cannot be 'flannel' with driver swarm_ubuntu: it must be one of docker (services of a swarm "
+        "use Docker's own overlay networks and no other)",
         "volume_driver cannot be 'rexray' with driver swarm_ubuntu: it must be None (there is no volume plugin for "
         'Docker that is maintained)',
         "tls_disabled cannot be True with driver swarm_ubuntu: it must be False (whoever reaches Docker's API without "
@@ -131,7 +131,8 @@ def test_the_load_balancer_leads_workers_from_the_subnet_to_where_they_are_invit
 # How it is.
 
 def node(name: str, state: str = 'ready', **more: Any) -> dict[str, Any]:
-    return {'Description': {'Hostname': name}, 'Status': {'State': state}, **more}
+    return {'ID': f'id-of-{name}', 'Description': {'Hostname': name}, 'Status': {'State': state},
+            'Spec': {'Role': 'worker'}, **more}
 
 
 M = 'c-master-0', 'c-worker-0'
@@ -141,7 +142,8 @@ LOST = {'ManagerStatus': {'Reachability': 'unreachable'}}
 
 
 @pytest.mark.parametrize(('api', 'status', 'body', 'healthy', 'reason'), [
-    (OK, 200, [node(M[0], **LEADER), node(M[1])], True, {'api': 'ok', f'{M[0]}.Ready': 'True', f'{M[1]}.Ready': 'True'}),
+    (OK, 200, [node(M[0], **LEADER), node(M[1])], True,
+     {'api': 'ok', f'{M[0]}.Ready': 'True', f'{M[1]}.Ready': 'True'}),
     (OK, 200, [node(M[0], **LEADER), node(M[1], 'down')], False,
      {'api': 'ok', f'{M[0]}.Ready': 'True', f'{M[1]}.Ready': 'False'}),
     (OK, 200, [node(M[0], **LOST)], False, {'api': 'ok', f'{M[0]}.Ready': 'False'}),
@@ -162,6 +164,15 @@ def test_what_answers_mean(driver: drivers.Driver, conf: cfg.ConfigOpts, api: dr
     seen = driver.read_health(conf, cluster, {'api': api, 'nodes': drivers.Answer(status, '', body)})
 
     assert (seen.healthy, seen.reason) == (healthy, reason)
+
+
+def test_workers_that_were_removed_and_are_down_are_forgotten(driver: drivers.Driver, conf: cfg.ConfigOpts) -> None:
+    known = [node('c-worker-0', 'down'), node('c-worker-7', 'down'), node('c-worker-8'), node('stranger', 'down'),
+             node('stranger', 'down'), node('c-master-9', 'down', Spec={'Role': 'manager'})]
+
+    seen = driver.read_health(conf, a_cluster(driver, workers=1), {'api': OK, 'nodes': drivers.Answer(200, '', known)})
+
+    assert seen.forget == ('/nodes/id-of-c-worker-7?force=true',)
 
 
 def test_it_is_asked_by_https(driver: drivers.Driver, conf: cfg.ConfigOpts) -> None:
