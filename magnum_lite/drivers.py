@@ -478,7 +478,7 @@ class Driver:
         return {'template': text['template'], 'files': files}
 
     def user_data_of(self, rendered: Rendered, roles: Collection[str]) -> dict[str, Any]:
-        """The parameters of `rendered` that new members of these roles need: their user-data and the engine's version."""
+        """The parameters of `rendered` for new members of these roles: their user-data, and the engine's version."""
         stacks = (self.manifest['stack'], self.manifest.get('nodegroup_stack', {}))
         names = {name for stack in stacks for name, item in stack.get('user_data', {}).items()
                  if item['role'] in roles}

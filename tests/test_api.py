@@ -218,19 +218,25 @@ class SevenClusters(fixture.GabbiFixture):
 
 
 class Complete(fixture.GabbiFixture):
-    """Clusters c1 to c5 of project p1, and c6 of p2, that are there: a master and two workers each."""
+    """Clusters c1 to c5 of project p1, and c6 of p2, that are there: a master and two workers each.
+
+    Those from c3 to c5 have a load balancer.
+    """
 
     def start_fixture(self) -> None:
         store_template(App.now.database)
         store_template(App.now.database, uuid=NEWER_UUID, name='newer', image_id='ubuntu-2',
                        labels={'kube_tag': 'v1.36.1', 'etcd_volume_size': '5'})
+        store_template(App.now.database, uuid=str(uuid.uuid4()), name='newer-image', image_id='ubuntu-2')
+        store_template(App.now.database, uuid=str(uuid.uuid4()), name='too-new', labels={'kube_tag': 'v1.37.0'})
         store_template(App.now.database, uuid=str(uuid.uuid4()), name='other-coe', coe='swarm')
         store_template(App.now.database, uuid=str(uuid.uuid4()), name='other-driver', driver='x')
         store_template(App.now.database, uuid=str(uuid.uuid4()), name='hidden', project_id='p2', hidden=True)
         App.now.cloud.images['ubuntu-2'] = clients.Image('5d7e1b5c-0000-4000-8000-000000000004', 'u2', 'ubuntu', None)
         for number in range(1, 7):
             store_cluster(App.now.database, number, project_id='p2' if number == 6 else 'p1',
-                          stack_id=f'stack-{number}', api_address='https://192.0.2.1:6443')
+                          stack_id=f'stack-{number}', api_address='https://192.0.2.1:6443',
+                          master_lb_enabled=3 <= number <= 5)
 
 
 class Running(fixture.GabbiFixture):
@@ -881,22 +887,42 @@ def test_resize_changes_these_members(
     assert (groups['default-master'].status, wanted(groups['default-master'])) == (states.CREATE_COMPLETE, [0])
 
 
-def test_upgrade_marks_the_workers_as_outdated(api: Api, services: Services, complete: str,
-                                               cloud: fakes.FakeCloud) -> None:
+@pytest.mark.parametrize(('balanced', 'version'), [(True, 'v1.36.1'), (False, 'v1.35.9')])
+def test_upgrade_marks_the_nodes_as_outdated_and_the_masters_if_they_can_be_replaced(
+        api: Api, services: Services, complete: str, cloud: fakes.FakeCloud, balanced: bool, version: str) -> None:
     cloud.images['newer'] = cloud.images['ubuntu']
-    store_template(services.db, uuid=NEWER_UUID, name='newer', image_id='newer', labels={'kube_tag': 'v1.36.1'})
+    store_template(services.db, uuid=NEWER_UUID, name='newer', image_id='newer', labels={'kube_tag': version})
+    with services.db.write() as session:
+        session.execute(sa.update(models.Cluster).values(master_lb_enabled=balanced))
 
     response = api('POST', f'{complete}/actions/upgrade', {'cluster_template': 'newer', 'max_batch_size': 3})
 
     assert response.status_code == 202
     cluster, groups, kinds = rows_of(services, 1)
     worker, master = groups['default-worker'], groups['default-master']
-    assert (cluster.cluster_template_id, cluster.labels, kinds) == (NEWER_UUID, {'kube_tag': 'v1.36.1'}, ['upgrade'])
+    assert (cluster.cluster_template_id, cluster.labels, kinds) == (NEWER_UUID, {'kube_tag': version}, ['upgrade'])
     assert (worker.image_id, worker.epoch, worker.batch_size, worker.labels, worker.status) == (
-        'newer', 2, 3, {'kube_tag': 'v1.36.1'}, states.UPDATE_IN_PROGRESS)
+        'newer', 2, 3, {'kube_tag': version}, states.UPDATE_IN_PROGRESS)
     assert [(n.number, n.epoch, n.status, n.image_id) for n in worker.nodes] == [
         (0, 1, states.CREATE_COMPLETE, 'ubuntu'), (1, 1, states.CREATE_COMPLETE, 'ubuntu')]
-    assert (master.image_id, master.epoch, master.status) == ('ubuntu', 1, states.CREATE_COMPLETE)
+    assert (master.image_id, master.epoch, master.batch_size, master.labels, master.status) == (
+        ('newer', 2, 1, {'kube_tag': version}, states.UPDATE_IN_PROGRESS) if balanced else
+        ('ubuntu', 1, 1, {'kube_tag': 'v1.35.9'}, states.CREATE_COMPLETE))
+
+
+def test_upgrade_to_a_version_waits_until_the_masters_have_the_last_one(
+        api: Api, services: Services, complete: str) -> None:
+    for number, version in enumerate(('v1.36.0', 'v1.37.0'), 2):
+        store_template(services.db, uuid=NEWER_UUID[:-1] + str(number), name=version, labels={'kube_tag': version})
+    with services.db.write() as session:
+        session.execute(sa.update(models.Cluster).values(master_lb_enabled=True))
+    assert api('POST', f'{complete}/actions/upgrade', {'cluster_template': 'v1.36.0'}).status_code == 202
+
+    response = api('POST', f'{complete}/actions/upgrade', {'cluster_template': 'v1.37.0'})
+
+    assert response.status_code == 409 and 'are not all of version v1.36.0 yet' in response.json['faultstring']
+    again = api('POST', f'{complete}/actions/upgrade', {'cluster_template': 'v1.36.0'})
+    assert again.status_code == 202, 'the same version once more may do what has failed'
 
 
 def test_upgrade_to_a_template_that_goes_meanwhile(

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from oslo_config import cfg
 
-from magnum_lite import certs, config, drivers, errors, models
+from magnum_lite import certs, config, drivers, errors, members, models
 
 FOLDERS = sorted(p.name for p in drivers.BUILT_IN.iterdir() if (p / 'manifest.yaml').is_file())
 SCRIPTS = sorted(drivers.BUILT_IN.glob('*/files/*.sh'))
@@ -255,6 +255,99 @@ def user_data_of(rendered: drivers.Rendered) -> dict[str, str]:
     return {name: value for name, value in rendered.parameters.items() if name.endswith('user_data')}
 
 
+# Masters that are replaced.
+
+
+def with_new_master(cluster: models.Cluster) -> models.NodeGroup:
+    """Its first master is outdated, and one is there that is to take its place."""
+    [group] = [group for group in cluster.nodegroups if group.role == 'master']
+    for node in group.nodes:
+        node.epoch, node.status = 1, 'CREATE_COMPLETE'
+    group.epoch, group.next_number = 2, len(group.nodes)
+    members.replace(cluster, group)
+    return group
+
+
+@pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
+def test_nothing_in_the_root_stack_rests_on_a_master_that_can_be_replaced(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair], shape: dict[str, Any]) -> None:
+    cluster = a_cluster(driver, **shape)
+    before = driver.render(conf, cluster, secrets)
+    if driver.replaceable(cluster, 'master'):
+        return
+    with_new_master(cluster)
+
+    after = driver.render(conf, cluster, secrets)
+
+    assert after.template == before.template
+    changed = {name for name in before.files if before.files[name] != after.files[name]}
+    masters = {name for name, item in driver.manifest['stack']['files'].items()
+               if item.get('role') == 'master' and item.get('members')}
+    assert masters <= changed <= masters | {n for n in before.files if driver.role_of(n) == 'master'}
+
+
+def test_new_master_knows_whose_place_it_takes_and_the_first_ones_take_nobodys(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    def environment(cluster: models.Cluster) -> dict[str, str]:
+        texts = user_data(driver, driver.render(conf, cluster, secrets))
+        [text] = [unpacked(text)['/etc/magnum-lite/node.env'] for text in texts.values() if 'NODE_ROLE=master' in text]
+        return dict(line.split('=', 1) for line in text.splitlines())
+
+    cluster = a_cluster(driver, masters=3)
+    first = environment(cluster)
+    group = with_new_master(cluster)
+    of_three = environment(cluster)
+    for node in group.nodes[1:]:
+        node.epoch, node.status = 2, 'CREATE_COMPLETE'
+    of_last = environment(cluster)
+
+    assert (first['NODE_REPLACES'], first['NODE_STAYS']) == ("''", "''")
+    assert (of_three['NODE_REPLACES'], of_three['NODE_REPLACES_LAST'], of_three['NODE_STAYS']) == (
+        'c-master-0', "''", "''")
+    assert (of_last['NODE_REPLACES'], of_last['NODE_REPLACES_LAST']) == ('c-master-0', 'yes')
+    assert of_last['NODE_STAYS'] == f"'{' '.join(node.name for node in group.nodes[1:])}'"
+
+
+def test_masters_are_replaceable_behind_a_load_balancer_only(driver: drivers.Driver) -> None:
+    assert driver.replaceable(a_cluster(driver, master_lb_enabled=True), 'master') is None
+    alone = a_cluster(driver, master_lb_enabled=False)
+    assert driver.replaceable(alone, 'worker') is None
+    assert f'The masters of cluster {alone.uuid} cannot be replaced: There is no load' in str(
+        driver.replaceable(alone, 'master'))
+
+
+def test_whatever_trusts_an_authority_trusts_the_next_one_beside_it(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    authorities = {name for name, key in driver.keys.items() if key.kind == 'ca'}
+    both = {name: dataclasses.replace(pair, beside=f'the next {name}\n') if name in authorities else pair
+            for name, pair in secrets.items()}
+
+    for text in user_data(driver, driver.render(conf, a_cluster(driver), both)).values():
+        files = unpacked(text)
+        is_master = 'NODE_ROLE=master' in text
+        for name in authorities:
+            found = [t for t in files.values() if f'the next {name}' in t]
+            assert [t.startswith(secrets[name].certificate) for t in found] == ([True] if is_master else [])
+        trusted = base64.b64encode(both['ca'].trusted.encode()).decode()
+        assert trusted in files['/etc/kubernetes/discovery.conf']
+        assert not is_master or files['/etc/magnum-lite/pki/signing.crt'] == secrets['ca'].certificate
+
+
+@pytest.mark.parametrize(('old', 'new', 'words'), [
+    ('v1.35.9', 'v1.36.0', []), ('v1.35.9', 'v1.35.10', []), ('v1.35.9', 'v1.35.9', []), ('v1.20.2', 'v1.20.4', []),
+    ('v1.35.9', 'v1.35.8', ['older']), ('v1.35.9', 'v1.34.12', ['older', 'leaves none out']),
+    ('v1.35.9', 'v1.37.0', ['leaves none out']), ('v1.28.0', 'v1.29.0', ['before v1.29']),
+])
+def test_steps_of_the_version_that_the_engine_does_not_allow(
+        conf: cfg.ConfigOpts, old: str, new: str, words: list[str]) -> None:
+    driver = drivers.load(conf)['k8s_ubuntu']
+
+    problems = driver.check_upgrade(conf, {'kube_tag': old}, {'kube_tag': new})
+
+    assert [word in problem for word, problem in zip(words, problems, strict=True)] == [True] * len(words)
+    assert driver.engine_version(conf, {'kube_tag': new}) == new
+
+
 # Values stay values.
 
 
@@ -437,7 +530,7 @@ def test_fields_of_a_template_are_checked(conf: cfg.ConfigOpts) -> None:
     ({'labels': {'flannel_network_cidr': '10.254.0.0/16'}}, ['overlaps', '10.254.0.0/16']),
     ({'labels': {'flannel_network_subnetlen': '17'}}, ['room for 2 nodes', '3 are asked for']),
     ({'labels': {'fixed_subnet_cidr': '10.0.0.0/30'}}, ['room for 0 nodes', '3 are asked for']),
-    ({'workers': 150, 'labels': {'fixed_subnet_cidr': '10.0.0.0/16'}}, ['1088 resources', '1000']),
+    ({'workers': 150, 'labels': {'fixed_subnet_cidr': '10.0.0.0/16'}}, ['1089 resources', '1000']),
     ({'public_key': 'k' * 40000}, ['user-data', str(drivers.MAX_USER_DATA)]),
 ])
 def test_limits_are_said_before_they_bite(conf: cfg.ConfigOpts, changes: dict[str, Any], words: list[str]) -> None:
@@ -560,6 +653,7 @@ def test_a_folder_of_the_operator_wins_over_the_built_in_one(
     ('manifest.yaml', 'default: vxlan', 'default: gre', r'\$\.labels\.flannel_backend\.default: it must be one of'),
     ('manifest.yaml', 'signed_by: ca', 'signed_by: cb', r'\$\.certificates\.join: no such authority'),
     ('manifest.yaml', 'per_node: flannel_network_subnetlen', 'per_node: nope', 'there is no label nope'),
+    ('manifest.yaml', 'version: kube_tag', 'version: tag', r'\$\.upgrade: there is no label tag'),
     ('manifest.yaml', 'authority: ca', 'authority: etc', r'\$\.health: there is no authority etc'),
     ('manifest.yaml', 'path: /api', 'path: api', r'\$\.health\.requests\.nodes\.path: '),
     ('manifest.yaml', 'provides:', 'provides: [', r'manifest\.yaml: '),
@@ -720,3 +814,87 @@ def test_until_ok_tries_until_it_works(node: Node) -> None:
 
     assert node.run()[0] == 0
     assert (node.folder / 'var/log/magnum-lite-node.log').read_text().count('same words') == 2
+
+
+def test_a_failed_node_is_made_harmless_before_it_reports(node: Node) -> None:
+    node.engine = "step 'join'; exit 3\n}\ngive_up() { echo 'the report: '$(cat $0/../curl.out 2>/dev/null); false"
+
+    code, reports = node.run()
+
+    assert (code, [r['status'] for r in reports]) == (3, ['FAILURE'])
+    assert 'the report: \n' in (node.folder / 'var/log/magnum-lite-node.log').read_text()
+
+
+def test_a_node_that_succeeded_and_could_not_say_so_says_it_afterwards(node: Node) -> None:
+    (node.folder / 'var/lib/magnum-lite').mkdir(parents=True)
+    (node.folder / 'var/lib/magnum-lite/succeeded').touch()
+
+    assert node.run('--if-silent') == (0, [{'status': 'SUCCESS', 'reason': 'n-0 is ready'}])
+
+
+@dataclasses.dataclass
+class Etcd:
+    """The functions of kubeadm.sh that deal with members of etcd, and an `etcdctl` that knows some."""
+
+    folder: pathlib.Path
+    #: Lines as `member list` prints them, of `id` or `id, started, name, peer, client, false`.
+    members: list[str]
+    #: Names, and addresses of clients, that answer.
+    healthy: tuple[str, ...]
+
+    def call(self, function: str, **environment: str) -> tuple[int, list[str]]:
+        """Its exit code, and the ids of the members that are left."""
+        (self.folder / 'list').write_text(''.join(f'{line}\n' for line in self.members))
+        script = drivers.BUILT_IN / '_shared' / 'files' / 'kubeadm.sh'
+        (self.folder / 'run.sh').write_text(f"""
+            . {script}
+            kubeadm() {{ :; }}; rm() {{ :; }}; trust_all() {{ :; }}
+            etcd() {{
+                case "$2 $3" in
+                'endpoint health') echo " {' '.join(self.healthy)} " | grep " ${{ENDPOINT:-$1}} " >/dev/null ;;
+                'member list') cat {self.folder}/list ;;
+                'member remove') grep -v "^$4," {self.folder}/list >{self.folder}/left
+                                 cp {self.folder}/left {self.folder}/list ;;
+                esac
+            }}
+            {function}
+            """)
+        done = subprocess.run(['sh', '-eu', str(self.folder / 'run.sh')], env=os.environ | environment,
+                              capture_output=True, text=True, check=False)
+        return done.returncode, [line.split(',')[0] for line in (self.folder / 'list').read_text().splitlines()]
+
+
+def member(number: int, state: str = 'started') -> str:
+    """A line of etcd's list."""
+    known = state == 'started'
+    return (f'{number}{number}, {state}, {f"m-{number}" if known else ""}, https://10.0.0.{number}:2380, '
+            f'{f"https://10.0.0.{number}:2379" if known else ""}, false')
+
+
+@pytest.mark.parametrize(('members', 'healthy', 'left'), [
+    ([member(0)], ('m-0', 'https://10.0.0.0:2379'), ['00']),
+    ([member(0), member(1, 'unstarted')], ('m-0', 'https://10.0.0.0:2379'), ['00']),
+    ([member(0), member(2), member(5)], ('m-2', 'https://10.0.0.2:2379'), ['22']),
+    ([member(0), member(2), member(5)], ('m-0', 'https://10.0.0.0:2379', 'https://10.0.0.5:2379'), ['00', '22', '55']),
+], ids=['nothing to do', 'half-made', 'gone, of those that go and of nobody', 'who stays is left, and who answers'])
+def test_what_does_not_answer_and_does_not_stay_leaves_etcd_before_a_master_joins(
+        tmp_path: pathlib.Path, members: list[str], healthy: tuple[str, ...], left: list[str]) -> None:
+    etcd = Etcd(tmp_path, members, healthy)
+
+    assert etcd.call('make_room', NODE_NAME='m-9', NODE_REPLACES='m-0', NODE_STAYS='m-2 m-3') == (0, left)
+
+
+def test_nobody_is_asked_who_does_not_answer(tmp_path: pathlib.Path) -> None:
+    etcd = Etcd(tmp_path, [member(0)], ())
+
+    assert etcd.call('make_room', NODE_NAME='m-9', NODE_REPLACES='m-0', NODE_STAYS='') == (1, ['00'])
+
+
+@pytest.mark.parametrize(('members', 'code', 'left'), [
+    ([member(0), member(9)], 0, ['99']), ([member(9)], 0, ['99']),
+    ([member(0), member(9, 'unstarted')], 1, ['00', '99']),
+], ids=['it goes', 'it is gone already', 'not before the new one counts'])
+def test_the_old_master_leaves_etcd(tmp_path: pathlib.Path, members: list[str], code: int, left: list[str]) -> None:
+    etcd = Etcd(tmp_path, members, ())
+
+    assert etcd.call('leave_etcd m-0', NODE_NAME='m-9') == (code, left)

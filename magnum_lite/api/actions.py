@@ -120,10 +120,11 @@ def _check_engine(req: Request, cluster: models.Cluster, driver: drivers.Driver,
             raise errors.Conflict(f'Cluster {cluster.uuid} has version {there}, and template {template.uuid} asks for '
                                   f'{asked}. {". ".join(problems)}.')
         if fixed:
-            raise errors.Conflict(f'{fixed} Nodes cannot be newer than their masters, and template {template.uuid} asks '
-                                  f'for version {asked} instead of {there}. Make a new cluster with it, or use a '
+            raise errors.Conflict(f'{fixed} Nodes cannot be newer than their masters, and template {template.uuid} '
+                                  f'asks for version {asked} instead of {there}. Make a new cluster with it, or use a '
                                   f'template with version {there}.')
         if members.waits_for_masters(cluster):
             raise errors.Conflict(f'The masters of cluster {cluster.uuid} are not all of version {there} yet. Wait '
-                                  'until its last upgrade is done, or upgrade it to its own template again, if that has failed.')
+                                  'until its last upgrade is done, or, if that has failed, upgrade it to its own '
+                                  'template again.')
     return [] if fixed else masters

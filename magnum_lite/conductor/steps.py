@@ -243,10 +243,7 @@ def ensure_members(task: Task, owner: Owner) -> None:
     if isinstance(owner, models.NodeGroup) and owner.status == states.DELETE_IN_PROGRESS:
         ensure_nodegroup_gone(task, owner)
         return
-    if task.is_cancelled and owner.sent_generation < task.cluster.generation:
-        raise _cancelled()
-    if owner is not task.cluster and task.waits_for_masters:
-        raise task.wait('the replacement of the masters')
+    _check_turn(task, owner)
     if owner.stack_id is None:
         ensure_stack(task, owner)
     stack = _stack_at_rest(task, owner)
@@ -255,18 +252,31 @@ def ensure_members(task: Task, owner: Owner) -> None:
         _face_failure(task, owner, stack)
     if task.is_cancelled and (failed or not has_text):
         raise _cancelled()
-    settled = has_text and not failed
-    if settled:
-        _note_arrivals(task, owner)
-    # What was not sent before somebody died has its batch chosen already.
-    lacking = choose_members(task, owner) if has_text else set()
-    if settled and lacking and task.is_cancelled:
+    if not has_text:  # what was not sent before somebody died has its batch chosen already
+        send(task, owner, stack, set(), settled=False)
+    if failed:
+        send(task, owner, stack, choose_members(task, owner), settled=False)
+    _note_arrivals(task, owner)
+    if lacking := choose_members(task, owner):
+        _go_on(task, owner, stack, lacking)
+    settle(task, owner, stack)
+
+
+def _check_turn(task: Task, owner: Owner) -> None:
+    """Raise Failed for what was stopped before it began, Retry for a nodegroup whose masters are outdated."""
+    if task.is_cancelled and owner.sent_generation < task.cluster.generation:
+        raise _cancelled()
+    if owner is not task.cluster and task.waits_for_masters:
+        raise task.wait('the replacement of the masters')
+
+
+def _go_on(task: Task, owner: Owner, stack: clients.Stack, lacking: set[str]) -> None:
+    """A stack is complete, and there is more to do: have the next members made, unless somebody wants it stopped."""
+    if task.is_cancelled:
         with task.save(guarded=True) as session:
             _write_arrivals(session, task, owner)
         raise _cancelled()
-    if not settled or lacking:
-        send(task, owner, stack, lacking, settled=settled)
-    settle(task, owner, stack)
+    send(task, owner, stack, lacking, settled=True)
 
 
 def _stack_at_rest(task: Task, owner: Owner) -> clients.Stack:

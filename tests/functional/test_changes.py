@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from functional.cloud import MARKS, SIGNAL, STACK_S, Cluster, Project, Sandbox, Say, ask
+from functional.cloud import MARKS, SIGNAL, STACK_S, TEMPLATE, Cluster, Project, Sandbox, Say, ask
 from functional.service import RABBITMQ, Service, poll, start_service, unique_name
 
 pytest_plugins = ('functional.fixtures',)
@@ -148,6 +148,38 @@ def test_changes_are_queued_and_stopped_and_named(changes: Changes, say: Say) ->
     project.cloud.network.delete_port(port)
     cluster.delete()
     cluster.wait('GONE')
+    cluster.assert_nothing_is_left()
+
+
+def test_upgrade_replaces_the_master_behind_its_load_balancer(service: Service, project: Project, say: Say) -> None:
+    """The given network has no subnet named: what rests on it must not rest on a master's port."""
+    network = project.cloud.network.create_network(name='fn-given')
+    project.cloud.network.create_subnet(network_id=network.id, ip_version=4, cidr='10.77.0.0/24', name='fn-given')
+    cluster = ask(service, project, name='fn-masters', node_count=1, master_lb_enabled=True, fixed_network=network.id,
+                  floating_ip_enabled=False)
+    with reporting(cluster):
+        cluster.wait('CREATE_COMPLETE')
+    changes = Changes(service, project, cluster)
+    before = cluster.get()
+    newer = changes.call('POST', '/v1/clustertemplates', 201, {**TEMPLATE, 'labels': {'api_server_cert_sans': 'x.y'}})
+
+    with reporting(cluster):
+        changes.call('POST', f'/v1/clusters/{cluster.uuid}/actions/upgrade', 202, {'cluster_template': newer['uuid']})
+        shown = changes.settled()
+    assert shown['status'] == 'UPDATE_COMPLETE', shown
+    assert changes.nodes() == dict.fromkeys(('default-master 1', 'default-worker 1'), 'CREATE_COMPLETE')
+    assert shown['api_address'] == before['api_address']
+    assert len(shown['master_addresses']) == 1 and shown['master_addresses'] != before['master_addresses']
+    [pool] = project.cloud.load_balancer.pools(project_id=project.id)
+    assert [m.address for m in project.cloud.load_balancer.members(pool)] == shown['master_addresses']
+    took = [(o['ended_at'] - o['created_at']).total_seconds() for o in cluster.operations]
+    say(f'upgrade of a master and a worker: {took[-1]:.0f} s')
+
+    cluster.delete()
+    cluster.wait('GONE')
+    for port in project.cloud.network.ports(network_id=network.id, device_owner=''):
+        pytest.fail(f'a port is left: {port.name} {port.id}')
+    project.cloud.network.delete_network(network)
     cluster.assert_nothing_is_left()
 
 

@@ -227,8 +227,8 @@ trust_all() {
         conf=/etc/kubernetes/$conf.conf
         [ -e "$conf" ] || continue
         name=$(kubectl config --kubeconfig "$conf" view -o 'jsonpath={.clusters[0].name}') &&
-            kubectl config --kubeconfig "$conf" set-cluster "$name" --certificate-authority "$PKI/ca.crt" --embed-certs ||
-            return 1
+            kubectl config --kubeconfig "$conf" set-cluster "$name" --embed-certs \
+                --certificate-authority "$PKI/ca.crt" || return 1
     done
 }
 
@@ -246,8 +246,8 @@ etcd() {
         --cert "$PKI/etcd/server.crt" --key "$PKI/etcd/server.key" "$@"
 }
 
-# Before it joins: kubeadm refuses while a member of etcd does not answer, as one does that was made half, or whose server
-# is gone. And what kubeadm reads of the cluster is what this master's release of it knows.
+# Before it joins: kubeadm refuses while a member of etcd does not answer, such as one that was made half, or whose
+# server is gone. And what kubeadm reads of the cluster is what this master's release of it knows.
 make_room() {
     kubeadm init phase kubeconfig admin --config /etc/magnum-lite/init.yaml && trust_all || return 1
     asked=
@@ -259,9 +259,9 @@ make_room() {
     done
     [ -n "$asked" ] && found=$(etcd "$asked" member list) || return 1
     echo "$found"
-    printf '%s\n' "$found" | while IFS=', ' read -r id state name _ client _; do
+    printf '%s\n' "$found" | while IFS=', ' read -r id status name _ client _; do
         case " $NODE_STAYS " in *" ${name:--} "*) continue ;; esac
-        if [ "$state" = started ] && ENDPOINT=$client etcd "$asked" endpoint health; then continue; fi
+        if [ "$status" = started ] && ENDPOINT=$client etcd "$asked" endpoint health; then continue; fi
         etcd "$asked" member remove "$id" || exit 1
     done || return 1
     kubeadm init phase upload-config kubeadm --config /etc/magnum-lite/init.yaml && rm "$ADMIN"
@@ -316,8 +316,7 @@ serves() {
 
 leave_etcd() {
     found=$(etcd "$NODE_NAME" member list) || return 1
-    printf '%s\n' "$found" | awk -F', ' -v name="$NODE_NAME" '$3 == name && $2 == "started" { n = 1 } END { exit !n }' ||
-        return 1
+    printf '%s\n' "$found" | grep -q ", started, $NODE_NAME," || return 1
     for id in $(printf '%s\n' "$found" | awk -F', ' -v name="$1" '$3 == name { print $1 }'); do
         etcd "$NODE_NAME" member remove "$id" || return 1
     done

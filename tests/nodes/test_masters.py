@@ -1,0 +1,203 @@
+"""Masters that are replaced on nodes that really boot: an upgrade of a cluster behind a load balancer.
+
+Needs what test_real_nodes needs. It takes some minutes, so it is run by hand: NODES_MASTERS says with how many masters
+(1 or 3).
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import secrets
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from functional.service import Service, poll, start_service
+from nodes import test_real_nodes as real
+from nodes.test_real_nodes import LACK, LAYER, PREFIX, kubectl, node_names
+
+kubeconfig, version = real.kubeconfig, real.version  # fixtures
+MASTERS = int(os.environ.get('NODES_MASTERS') or 0)
+TIMEOUT_MIN = 15
+pytestmark = [pytest.mark.nodes, pytest.mark.timeout(TIMEOUT_MIN * 60 * 3),
+              pytest.mark.skipif(LACK is not None, reason=f'real nodes: {LACK}'),
+              pytest.mark.skipif(not MASTERS, reason='run by hand: NODES_MASTERS says with how many masters'),
+              pytest.mark.filterwarnings('ignore:Support for InfluxDB')]
+
+
+@pytest.fixture(scope='module')
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    started = start_service(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('masters'), extra={
+        'health': {'interval': 3}})
+    yield started
+    started.print_logs()
+    started.stop()
+
+
+def make_template(service: Service, version: str, image: str, **labels: str) -> dict[str, Any]:
+    status, body = service.request('POST', '/v1/clustertemplates', {
+        'name': f'{PREFIX}-{secrets.token_hex(3)}', 'coe': 'kubernetes', 'image_id': image,
+        'flavor_id': os.environ.get('NODES_FLAVOR', 'm1.small'),
+        'master_flavor_id': os.environ.get('NODES_FLAVOR', 'm1.small'),
+        'external_network_id': os.environ.get('NODES_EXTERNAL_NETWORK', 'public'), 'master_lb_enabled': True,
+        'labels': {'kube_tag': version, 'network_manifest_url': 'file:///opt/k8s/podnet.yaml',
+                   'flannel_network_cidr': '10.244.0.0/16', **labels}})
+    assert status == 201, body
+    return dict(body)
+
+
+@pytest.fixture(scope='module')
+def cluster(service: Service, version: str) -> Iterator[dict[str, Any]]:
+    template = make_template(service, version, os.environ.get('NODES_IMAGE', 'debian'))
+    status, body = service.request('POST', '/v1/clusters', {
+        'name': f'{PREFIX}-{secrets.token_hex(3)}', 'cluster_template_id': template['uuid'],
+        'master_count': MASTERS, 'node_count': 1, 'create_timeout': TIMEOUT_MIN})
+    assert status == 202, body
+    try:
+        yield service.wait(body['uuid'], 'CREATE_COMPLETE', timeout_s=TIMEOUT_MIN * 60)
+    finally:
+        service.request('DELETE', f'/v1/clusters/{body["uuid"]}')
+        service.wait(body['uuid'], 'GONE', timeout_s=300)
+
+
+class Watcher:
+    """Asks for a ConfigMap, each time over a new connection, and notes when that did not work, and the nodes' names."""
+
+    def __init__(self, kubeconfig: pathlib.Path) -> None:
+        self._kubeconfig, self._stop = kubeconfig, threading.Event()
+        self.asked: list[tuple[float, float, str]] = []
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._began = time.monotonic()
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            at = time.monotonic()
+            done = subprocess.run(
+                [str(LAYER / 'usr/bin/kubectl'), '--kubeconfig', str(self._kubeconfig), '--request-timeout=5s', 'get',
+                 'configmap', 'kept', '-o', 'name'], capture_output=True, text=True, check=False)
+            self.asked.append((at - self._began, time.monotonic() - self._began,
+                               '' if done.returncode == 0 else done.stderr.strip()[-160:]))
+            self._stop.wait(0.3)
+
+    def stop(self) -> list[tuple[float, float]]:
+        """When the API did not answer, from and to, in seconds."""
+        self._stop.set()
+        self._thread.join()
+        gaps: list[tuple[float, float]] = []
+        failing: float | None = None
+        for begun, ended, error in self.asked:
+            if error:
+                print(f'{begun:.1f}-{ended:.1f} s: {error}')
+                failing = begun if failing is None else failing
+            elif failing is not None:
+                gaps.append((failing, ended))
+                failing = None
+        return gaps
+
+
+def run(kubeconfig: pathlib.Path, *words: str) -> str:
+    """What kubectl prints. Raises if it fails."""
+    return subprocess.run([str(LAYER / 'usr/bin/kubectl'), '--kubeconfig', str(kubeconfig), *words],
+                          capture_output=True, text=True, check=True).stdout
+
+
+def etcd_members(kubeconfig: pathlib.Path, master: str) -> list[tuple[str, str]]:
+    """(name, state) of the members of etcd, as one of them says."""
+    pki = '/etc/kubernetes/pki/etcd'
+    text = run(kubeconfig, '-n', 'kube-system', 'exec', f'etcd-{master}', '--', 'etcdctl', '--endpoints',
+               'https://127.0.0.1:2379', '--cacert', f'{pki}/ca.crt', '--cert', f'{pki}/server.crt', '--key',
+               f'{pki}/server.key', 'member', 'list')
+    return sorted((line.split(', ')[2], line.split(', ')[1]) for line in text.splitlines())
+
+
+def ready(kubeconfig: pathlib.Path) -> dict[str, str]:
+    """Name -> status of the condition Ready of each node that the API knows."""
+    return {n['metadata']['name']: next(c['status'] for c in n['status']['conditions'] if c['type'] == 'Ready')
+            for n in kubectl(kubeconfig, 'get', 'nodes')['items']}
+
+
+def test_upgrade_replaces_masters_and_workers_and_keeps_the_rest(
+        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path, version: str) -> None:
+    before = node_names(service, cluster)
+    kubectl(kubeconfig, 'create', 'configmap', 'kept', '--from-literal=a=b')
+    run(kubeconfig, 'create', 'deployment', 'web', '--image=docker.io/library/busybox:local', '--', 'sleep', '9999')
+    newer = make_template(service, version, os.environ.get('NODES_OTHER_IMAGE', 'ubuntu'),
+                          api_server_cert_sans='api.example')
+    watcher = Watcher(kubeconfig)
+    began = time.monotonic()
+    status, body = service.request('POST', f'/v1/clusters/{cluster["uuid"]}/actions/upgrade', {
+        'cluster_template': newer['uuid']})
+    assert status == 202, body
+    seen: list[set[str]] = [before]
+
+    def is_done() -> bool:
+        names = node_names(service, cluster)
+        if names != seen[-1]:
+            seen.append(names)
+            print(f'{time.monotonic() - began:.0f} s: {sorted(names)}')
+        return bool(service.request('GET', f'/v1/clusters/{cluster["uuid"]}')[1]['status'] != 'UPDATE_IN_PROGRESS')
+
+    poll(is_done, TIMEOUT_MIN * 120, lambda: f'it is done: {seen}')
+    print(f'upgrade of {MASTERS} masters and a worker: {time.monotonic() - began:.0f} s')
+    gaps = watcher.stop()
+    print(f'asked {len(watcher.asked)} times; no answer from-to: {[(round(a, 1), round(b, 1)) for a, b in gaps]}')
+
+    shown = service.request('GET', f'/v1/clusters/{cluster["uuid"]}')[1]
+    assert shown['status'] == 'UPDATE_COMPLETE', shown
+    names = node_names(service, cluster)
+    masters = {name for name in names if '-master-' in name}
+    assert not names & before and len(masters) == MASTERS and len(names) == MASTERS + 1
+    found = ready(kubeconfig)
+    print(found)
+    assert {name: state for name, state in found.items() if name in names or '-master-' in name} == dict.fromkeys(
+        names, 'True')
+    for master in masters:
+        assert etcd_members(kubeconfig, master) == sorted((name, 'started') for name in masters)
+    assert kubectl(kubeconfig, 'get', 'configmap', 'kept')['data'] == {'a': 'b'}
+    poll(lambda: kubectl(kubeconfig, 'get', 'deployment', 'web')['status'].get('readyReplicas') == 1, 400,
+         lambda: f'the Deployment is there and runs: {kubectl(kubeconfig, "get", "pods")["items"]}', every_s=3)
+    seen_certificate = subprocess.run(
+        ['openssl', 's_client', '-connect', shown['api_address'].removeprefix('https://')],
+        input='', capture_output=True, text=True, check=False)
+    text = subprocess.run(['openssl', 'x509', '-noout', '-text'], input=seen_certificate.stdout, capture_output=True,
+                          text=True, check=True).stdout
+    assert 'DNS:api.example' in text, 'the new masters have the new labels'
+    assert sum(b - a for a, b in gaps) < 60, gaps
+
+
+def test_new_master_that_dies_when_it_has_joined_takes_nothing_along_and_is_replaced(
+        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path, version: str) -> None:
+    def upgrade(template: dict[str, Any]) -> None:
+        status, body = service.request('POST', f'/v1/clusters/{cluster["uuid"]}/actions/upgrade', {
+            'cluster_template': template['uuid']})
+        assert status == 202, body
+
+    def log_of(node: str) -> str:
+        return subprocess.run([str(real.NODE_TOOLS / 'exec'), node, '--', 'cat', '/var/log/magnum-lite-node.log'],
+                              capture_output=True, text=True, check=False).stdout
+
+    before = node_names(service, cluster)
+    newest = make_template(service, version, os.environ.get('NODES_IMAGE', 'debian'))
+    upgrade(newest)
+    [new] = poll(lambda: node_names(service, cluster) - before, 60, 'a new master is asked for')
+    poll(lambda: 'wait for the node to be ready' in log_of(new), TIMEOUT_MIN * 60, lambda: log_of(new), every_s=1)
+    began = time.monotonic()
+    subprocess.run([str(real.NODE_TOOLS / 'exec'), new, '--', 'systemctl', 'kill', '-s', 'KILL',
+                    'magnum-lite-node.service'], check=True)
+    service.wait(cluster['uuid'], 'UPDATE_FAILED', timeout_s=TIMEOUT_MIN * 60)
+    print(f'failed after {time.monotonic() - began:.0f} s: '
+          f'{service.request("GET", "/v1/clusters/" + cluster["uuid"])[1]["status_reason"]}')
+
+    [old, *_] = masters = sorted(name for name in before if '-master-' in name)
+    assert etcd_members(kubeconfig, old) == [(name, 'started') for name in masters]
+    upgrade(newest)
+    service.wait(cluster['uuid'], 'UPDATE_COMPLETE', timeout_s=TIMEOUT_MIN * 120)
+    print(f'done after {time.monotonic() - began:.0f} s')
+    masters = sorted(name for name in node_names(service, cluster) if '-master-' in name)
+    assert len(masters) == MASTERS and new not in masters and not set(masters) & before
+    assert etcd_members(kubeconfig, masters[0]) == [(name, 'started') for name in masters]
