@@ -286,6 +286,7 @@ def test_nothing_in_the_root_stack_rests_on_a_master_that_can_be_replaced(
     assert masters <= changed <= masters | {n for n in before.files if driver.role_of(n) == 'master'}
 
 
+@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
 def test_new_master_knows_whose_place_it_takes_and_the_first_ones_take_nobodys(
         driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
     def environment(cluster: models.Cluster) -> dict[str, str]:
@@ -316,6 +317,7 @@ def test_masters_are_replaceable_behind_a_load_balancer_only(driver: drivers.Dri
         driver.replaceable(alone, 'master'))
 
 
+@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
 def test_whatever_trusts_an_authority_trusts_the_next_one_beside_it(
         driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
     authorities = {name for name, key in driver.keys.items() if key.kind == 'ca'}

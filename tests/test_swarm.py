@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from oslo_config import cfg
-from test_drivers import LIFE, a_cluster, conf, parse, unpacked, user_data
+from test_drivers import LIFE, a_cluster, conf, parse, unpacked, user_data, with_new_master
 
 from magnum_lite import certs, drivers, models
 
@@ -126,6 +126,18 @@ def test_the_load_balancer_leads_workers_from_the_subnet_to_where_they_are_invit
     assert resources['join_listener']['properties']['protocol_port'] == 2378
     assert resources['join_listener']['properties']['allowed_cidrs'] == [{'get_param': 'fixed_subnet_cidr'}]
     assert parsed['master.yaml']['resources']['join_member']['properties']['protocol_port'] == 2378
+
+
+def test_a_new_manager_knows_whose_place_it_takes(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    def replaces(cluster: models.Cluster) -> str:
+        environment = files_of(driver, conf, cluster, secrets)['master']['/etc/magnum-lite/node.env']
+        return dict(line.split('=', 1) for line in environment.splitlines())['NODE_REPLACES']
+    cluster = a_cluster(driver, masters=3)
+    first = replaces(cluster)
+    with_new_master(cluster)
+
+    assert (first, replaces(cluster)) == ("''", 'c-master-0')
 
 
 # How it is.
