@@ -124,16 +124,18 @@ class Observed:
 
 @dataclass(frozen=True)
 class HealthRequest:
-    """One GET: the whole URL, and the content type that is asked for."""
+    """One request without a body: the whole URL, and the content type that is asked for."""
 
     url: str
-    accept: str | None
+    accept: str | None = None
+    method: str = 'GET'
 
 
 @dataclass(frozen=True)
 class HealthCheck:
     """What an engine is asked to see how it is, by name. `authority` is the purpose of the key it is known by."""
 
+    url: str
     requests: dict[str, HealthRequest]
     authority: str | None
     certificate: CertificateSpec | None
@@ -150,10 +152,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Health:
-    """What the answers mean; `healthy` is None where that cannot be told."""
+    """What the answers mean; `healthy` is None where that cannot be told.
+
+    `forget`: paths of what the engine goes on to know of members that were removed, to be DELETEd.
+    """
 
     healthy: bool | None
     reason: dict[str, str]
+    forget: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -684,8 +690,9 @@ class Driver:
         if base.startswith('https:') and 'authority' not in item:
             raise self._error('manifest.yaml $.health', 'https needs an authority')
         certificate = CertificateSpec(**item['certificate']) if 'certificate' in item else None
-        return HealthCheck({name: HealthRequest(base.rstrip('/') + request['path'], request.get('accept'))
-                            for name, request in item['requests'].items()}, item.get('authority'), certificate)
+        base = base.rstrip('/')
+        return HealthCheck(base, {name: HealthRequest(base + request['path'], request.get('accept'))
+                                  for name, request in item['requests'].items()}, item.get('authority'), certificate)
 
     def read_health(self, conf: cfg.ConfigOpts, cluster: models.Cluster, answers: Mapping[str, Answer]) -> Health:
         """Say what the answers mean. Needs nodes, too. Raises `DriverError` if the folder does not understand them.
@@ -697,11 +704,14 @@ class Driver:
         _, data = self._template(name, self._context(conf, cluster) | {
             'answers': answers, 'member_names': names, 'name_prefix': members.name_prefix(cluster)})
         try:
-            healthy, lines = data['healthy'], data['reason'].items()
+            healthy, lines, forget = data['healthy'], data['reason'].items(), list(data.get('forget') or ())
         except (KeyError, TypeError, AttributeError) as exc:
             raise self._error(name, f'{type(exc).__name__} {exc} in what the answers mean') from exc
         if healthy not in (True, False, None):
             raise self._error(name, f'healthy is {healthy!r}')
+        for path in forget:
+            if not re.fullmatch('/[!-~]*', str(path)):
+                raise self._error(name, f'{path!r} is no path to forget')
         # Whoever owns the nodes can have them answer anything.
         reason: dict[str, str] = {}
         room = MAX_REASON
@@ -711,7 +721,7 @@ class Driver:
                 reason['...'] = f'{len(lines) - len(reason)} more'
                 break
             reason[key] = text
-        return Health(healthy, reason)
+        return Health(healthy, reason, tuple(forget))
 
 
     # How a user gets in.

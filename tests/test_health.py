@@ -131,6 +131,7 @@ class Engine(http.server.ThreadingHTTPServer):
         super().__init__(('127.0.0.1', 0), Handler)
         self.answers: dict[str, tuple[int, bytes] | Callable[[Handler], None]] = {}
         self.asked: list[tuple[str, str, Any]] = []
+        self.forgotten: list[str] = []
         self.released = threading.Event()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -154,6 +155,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header('Location', '/elsewhere')
         self.end_headers()
         self.wfile.write(answer[1])
+
+    def do_DELETE(self) -> None:
+        self.server.forgotten.append(self.path)
+        self.do_GET()
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -503,10 +508,10 @@ healthy: {{ answers.info.json.tasks > 2 }}
 """
 
 
-def made_up(world: steps.World, folder: pathlib.Path, manifest: str) -> steps.World:
+def made_up(world: steps.World, folder: pathlib.Path, manifest: str, more: str = '') -> steps.World:
     folder.mkdir()
     (folder / 'manifest.yaml').write_text(manifest)
-    (folder / 'health.yaml.j2').write_text(TEMPLATE)
+    (folder / 'health.yaml.j2').write_text(TEMPLATE + more)
     return dataclasses.replace(world, drivers={'made_up': drivers.Driver(folder, [])})
 
 
@@ -526,6 +531,27 @@ def test_another_engine_is_asked_in_its_own_way(
     assert seen == ('HEALTHY', {'api': 'ok', 'tasks': '3'})
     assert engine.asked == [
         ('/v2/info', '*/*', {'organizationName': 'readers', 'commonName': 'prober'} if tls else None)]
+
+
+@pytest.mark.parametrize(('forget', 'sent', 'status'), [
+    ("['/nodes/7?force=true', '/nodes/8']", ['/v2/nodes/7?force=true', '/v2/nodes/8'], 'HEALTHY'),
+    ('[]', [], 'HEALTHY'),
+    ("['/x y']", [], 'UNKNOWN'),
+    ('answers.info.json.tasks', [], 'UNKNOWN'),
+])
+def test_an_engine_is_told_to_forget_members_that_were_removed(
+        world: steps.World, tmp_path: pathlib.Path, ca: certs.Pair, forget: str, sent: list[str], status: str) -> None:
+    world = made_up(world, tmp_path / 'made_up', MANIFEST + HTTP, f'forget: {{{{ {forget} }}}}\n')
+    with serving(tmp_path, ca=ca) as engine:
+        engine.answers['/v2/info'] = (200, b'{"tasks": 3}')
+        cluster = asked(world, address(engine).removeprefix('https://'), authority=None, driver='made_up')
+        with world.db.write() as session:
+            world.keystore.put(session, cluster.uuid, 'swarm', ca)
+
+        seen = look(world, cluster)
+
+    assert seen[0] == status
+    assert engine.forgotten == sent
 
 
 def test_an_engine_that_nobody_can_ask_is_left_alone(world: steps.World, tmp_path: pathlib.Path) -> None:

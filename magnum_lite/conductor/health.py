@@ -105,8 +105,13 @@ class Prober:
             return drivers.Health(None, {'api': f'The authority {", ".join(missing)} of this cluster is missing'})
         context = tls_context(check, keys)
         deadline = time.monotonic() + self._conf.timeout
-        return driver.read_health(self._world.conf, cluster, {
+        seen = driver.read_health(self._world.conf, cluster, {
             name: get(request, context, deadline) for name, request in check.requests.items()})
+        for path in seen.forget:  # what there is no time for comes at the next look
+            answer = get(drivers.HealthRequest(check.url + path, method='DELETE'), context, deadline)
+            LOG.info('Cluster %s: its engine is to forget %s of a member that was removed, and answers %s',
+                     cluster.uuid, path, answer.status or answer.text)
+        return seen
 
     def _complain(self, text: str, error: Exception) -> None:
         """Log an error that is not the engine's, once a minute: when the database is away there is one each second."""
@@ -135,7 +140,7 @@ def tls_context(check: drivers.HealthCheck, keys: Mapping[str, certs.Pair]) -> s
 
 
 def get(request: drivers.HealthRequest, context: ssl.SSLContext, deadline: float) -> drivers.Answer:
-    """Send one GET and read the answer, until `deadline` of the monotonic clock. Raises nothing that a peer can cause.
+    """Send a request and read the answer, until `deadline` of the monotonic clock. Raises nothing that a peer causes.
 
     Only the look-up of a host's name is beyond the deadline's reach; of several addresses the first is taken.
     """
@@ -158,7 +163,7 @@ def _exchange(connected: socket.socket, request: drivers.HealthRequest, url: par
     connection = http.client.HTTPConnection(url.hostname or '', url.port)
     connection.sock = _Wire(connected, deadline)  # type: ignore[assignment]
     path = url.path + (f'?{url.query}' if url.query else '')
-    connection.request('GET', path, headers={'Accept': request.accept or '*/*', 'Connection': 'close'})
+    connection.request(request.method, path, headers={'Accept': request.accept or '*/*', 'Connection': 'close'})
     with connection.getresponse() as response:
         body = response.read(MAX_BODY + 1)
         parsed: Any = None

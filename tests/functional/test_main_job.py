@@ -49,7 +49,7 @@ NODE_REASON = 'step install ended with 100: no space left on device'
 CIDR = '10.77.0.0/24'
 KEYS = 4
 SEED = 20
-STORIES = ('whole', 'no host', 'node fails', 'credential', 'existing network')
+STORIES = ('whole', 'no host', 'node fails', 'credential', 'existing network', 'other engine')
 
 
 # -- clusters that are asked for at once -----------------------------------------------------------------------------
@@ -97,13 +97,16 @@ def asked(projects: dict[str, Project], service: Service, headers_of_credential:
         'no host': {'name': 'fn-nohost', 'node_count': 0, 'master_flavor_id': 'm1.nofit'},
         'node fails': {'name': 'fn-nodefails', 'node_count': 0},
         'credential': {'name': 'fn-credential', 'node_count': 0, 'headers': headers_of_credential},
-        'existing network': {'name': 'fn-existing', 'template': {'fixed_network': 'private'}}}
+        'existing network': {'name': 'fn-existing', 'template': {'fixed_network': 'private'}},
+        'other engine': {'name': 'fn-swarm', 'master_count': 3, 'template': {
+            'coe': 'swarm', 'image_id': 'debian', 'master_lb_enabled': True}}}
     with futures.ThreadPoolExecutor() as pool:
         made = pool.map(lambda story: ask(service, projects[story], **wanted[story]), STORIES)
         found = dict(zip(STORIES, made, strict=True))
     found['node fails'].play_nodes('--fail', '--reason', NODE_REASON)
     for story in ('whole', 'credential', 'existing network'):
         found[story].play_nodes()
+    found['other engine'].play_nodes('--data', '"20.10.24"')
     return found
 
 
@@ -122,7 +125,7 @@ def test_bad_requests_get_their_status_and_store_nothing(service: Service, proje
         (400, 'clustertemplates', TEMPLATE | {'fixed_network': 'fn-none'}, {}, 'network fn-none'),
         (400, 'clustertemplates', TEMPLATE | {'fixed_subnet': 'fn-none'}, {}, 'subnet fn-none'),
         (400, 'clustertemplates', TEMPLATE | {'external_network_id': 'private'}, {}, 'private'),
-        (400, 'clustertemplates', TEMPLATE | {'coe': 'swarm'}, {}, ''),
+        (400, 'clustertemplates', TEMPLATE | {'coe': 'other'}, {}, ''),
         (403, 'clustertemplates', TEMPLATE | {'public': True}, {}, ''),
         (400, 'clusters', good | {'flavor_id': 'fn-none'}, {}, 'flavor fn-none'),
         (400, 'clusters', good | {'master_flavor_id': 'fn-none'}, {}, 'flavor fn-none'),
@@ -309,6 +312,22 @@ def test_an_existing_network_is_used(asked: dict[str, Cluster]) -> None:
     assert len(ports) == 2
     assert all(ipaddress.ip_address(p.fixed_ips[0]['ip_address']) in ipaddress.ip_network(CIDR) for p in ports)
     assert len(list(cloud.network.routers(project_id=cluster.project.id))) == 1
+    cluster.delete()
+
+
+def test_an_engine_beside_it_stands_behind_its_load_balancer_and_tells_its_version(asked: dict[str, Cluster]) -> None:
+    cluster = asked['other engine']
+    balancers = cluster.project.cloud.load_balancer
+
+    shown = cluster.wait('CREATE_COMPLETE')
+
+    assert (len(shown['master_addresses']), len(shown['node_addresses'])) == (3, 1)
+    assert shown['coe_version'] == '20.10.24'
+    [balancer] = balancers.load_balancers(project_id=cluster.project.id)
+    [address] = cluster.project.cloud.network.ips(port_id=balancer.vip_port_id)
+    assert shown['api_address'] == f'tcp://{address.floating_ip_address}:2376'
+    pools = [len(list(balancers.members(pool))) for pool in balancers.pools(loadbalancer_id=balancer.id)]
+    assert pools == [3, 3]
     cluster.delete()
 
 

@@ -71,6 +71,10 @@ fetch() {
 
 # packages NAME...: install from the sources of the image. At first boot others hold the package manager's lock.
 packages() {
+    if have zypper; then
+        ZYPP_LOCK_TIMEOUT=300 retry 5 zypper --quiet --non-interactive install --no-recommends "$@"
+        return
+    fi
     have apt-get || fail "the image lacks $* and has no package manager that is known here"
     export DEBIAN_FRONTEND=noninteractive
     until_ok apt-get -qq -o DPkg::Lock::Timeout=60 update
@@ -110,10 +114,12 @@ post() {
     fi
 }
 
-# report STATUS TEXT: Heat takes SUCCESS or FAILURE; at most about 1 KiB of text is sent.
+# report STATUS TEXT: Heat takes SUCCESS or FAILURE; at most about 1 KiB of text is sent. With it goes what the engine has
+# put into REPORT, if anything.
 report() {
     text=$(printf '%s' "$2" | head -c 1024 | text_to_json)
-    retry 8 post "{\"status\": \"$1\", \"reason\": \"$text\"}"
+    data=$(printf '%s' "${REPORT:-}" | text_to_json)
+    retry 8 post "{\"status\": \"$1\", \"reason\": \"$text\"${data:+, \"data\": \"$data\"}}"
     : >"$STATE/reported"
 }
 
