@@ -97,7 +97,7 @@ def serve(folder: str, port: int, ready: multiprocessing.synchronize.Event) -> N
     store_template(database)
     store_cluster(database, 1)
     services = Services(conf=conf, db=database, cloud=fakes.FakeCloud(), drivers=drivers.load(conf), nudger=Nudges(),
-                        notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf))
+                        notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf), signer=None)
     server = wsgi.Server(('127.0.0.1', port), app.make_app(services), numthreads=4)
     server.prepare()
     ready.set()

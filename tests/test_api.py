@@ -1308,7 +1308,7 @@ def test_one_of_two_nodegroups_with_one_name_comes_to_be(
 def test_200_creates_at_once_make_as_many_clusters_as_the_quota_has(
         conf: Any, any_database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges) -> None:
     services: Any = Services(conf=conf, db=any_database, cloud=cloud, drivers=drivers.load(conf), nudger=nudges,
-                             notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf))
+                             notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf), signer=None)
     api = Api(api_app.make_app(services))
     store_template(any_database)
 

@@ -35,7 +35,7 @@ def any_api(conf: cfg.ConfigOpts, any_database: db.Database, cloud: fakes.FakeCl
     """The API on each database, with a template and a cluster."""
     services: Any = Services(
         conf=conf, db=any_database, cloud=cloud, drivers=drivers.load(conf), nudger=Nudges(),
-        notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf))
+        notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf), signer=None)
     store_template(any_database)
     store_cluster(any_database, 1, stack_id='stack-1')
     return Api(api_app.make_app(services))
