@@ -91,7 +91,7 @@ def test_docker_is_configured_as_the_cluster_says(
                         template={'insecure_registry': 'registry:5000', 'apiserver_port': 7777})
     cluster.nodegroups[1].node_labels = {'example.com/tier': 'x'}
 
-    made = {role: json.loads(files['/etc/magnum-lite/daemon.json'])
+    made = {role: json.loads(files[f'/etc/magnum-lite/{"manager" if role == "master" else "daemon"}.json'])
             for role, files in files_of(driver, conf, cluster, secrets).items()}
 
     assert made['worker'].pop('labels') == [

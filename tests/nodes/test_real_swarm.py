@@ -267,17 +267,17 @@ def test_managers_are_replaced_one_by_one(service: Service, cluster: dict[str, A
 
 
 def test_a_worker_that_fails_says_where_and_why(service: Service, cluster: dict[str, Any]) -> None:
-    """Its nodegroup names a tarball that is not there."""
+    """Its nodegroup names a tarball with another checksum."""
     groups = f'/v1/clusters/{cluster["uuid"]}/nodegroups'
     status, body = service.request('POST', groups, {
         'name': 'broken', 'node_count': 1, 'labels': {
-            'docker_tarball_url': 'file:///nowhere/docker.tgz', 'docker_tarball_sha256': '0' * 64}})
+            'docker_tarball_url': 'file:///opt/images/busybox-rootfs.tar', 'docker_tarball_sha256': '0' * 64}})
     assert status == 202, body
 
     failed = service.wait(cluster['uuid'], 'UPDATE_FAILED', timeout_s=TIMEOUT_MIN * 60)
 
     assert "step 'install docker' failed (exit code 1)" in failed['status_reason']
-    assert "cannot stat '/nowhere/docker.tgz'" in failed['status_reason']
+    assert f'busybox-rootfs.tar has another checksum than {"0" * 64}' in failed['status_reason']
     assert '-broken-0: ' in failed['status_reason']
     service.request('DELETE', f'{groups}/broken')
     service.wait(cluster['uuid'], 'UPDATE_COMPLETE', timeout_s=300)

@@ -40,7 +40,11 @@ set_up_node() {
     step 'wait for the node to be ready'
     until_ok node_ready
     if [ "$NODE_ROLE" = master ]; then
-        step 'wait for the API of this manager'
+        # Not before: the load balancer would lead others to a Docker that knows of no swarm yet.
+        step 'open the API of this manager'
+        cp /etc/magnum-lite/manager.json /etc/docker/daemon.json
+        restart_docker
+        until_ok node_ready
         until_ok api "$NODE_ADDRESS" node inspect self --format '{{.Description.Hostname}} answers'
         systemctl enable --now magnum-lite-invite.service
         [ -z "$NODE_REPLACES" ] || take_over "$NODE_REPLACES"
@@ -128,6 +132,10 @@ WantedBy=multi-user.target
 END
     systemctl daemon-reload
     systemctl enable docker.service
+    restart_docker
+}
+
+restart_docker() {
     if ! timeout 320 systemctl restart docker.service; then
         journalctl -u docker.service -n 8 -o cat --no-pager
         return 1
