@@ -119,7 +119,8 @@ def furnish(conf: cfg.ConfigOpts, database: db.Database, *, quota: bool) -> None
             session.execute(sa.delete(table))
     store_template(database, name=f'{SECRET}-1')
     store_template(database, uuid=NEWER_UUID, name=f'{SECRET}-2')
-    store_cluster(database, 1, name=SECRET, stack_id=f'{SECRET}-stack', api_address='https://192.0.2.1:6443')
+    store_cluster(database, 1, name=SECRET, stack_id=f'{SECRET}-stack', api_address='https://192.0.2.1:6443',
+                  master_lb_enabled=True)
     store_operation(database, 1, 2, f'{SECRET}', ended=False)
     with database.write() as session:
         session.add(models.NodeGroup(
