@@ -23,7 +23,7 @@ assert 'site-packages' in magnum_lite.__file__, magnum_lite.__file__
 conf = cfg.ConfigOpts()
 config.register(conf)
 conf([], default_config_files=[])
-[driver] = drivers.load(conf).values()
+driver = drivers.load(conf)['k8s_ubuntu']
 life = datetime.timedelta(days=1)
 secrets = {name: certs.make_ca(name, life=life) if key.kind == 'ca' else certs.make_keypair(algorithm=key.algorithm)
            for name, key in driver.keys.items()}

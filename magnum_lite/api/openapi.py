@@ -172,7 +172,7 @@ def _success(route: Route) -> dict[str, Any]:
     names = ['Location'] if route.status == 202 or (route.method, route.status) in (('POST', 201), ('DELETE', 204)) \
         else []
     names += ['ETag'] if route.tagged and route.method in ('GET', 'PATCH') else []
-    names += ['Warning'] if route.method == 'POST' else []
+    names += ['Warning'] if route.method in ('POST', 'PATCH') else []
     meaning = {200: 'Here it is.', 201: 'It was made.', 202: 'It is stored, and will be carried out.',
                204: 'It is gone, or will be.'}
     made: dict[str, Any] = {'description': meaning.get(route.status, '')}
