@@ -320,8 +320,8 @@ def watch(scaler: Autoscaler, group: str, before: dict[str, str]) -> list[dict[s
 
     def look() -> bool:
         found = scaler.nodes(group)
-        # Not all as running: user-data for the new one is a change of the old servers, too, which Heat then calls
-        # UPDATE_COMPLETE, and the autoscaler takes that for a node that is being made, until the stack is complete.
+        # Not all as running: it takes a member whose kube-minion is not CREATE_COMPLETE for one that is being made.
+        # That new user-data makes Heat update the old servers, too, is likely the reason and was not looked at.
         assert before.keys() <= found.keys(), found
         seen.append(found)
         return bool(scaler.magnum('GET', f'/clusters/{scaler.name}')['status'] == 'UPDATE_COMPLETE')
