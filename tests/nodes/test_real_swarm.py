@@ -19,9 +19,8 @@ import pytest
 import requests
 from functional.cloud import TOOLS
 from functional.service import Service, poll, start_service
-from oslo_config import cfg
 
-from magnum_lite import certs, config, db, keystore
+from magnum_lite import certs
 
 NODES_HOME = pathlib.Path(os.environ.get('NODES_HOME', ''))
 #: The tools of the nodes stand beside those of the cloud.
@@ -93,13 +92,16 @@ def cluster(service: Service, template: dict[str, Any]) -> Iterator[dict[str, An
 
 
 class Docker:
-    """A user's docker with the certificate that `cluster config` would write, for one swarm."""
+    """A user's docker with the files that `cluster config` writes, signed through the API, for one swarm."""
 
-    def __init__(self, cluster: dict[str, Any], authority: certs.Pair, folder: pathlib.Path) -> None:
-        user = certs.issue_client(authority, common_name='admin', organization='system:masters',
-                                  life=datetime.timedelta(hours=1))
-        for name, text in (('ca.pem', authority.certificate), ('cert.pem', user.certificate),
-                           ('key.pem', user.private_key)):
+    def __init__(self, service: Service, cluster: dict[str, Any], folder: pathlib.Path) -> None:
+        user = certs.make_request(common_name='admin', organization='system:masters')
+        status, ca = service.request('GET', f'/v1/certificates/{cluster["uuid"]}')
+        assert status == 200, ca
+        status, signed = service.request('POST', '/v1/certificates', {
+            'cluster_uuid': cluster['uuid'], 'csr': user.certificate})
+        assert status == 201, signed
+        for name, text in (('ca.pem', ca['pem']), ('cert.pem', signed['pem']), ('key.pem', user.private_key)):
             (folder / name).touch(0o600)
             (folder / name).write_text(text)
         self.environment = {'DOCKER_HOST': cluster['api_address'], 'DOCKER_TLS_VERIFY': '1',
@@ -125,13 +127,7 @@ class Docker:
 
 @pytest.fixture(scope='module')
 def docker(service: Service, cluster: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Docker:
-    conf = cfg.ConfigOpts()
-    config.register(conf)
-    conf(['--config-file', str(service.conf_file)], project='magnum-lite')
-    database = db.Database(conf)
-    authority = keystore.KeyStore(conf).load(database, cluster['uuid'])['ca']
-    database.engine.dispose()
-    return Docker(cluster, authority, tmp_path_factory.mktemp('user'))
+    return Docker(service, cluster, tmp_path_factory.mktemp('user'))
 
 
 def on_node(name: str, *words: str) -> str:
