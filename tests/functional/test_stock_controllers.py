@@ -54,8 +54,9 @@ def place(sandbox: Sandbox) -> Iterator[Project]:
 
 @pytest.fixture(scope='module')
 def asked(service: Service, place: Project) -> Cluster:
-    """A cluster with servers: one master, two workers. It is made while the first test runs."""
-    made = ask(service, place, name='fn-scaled', node_count=2, labels={'auto_healing_enabled': True})
+    """A cluster with servers: one master behind a load balancer, two workers. It is made while the first test runs."""
+    made = ask(service, place, name='fn-scaled', node_count=2, master_lb_enabled=True,
+               labels={'auto_healing_enabled': True})
     made.play_nodes()
     return made
 
