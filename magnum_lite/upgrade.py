@@ -19,8 +19,6 @@ from magnum_lite import clients, config, db, drivers, errors, keystore
 #: Sections of magnum.conf that mean nothing here, with what takes their place.
 WITHOUT_EFFECT = {
     'trust': 'no trusts are made: the service acts with a role of its own on each project, see [identity]',
-    'certificates': 'keys of clusters rest in the database, see [keystore]',
-    'x509': 'see [cluster] ca_days',
 }
 
 

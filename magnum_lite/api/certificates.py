@@ -65,13 +65,13 @@ def rotate(req: Request) -> Answer:
     stopped goes on where it was, with this or with any other change. Raises Invalid where the cluster cannot do it.
     """
     if req.body is not None:
-        raise errors.Invalid('The exchange of authorities takes no body.')
+        raise errors.Invalid('The exchange of authorities takes no body. Send the request without one.')
 
     def change(cluster: models.Cluster) -> None:
         request.refuse(nodegroups.driver_of(req, cluster).check_rotation(cluster))
         if cluster.rotation and states.is_busy(cluster.status):
             raise errors.Conflict(f'The authorities of cluster {cluster.uuid} are being exchanged already: this is '
-                                  f'phase {cluster.rotation} of {models.ROTATION_PHASES}.')
+                                  f'phase {cluster.rotation} of {models.ROTATION_PHASES}. Wait until it is done.')
         if cluster.rotation:
             return
         cluster.rotation = 1
