@@ -168,24 +168,28 @@ def test_a_stack_is_made_followed_changed_stopped_and_deleted(
     update(stacks, stack_id, 3, count=2, word='three')
     asked = stacks.look([stack_id])[stack_id]
     assert (asked.status, asked.revision) == ('UPDATE_IN_PROGRESS', 3)
+    overtaken = settled(stacks, stack_id)
+    say(f'an update that overtook another one: {overtaken}')
+    assert overtaken.revision == 3 and overtaken.status in ('UPDATE_COMPLETE', 'UPDATE_FAILED')
+    update(stacks, stack_id, 4, count=2, word='four')
     assert settled(stacks, stack_id).status == 'UPDATE_COMPLETE'
     outputs = stacks.outputs(stack_id)
     assert (len(outputs['addresses']), outputs['kept']) == (2, SECRET), 'what was not named stays'
 
-    update(stacks, stack_id, 4, word='four')
+    update(stacks, stack_id, 5, word='five')
     stacks.cancel(stack_id)
     stopped = settled(stacks, stack_id)
     say(f'an update that was stopped: {stopped}')
-    assert (stopped.status, stopped.revision) == ('UPDATE_FAILED', 4)
+    assert (stopped.status, stopped.revision) == ('UPDATE_FAILED', 5)
     with pytest.raises(clients.Refused):
-        update(stacks, stack_id, 5, count='many')
-    assert stacks.look([stack_id])[stack_id].revision == 4, 'a refused update changes no tag'
-    update(stacks, stack_id, 6, wait_s=0, word='six')
+        update(stacks, stack_id, 6, count='many')
+    assert stacks.look([stack_id])[stack_id].revision == 5, 'a refused update changes no tag'
+    update(stacks, stack_id, 7, wait_s=0, word='seven')
     assert settled(stacks, stack_id).status == 'UPDATE_COMPLETE'
 
     stacks.delete(stack_id)
     assert_gone(stacks, stack_id)
-    for call in (stacks.cancel, stacks.delete, lambda one: update(stacks, one, 7)):
+    for call in (stacks.cancel, stacks.delete, lambda one: update(stacks, one, 8)):
         with pytest.raises(clients.Gone):
             call(str(uuid.uuid4()))
         with pytest.raises(clients.Gone):

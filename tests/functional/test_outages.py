@@ -224,7 +224,7 @@ class Reader:
         return f'{dict(self.statuses)}, slowest {max(self.took_s):.2f} s {" ".join(self.words)}'
 
 
-LINE = re.compile(r'^\S+ \S+ \d+ (WARNING|ERROR|CRITICAL) (\S+) (?:\[[^]]*\] )?(.*)$', re.MULTILINE)
+LINE = re.compile(r'^(\S+ \S+ \d+ (?:WARNING|ERROR|CRITICAL) (\S+)) (?:\[[^]]*\] )?(.*)$', re.MULTILINE)
 
 
 class Logs:
@@ -240,7 +240,11 @@ class Logs:
     @staticmethod
     def _kinds(process: Process, start: int) -> collections.Counter[str]:
         kinds: collections.Counter[str] = collections.Counter()
-        for _, logger, said in LINE.findall(process.text[start:]):
+        before = ''
+        for head, logger, said in LINE.findall(process.text[start:]):
+            if head == before:  # a line of a traceback, which oslo.log gives the time and the name of its record
+                continue
+            before = head
             kind = re.split(r' fails\.| has failed|: ', said)[0]
             kind = re.sub(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d+(\.\d+)?|\[.*?\]', '#', kind)
             kinds[f'{logger.rpartition(".")[2]}: {kind[:90]}'] += 1
