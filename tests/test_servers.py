@@ -23,8 +23,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 UWSGI = [BIN / 'uwsgi', '--master', '--need-app', '--threads', '2', '--processes', '2', '--die-on-term',
          '--module', 'magnum_lite.api.wsgi:application']
 GUNICORN = [BIN / 'gunicorn', '--workers', '2', '--threads', '2', 'magnum_lite.api.wsgi:application']
+INSTALLED = ROOT / 'etc' / 'magnum-lite-api-uwsgi.ini'
 SERVERS = {
     'uwsgi': [*UWSGI, '--lazy-apps', '--http-socket'], 'uwsgi loaded before the fork': [*UWSGI, '--http-socket'],
+    'uwsgi as installed': [BIN / 'uwsgi', '--ini', 'magnum-lite-api-uwsgi.ini', '--http-socket'],
     'gunicorn': [*GUNICORN, '--bind'], 'gunicorn loaded before the fork': [*GUNICORN, '--preload', '--bind']}
 Start = Callable[[str], tuple[str, subprocess.Popen[bytes], pathlib.Path]]
 
@@ -37,14 +39,17 @@ def start(tmp_path: pathlib.Path) -> Iterator[Start]:
     with scratch_database(kind, tmp_path) as url:
         conf = tmp_path / 'magnum-lite.conf'
         conf.write_text(f'[DEFAULT]\nstate_path = {tmp_path}\ntransport_url = fake://\n[api]\nauth_strategy = noauth\n'
-                        f'[database]\nconnection = {url}\n')
+                        f'[database]\nconnection = {url}\n'
+                        f'[oslo_reports]\nfile_event_handler = {tmp_path}/report\nfile_event_handler_interval = 1\n')
+        (tmp_path / 'report').touch()
+        (tmp_path / INSTALLED.name).write_text(re.sub('^http-socket.*\n', '', INSTALLED.read_text(), flags=re.MULTILINE))
         subprocess.run([BIN / 'magnum-lite', '--config-file', conf, 'db', 'upgrade'], check=True, timeout=100)
 
         def begin(name: str) -> tuple[str, subprocess.Popen[bytes], pathlib.Path]:
             with socket.create_server(('127.0.0.1', 0)) as free:
                 address, log = f'127.0.0.1:{free.getsockname()[1]}', tmp_path / 'server.log'
             with log.open('wb') as out:
-                process = subprocess.Popen([*SERVERS[name], address], stdout=out, stderr=out, cwd=ROOT,
+                process = subprocess.Popen([*SERVERS[name], address], stdout=out, stderr=out, cwd=tmp_path,
                                            env={**os.environ, 'MAGNUM_LITE_CONFIG': str(conf)})
             running.append(process)
             return f'http://{address}', process, log
@@ -105,6 +110,26 @@ def test_a_worker_prints_what_it_does_and_no_secret(start: Start) -> None:
     text = log.read_text()
     assert 'Guru Meditation' in text and 'magnum-lite' in text
     assert re.search(r'connection = \*\*\*', text)
+
+
+@pytest.mark.timeout(300)
+def test_the_uwsgi_file_has_every_process_report_and_all_end_at_once(start: Start, tmp_path: pathlib.Path) -> None:
+    url, process, log = start('uwsgi as installed')
+    wait_until_it_answers(url, process, log)
+    pause = threading.Event()
+
+    pause.wait(1.1)  # the handler compares times of whole clocks
+    (tmp_path / 'report').touch()
+    for _ in range(300):
+        if log.read_text().count('Guru Meditation') == 3:
+            break
+        pause.wait(0.1)
+    process.terminate()
+
+    assert process.wait(20) == 0
+    text = log.read_text()
+    assert text.count('Guru Meditation') == 3, text  # the master and its two workers
+    assert re.search(r'connection = \*\*\*', text) and text.count('Gracefully killing worker') == 2
 
 
 @pytest.mark.timeout(300)

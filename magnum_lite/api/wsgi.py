@@ -6,6 +6,7 @@ process with one line. A server may fork after it has loaded this: threads and c
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -26,6 +27,8 @@ def _make() -> Callable[..., Iterable[bytes]]:
     except (errors.DriverError, cfg.Error, db_exc.DBError) as e:
         sys.exit(f'magnum-lite: {getattr(e, "inner_exception", None) or e}')
     config.report_on_signal(conf)
+    # Of a server that forks now the workers get no thread of this process, and one waits for the file that asks for a report.
+    os.register_at_fork(after_in_child=functools.partial(config.report_on_signal, conf))
     return made  # type: ignore[no-any-return]
 
 

@@ -35,13 +35,17 @@ function start_unit {
     echo $! >"$SCRATCH/run/$1.pid"
 }
 
+# Waits as long as systemd would, which then kills. A guide that comes to that has failed.
 function stop_unit {
-    local pid
+    local pid unit=/etc/systemd/system/$1.service
     [[ -s "$SCRATCH/run/$1.pid" ]] || return 0
     pid=$(cat "$SCRATCH/run/$1.pid")
     kill -TERM "$pid"
-    timeout 60 tail --pid="$pid" -f /dev/null
     rm "$SCRATCH/run/$1.pid"
+    if ! timeout "$(sed -n 's/^TimeoutStopSec=//p' "$unit")" tail --pid="$pid" -f /dev/null; then
+        kill -KILL -- "-$pid"
+        return 1
+    fi
 }
 
 function systemctl {

@@ -108,7 +108,7 @@ def test_what_the_guide_says_ends_with_a_cluster_and_leaves_nothing(
             remove(name, kind, sandbox)
 
     text = log.read_text()
-    assert '"ready": true' in text and 'Result: Success' in text
+    assert '"ready":true' in text and 'Result: Success' in text
     assert registered(sandbox, made, region) == {}
     assert poll(lambda: processes(folder) == [], 20, lambda: f'no process is left: {processes(folder)}')
     with sa.create_engine(SERVERS[kind], poolclass=sa.NullPool).connect() as connection:
