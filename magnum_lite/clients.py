@@ -253,10 +253,10 @@ class Stacks:
                timeout_min: int, tags: Sequence[str]) -> None:
         """Begin to update a stack; one that is being created or updated is taken further from where it is.
 
-        That may fail in members at work: Heat 27 was seen to end such an update in UPDATE_FAILED on a busy machine. Sent
-        again to the stack at rest it succeeds. Parameters that are not named keep their values, hidden ones too. The tags change at once. Raises Gone; Refused
-        if Heat finds fault with the template or the stack is being deleted; Clash if it is busy; Away, after which it
-        may have begun all the same: the revision tells.
+        That may fail in members at work: Heat 27 was seen to end such an update in UPDATE_FAILED on a busy machine, and
+        the next one, of the stack at rest, in UPDATE_COMPLETE. Parameters that are not named keep their values, hidden
+        ones too. The tags change at once. Raises Gone; Refused if Heat finds fault with the template or the stack is
+        being deleted; Clash if it is busy; Away, after which it may have begun all the same: the revision tells.
         """
         with _calling('Updating the stack'):
             self._heat.stacks.update(

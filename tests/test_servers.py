@@ -42,7 +42,8 @@ def start(tmp_path: pathlib.Path) -> Iterator[Start]:
                         f'[database]\nconnection = {url}\n'
                         f'[oslo_reports]\nfile_event_handler = {tmp_path}/report\nfile_event_handler_interval = 1\n')
         (tmp_path / 'report').touch()
-        (tmp_path / INSTALLED.name).write_text(re.sub('^http-socket.*\n', '', INSTALLED.read_text(), flags=re.MULTILINE))
+        (tmp_path / INSTALLED.name).write_text(
+            re.sub('^http-socket.*\n', '', INSTALLED.read_text(), flags=re.MULTILINE))
         subprocess.run([BIN / 'magnum-lite', '--config-file', conf, 'db', 'upgrade'], check=True, timeout=100)
 
         def begin(name: str) -> tuple[str, subprocess.Popen[bytes], pathlib.Path]:

@@ -27,7 +27,7 @@ def _make() -> Callable[..., Iterable[bytes]]:
     except (errors.DriverError, cfg.Error, db_exc.DBError) as e:
         sys.exit(f'magnum-lite: {getattr(e, "inner_exception", None) or e}')
     config.report_on_signal(conf)
-    # Of a server that forks now the workers get no thread of this process, and one waits for the file that asks for a report.
+    # Threads are not forked, and one waits for the file that asks for a report.
     os.register_at_fork(after_in_child=functools.partial(config.report_on_signal, conf))
     return made  # type: ignore[no-any-return]
 
