@@ -641,7 +641,7 @@ class Driver:
     # What a node gets, in the form that its operating system reads.
 
     def _cloud_config(self, node: dict[str, Any], context: dict[str, Any]) -> str:
-        """Make cloud-config of `node`: {files: [...], mask: [unit...], start: [unit...], ssh_authorized_keys: [...]}."""
+        """Make cloud-config of `node`: {files: [...], mask: [unit, ...], start: [...], ssh_authorized_keys: [...]}."""
         files = []
         for item in node['files']:
             content = self._content(item, context)

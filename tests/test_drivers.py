@@ -504,7 +504,7 @@ def test_ignition_brings_what_cloud_config_brings(conf: cfg.ConfigOpts, folder: 
 
 @pytest.mark.parametrize('folder', ['k8s_ignition', 'swarm_ignition'])
 def test_what_heat_fills_in_arrives_within_ignition(conf: cfg.ConfigOpts, folder: str, rsa: certs.Pair) -> None:
-    """Values of the kinds that Heat knows; URLs of signals hold ids and names of stacks, tokens are of Fernet or JWS."""
+    """URLs of signals hold ids and names of stacks, tokens are of Fernet or JWS."""
     driver = drivers.load(conf)[folder]
     values = {'@@NODE_NAME@@': 'c-12345678-master-0', '@@NODE_ADDRESS@@': '10.0.0.5', '@@NODE_SUBNET@@': '10.0.0.0/24',
               '@@SIGNAL_TOKEN@@': 'gAAAAABk-_x==', '@@API_ADDRESS@@': '10.0.0.4', '@@NODE_BEGINS@@': 'yes',
@@ -543,10 +543,10 @@ def test_the_largest_user_data_is_within_the_limit(
               if name not in brings_less}
     both = {name: dataclasses.replace(pair, beside=pair.certificate) if name in driver.keys else pair
             for name, pair in secrets.items()}
-    proxy = 'http://someone:something@proxy.example.com:3128'
+    proxy, hosts = 'http://someone:something@proxy.example.com:3128', ','.join(f'host-{n}.example' for n in range(20))
     cluster = a_cluster(
         driver, masters=3, workers=3, labels=labels, docker_volume_size=3, public_key='ssh-rsa ' + 'A' * 720 + ' me',
-        template={'http_proxy': proxy, 'https_proxy': proxy, 'no_proxy': ','.join(f'host-{n}.example' for n in range(20)),
+        template={'http_proxy': proxy, 'https_proxy': proxy, 'no_proxy': hosts,
                   'insecure_registry': 'registry.example:5000'})
 
     sizes = {name: len(text) for name, text in user_data(driver, driver.render(conf, cluster, both)).items()}
