@@ -995,6 +995,20 @@ def test_until_ok_tries_until_it_works(node: Node) -> None:
     assert (node.folder / 'var/log/magnum-lite-node.log').read_text().count('same words') == 2
 
 
+@pytest.mark.parametrize('engine', ['kubeadm', 'swarm'])
+def test_an_image_that_lacks_programs_and_has_no_package_manager_is_told_which_label_helps(
+        node: Node, engine: str) -> None:
+    [line] = [line for line in (drivers.BUILT_IN / '_shared' / 'files' / f'{engine}.sh').read_text().splitlines()
+              if line.startswith('INSTEAD=')]
+    node.engine = f"{line}\nhave() {{ [ $1 = curl ]; }}\nstep 'install'; packages socat openssl"
+
+    code, [report] = node.run()
+
+    assert code == 1
+    assert 'the image lacks socat openssl and has no package manager that is known here; use an image that has this, ' \
+           'or name the label ' in report['reason']
+
+
 def test_a_failed_node_is_made_harmless_before_it_reports(node: Node) -> None:
     node.engine = "step 'join'; exit 3\n}\ngive_up() { echo 'the report: '$(cat $0/../curl.out 2>/dev/null); false"
 
