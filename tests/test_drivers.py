@@ -519,6 +519,39 @@ def test_what_heat_fills_in_arrives_within_ignition(conf: cfg.ConfigOpts, folder
         assert values['@@SIGNAL_URL@@'] in wanted and values['@@SIGNAL_TOKEN@@'] in wanted
 
 
+IGNITION_PROGRAM = os.environ.get('IGNITION', '/usr/lib/dracut/modules.d/30ignition/ignition')
+
+
+@pytest.mark.skipif(not os.path.exists(IGNITION_PROGRAM) or os.geteuid() != 0,
+                    reason='IGNITION names no program of that name, or this is not root')
+@pytest.mark.parametrize('folder', ['k8s_ignition', 'swarm_ignition'])
+def test_ignition_itself_writes_what_was_meant(
+        conf: cfg.ConfigOpts, folder: str, rsa: certs.Pair, tmp_path: pathlib.Path) -> None:
+    driver = drivers.load(conf)[folder]
+    rendered = driver.render(conf, a_cluster(driver, masters=3), all_secrets(driver, rsa))
+    document = json.loads(rendered.parameters['master_user_data'])
+    del document['passwd']  # there are no users in an empty folder
+    (tmp_path / 'config').write_text(json.dumps(document))
+    root = tmp_path / 'root'
+    (root / 'etc').mkdir(parents=True)
+
+    for stage in ('fetch', 'files'):
+        done = subprocess.run(
+            [IGNITION_PROGRAM, '-platform', 'file', '-stage', stage, '-root', str(root), '-log-to-stdout',
+             '-config-cache', str(tmp_path / 'cache'), '-neednet', str(tmp_path / 'neednet')],
+            env=os.environ | {'IGNITION_CONFIG_FILE': str(tmp_path / 'config')}, capture_output=True, text=True,
+            check=False)
+        # The last thing that it does is to label what it wrote, and SELinux is not here.
+        assert done.returncode == 0 or 'Ignition failed: failed to handle relabeling' in done.stdout, done.stdout
+
+    for path, content in unpacked(rendered.parameters['master_user_data']).items():
+        assert (root / path[1:]).read_text() == content
+    assert (root / 'etc/magnum-lite/node.env').stat().st_mode & 0o777 == 0o600
+    units = root / 'etc' / 'systemd'
+    assert 'enable magnum-lite-node.service' in (units / 'system-preset' / '20-ignition.preset').read_text()
+    assert os.readlink(units / 'system' / 'zincati.service') == '/dev/null'
+
+
 @pytest.mark.parametrize(('folder', 'os_distro', 'coe'), [
     (name, p['os_distro'], p['coe']) for name in FOLDERS
     for p in read_yaml((drivers.BUILT_IN / name / 'manifest.yaml').read_text())['provides']])
