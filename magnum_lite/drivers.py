@@ -52,13 +52,13 @@ TIMEOUT_MARGIN_S = 300
 MAX_WAIT_S = 43200
 #: Most characters of all that is kept of the reasons of one look, and of one of them. A thousand nodes fit.
 MAX_REASON, MAX_REASON_LINE = 100_000, 300
+#: PEM sizes (public part, private part) at the upper end, to weigh user-data before a key exists.
+KEY_SIZES = {'ecdsa-p256': (900, 250), 'rsa-2048': (1300, 1720)}
 #: Parts of a manifest of which a folder that extends another one changes single entries; any other it replaces.
 MERGED = ('labels', 'facts', 'parameters', 'template_fields')
 #: What stands for itself in the data of a URL (RFC 2396, 2: reserved and mark). The @ of placeholders is among it, and
 #: so is whatever Heat puts in their place: addresses, names of nodes, ids, tokens, and URLs of its own.
 URL_SAFE = "~!*'();:@&=+$,/"
-#: PEM sizes (public part, private part) at the upper end, to weigh user-data before a key exists.
-KEY_SIZES = {'ecdsa-p256': (900, 250), 'rsa-2048': (1300, 1720)}
 
 
 class Secret(Protocol):
@@ -798,17 +798,17 @@ class _Wanted:
         return getattr(self._group, name)
 
 
+def _packed(content: str) -> str:
+    """gzip in base64. Without a time in it the same content gives the same text."""
+    return base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
+
+
 def _alike(sample: Mapping[str, Any] | None, member: Mapping[str, Any]) -> Mapping[str, Any]:
     """The resource of a member, with just the properties that another one has."""
     if sample is None:
         return member
     return {**sample, 'properties': {name: member['properties'].get(name, value)
                                      for name, value in sample['properties'].items()}}
-
-
-def _packed(content: str) -> str:
-    """gzip in base64. Without a time in it the same content gives the same text."""
-    return base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
 
 
 @functools.cache

@@ -162,14 +162,7 @@ start_containerd() {
     # The pause image that this kubeadm wants, under its own name even where a registry of the operator is used.
     pause=$(kubeadm config images list --kubernetes-version "$KUBE_TAG" \
         ${IMAGE_REPOSITORY:+--image-repository "$IMAGE_REPOSITORY"} 2>/dev/null | grep '/pause:')
-    mkdir -p /etc/containerd/certs.d /etc/systemd/system/containerd.service.d
-    # The unit of an image may start another containerd than the one that was brought, or with a file of its own.
-    cat >/etc/systemd/system/containerd.service.d/10-magnum-lite.conf <<END
-[Service]
-Environment=PATH=$PATH
-ExecStart=
-ExecStart=$(command -v containerd) --config /etc/containerd/config.toml
-END
+    mkdir -p /etc/containerd/certs.d
     cat >/etc/containerd/config.toml <<END
 version = 2
 [plugins."io.containerd.grpc.v1.cri"]
@@ -183,6 +176,14 @@ version = 2
       SystemdCgroup = true
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = "/etc/containerd/certs.d"
+END
+    mkdir -p /etc/systemd/system/containerd.service.d
+    # The unit of an image may start another containerd than the one that was brought, or with a file of its own.
+    cat >/etc/systemd/system/containerd.service.d/10-magnum-lite.conf <<END
+[Service]
+Environment=PATH=$PATH
+ExecStart=
+ExecStart=$(command -v containerd) --config /etc/containerd/config.toml
 END
     systemctl daemon-reload
     systemctl enable containerd kubelet
