@@ -46,6 +46,11 @@ ENTRY_POINTS = 'magnum_lite.drivers'
 MAX_USER_DATA = 65535 // 4 * 3
 #: What Heat puts in for placeholders (a Fernet token, a URL, addresses) is not known before; it fits into this.
 PLACEHOLDER_ROOM = 1536
+#: Parts of a manifest of which a folder that extends another one changes single entries; any other it replaces.
+MERGED = ('labels', 'facts', 'parameters', 'template_fields')
+#: What stands for itself in the data of a URL (RFC 2396, 2: reserved and mark). The @ of placeholders is among it, and
+#: so is whatever Heat puts in their place: addresses, names of nodes, ids, tokens, and URLs of its own.
+URL_SAFE = "~!*'();:@&=+$,/"
 #: A wait condition gives up this long before its stack, so that its reason is what the user reads; at least three
 #: quarters of a short timeout remain. Heat takes 1 to 43,200 s.
 TIMEOUT_MARGIN_S = 300
@@ -54,11 +59,6 @@ MAX_WAIT_S = 43200
 MAX_REASON, MAX_REASON_LINE = 100_000, 300
 #: PEM sizes (public part, private part) at the upper end, to weigh user-data before a key exists.
 KEY_SIZES = {'ecdsa-p256': (900, 250), 'rsa-2048': (1300, 1720)}
-#: Parts of a manifest of which a folder that extends another one changes single entries; any other it replaces.
-MERGED = ('labels', 'facts', 'parameters', 'template_fields')
-#: What stands for itself in the data of a URL (RFC 2396, 2: reserved and mark). The @ of placeholders is among it, and
-#: so is whatever Heat puts in their place: addresses, names of nodes, ids, tokens, and URLs of its own.
-URL_SAFE = "~!*'();:@&=+$,/"
 
 
 class Secret(Protocol):
