@@ -17,6 +17,7 @@ import base64
 import difflib
 import functools
 import gzip
+import hashlib
 import importlib.metadata
 import importlib.util
 import ipaddress
@@ -58,7 +59,7 @@ MAX_WAIT_S = 43200
 #: Most characters of all that is kept of the reasons of one look, and of one of them. A thousand nodes fit.
 MAX_REASON, MAX_REASON_LINE = 100_000, 300
 #: PEM sizes (public part, private part) at the upper end, to weigh user-data before a key exists.
-KEY_SIZES = {'ecdsa-p256': (900, 250), 'rsa-2048': (1300, 1720)}
+KEY_SIZES = {'ecdsa-p256': (750, 250), 'rsa-2048': (1300, 1720)}
 
 
 class Secret(Protocol):
@@ -419,8 +420,8 @@ class Driver:
             problems += self._check_resources(stack, conf.cluster_heat.max_resources_per_stack)
         sizes = {name: KEY_SIZES[spec.algorithm] for name, spec in self.keys.items()}
         sizes |= dict.fromkeys(self.certificates, KEY_SIZES['ecdsa-p256'])
-        secrets = {name: types.SimpleNamespace(certificate='x' * public, trusted='x' * public * 2,
-                                               private_key='x' * private)
+        secrets = {name: types.SimpleNamespace(certificate=_noise(public), trusted=_noise(public * 2),
+                                               private_key=_noise(private))
                    for name, (public, private) in sizes.items()}
         for text in self._user_data(self.manifest['stack'], context, secrets).values():
             if (length := len(text) + PLACEHOLDER_ROOM) > MAX_USER_DATA:
@@ -666,8 +667,9 @@ class Driver:
         for item in node['files']:
             content = self._content(item, context)
             contents = {'source': 'data:,' + urllib.parse.quote(content, safe=URL_SAFE)}
-            if item.get('compress'):
-                contents = {'source': 'data:;base64,' + _packed(content), 'compression': 'gzip'}
+            if '@@' not in content:  # Heat cannot reach into what is packed
+                packed = {'source': 'data:;base64,' + _packed(content), 'compression': 'gzip'}
+                contents = min(contents, packed, key=lambda form: len(str(form)))
             files.append({'path': item['path'], 'mode': int(item.get('mode', '0644'), 8), 'overwrite': True,
                           'contents': contents})
         config: dict[str, Any] = {'ignition': {'version': '3.3.0'}, 'storage': {'files': files}}
@@ -675,7 +677,7 @@ class Driver:
             config['passwd'] = {'users': [{'name': 'core', 'sshAuthorizedKeys': node['ssh_authorized_keys']}]}
         config['systemd'] = {'units': [*({'name': unit, 'mask': True} for unit in node.get('mask', ())),
                                        *({'name': unit, 'enabled': True} for unit in node.get('start', ()))]}
-        return json.dumps(config)
+        return json.dumps(config, separators=(',', ':'))
 
     def _content(self, item: dict[str, Any], context: dict[str, Any]) -> str:
         """Make the content of a file: `text`, `file`, `environment`, `documents` or `template` says of what."""
@@ -796,6 +798,11 @@ class _Wanted:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._group, name)
+
+
+def _noise(length: int) -> str:
+    """Text that takes the room of a key, packed or not; always the same."""
+    return base64.b64encode(hashlib.shake_128(b'').digest(length)).decode()[:length]
 
 
 def _packed(content: str) -> str:
