@@ -3,7 +3,8 @@
 The API asks what a folder accepts (`find`, `check_template`, `check_labels`, `check_cluster`), the conductor renders it
 and reads its outputs (`render`, `read_outputs`). All knowledge of an engine is in the folder: `manifest.yaml`
 (`templates/manifest.schema.yaml` says what may stand in it), Jinja templates, `files/`, and seldom a `driver.py` with
-a subclass of `Driver`. Folders whose name begins with `_` hold what others include.
+a subclass of `Driver`. Folders whose name begins with `_` hold what others include. A folder may extend another one,
+wherever that lies, and then says only what is different.
 
 Jinja decides which resources exist; values travel as Heat parameters; what a node gets is read back as data and
 serialised here, so a value never becomes syntax. Nothing in this file knows an engine, and nothing here does I/O but
@@ -16,6 +17,7 @@ import base64
 import difflib
 import functools
 import gzip
+import hashlib
 import importlib.metadata
 import importlib.util
 import ipaddress
@@ -24,6 +26,7 @@ import re
 import shlex
 import traceback
 import types
+import urllib.parse
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +47,11 @@ ENTRY_POINTS = 'magnum_lite.drivers'
 MAX_USER_DATA = 65535 // 4 * 3
 #: What Heat puts in for placeholders (a Fernet token, a URL, addresses) is not known before; it fits into this.
 PLACEHOLDER_ROOM = 1536
+#: Parts of a manifest of which a folder that extends another one changes single entries; any other it replaces.
+MERGED = ('labels', 'facts', 'parameters', 'template_fields')
+#: What stands for itself in the data of a URL (RFC 2396, 2: reserved and mark). The @ of placeholders is among it, and
+#: so is whatever Heat puts in their place: addresses, names of nodes, ids, tokens, and URLs of its own.
+URL_SAFE = "~!*'();:@&=+$,/"
 #: A wait condition gives up this long before its stack, so that its reason is what the user reads; at least three
 #: quarters of a short timeout remain. Heat takes 1 to 43,200 s.
 TIMEOUT_MARGIN_S = 300
@@ -51,7 +59,7 @@ MAX_WAIT_S = 43200
 #: Most characters of all that is kept of the reasons of one look, and of one of them. A thousand nodes fit.
 MAX_REASON, MAX_REASON_LINE = 100_000, 300
 #: PEM sizes (public part, private part) at the upper end, to weigh user-data before a key exists.
-KEY_SIZES = {'ecdsa-p256': (900, 250), 'rsa-2048': (1300, 1720)}
+KEY_SIZES = {'ecdsa-p256': (750, 250), 'rsa-2048': (1300, 1720)}
 
 
 class Secret(Protocol):
@@ -226,18 +234,21 @@ FILTERS: dict[str, Callable[..., Any]] = {
 class Driver:
     """A driver folder. A `driver.py` may hold a subclass of the same name, for what data cannot say."""
 
-    def __init__(self, folder: Path, shared: Iterable[Path]) -> None:
-        """Read and check the folder; `shared` are the folders that templates and files are also looked for in."""
-        self.name = folder.name
-        self.folder = folder
-        self._path = [folder, *shared]
+    def __init__(self, manifests: Mapping[Path, dict[str, Any]], shared: Iterable[Path]) -> None:
+        """Check what was read: the manifest of the folder, then of those that it extends, by folder.
+
+        Templates and files are looked for in these folders and then in those of `shared`.
+        """
+        self.folder = next(iter(manifests))
+        self.name = self.folder.name
+        self._path = [*manifests, *shared]
         self._env = sandbox.ImmutableSandboxedEnvironment(
             loader=jinja2.FileSystemLoader(self._path), undefined=jinja2.StrictUndefined, finalize=quote,
             trim_blocks=True, lstrip_blocks=True,
             keep_trailing_newline=True, autoescape=False)
         self._env.filters.update(FILTERS)
         self._compiled = functools.cache(functools.partial(self._env.compile_expression, undefined_to_none=False))
-        self.manifest = self._read_manifest()
+        self.manifest = self._merged(manifests)
         self.labels_known: dict[str, dict[str, Any]] = self.manifest['labels']
         self._aliases = {old: name for name, label in self.labels_known.items() for old in label.get('aliases', ())}
         self.keys = {name: KeySpec(**spec) for name, spec in self.manifest.get('keys', {}).items()}
@@ -253,15 +264,20 @@ class Driver:
 
     # What the folder is.
 
-    def _read_manifest(self) -> dict[str, Any]:
-        try:
-            manifest = yaml.safe_load((self.folder / 'manifest.yaml').read_text(encoding='utf-8'))
-        except (OSError, UnicodeError, yaml.YAMLError) as exc:
-            raise self._error('manifest.yaml', exc) from exc
-        problem = jsonschema.exceptions.best_match(_manifest_schema().iter_errors(manifest))
+    def _merged(self, manifests: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
+        """One manifest of several, of which the first wins; there null takes away what those behind it say."""
+        result: dict[str, Any] = {}
+        for own in reversed(list(manifests.values())):
+            for key, value in own.items():
+                if key in MERGED and isinstance(value, dict) and isinstance(result.get(key), dict):
+                    result[key] = {k: v for k, v in (result[key] | value).items() if v is not None}
+                elif value is None and key in result:
+                    del result[key]
+                else:
+                    result[key] = value
+        problem = jsonschema.exceptions.best_match(_manifest_schema().iter_errors(result))
         if problem is not None:
             raise self._error(f'manifest.yaml {problem.json_path}', problem.message)
-        result: dict[str, Any] = manifest
         return result
 
     def _cross_check(self) -> None:
@@ -293,7 +309,7 @@ class Driver:
             raise self._error('manifest.yaml $.upgrade', f'there is no label {version}')
 
     def _error(self, place: str, problem: object) -> errors.DriverError:
-        return errors.DriverError(f'driver folder {self.folder}: {place}: {problem}')
+        return _wrong(self.folder, place, problem)
 
     @property
     def provides(self) -> list[tuple[str, str, str]]:
@@ -404,8 +420,8 @@ class Driver:
             problems += self._check_resources(stack, conf.cluster_heat.max_resources_per_stack)
         sizes = {name: KEY_SIZES[spec.algorithm] for name, spec in self.keys.items()}
         sizes |= dict.fromkeys(self.certificates, KEY_SIZES['ecdsa-p256'])
-        secrets = {name: types.SimpleNamespace(certificate='x' * public, trusted='x' * public * 2,
-                                               private_key='x' * private)
+        secrets = {name: types.SimpleNamespace(certificate=_noise(public), trusted=_noise(public * 2),
+                                               private_key=_noise(private))
                    for name, (public, private) in sizes.items()}
         for text in self._user_data(self.manifest['stack'], context, secrets).values():
             if (length := len(text) + PLACEHOLDER_ROOM) > MAX_USER_DATA:
@@ -581,12 +597,13 @@ class Driver:
             self, stack: dict[str, Any], context: dict[str, Any], secrets: Mapping[str, Secret]) -> dict[str, str]:
         """Make the user-data of each role, by parameter name."""
         texts = {}
+        envelope = self._ignition if self.manifest.get('envelope') == 'ignition' else self._cloud_config
         for parameter, item in stack.get('user_data', {}).items():
             inner = {**context, 'role': item['role'], 'group': context['groups'][item['role']], 'secrets': secrets}
             _, node = self._template(item['template'], inner)
             try:
-                texts[parameter] = self._cloud_config(node, inner)
-            except (KeyError, TypeError, AttributeError, OSError) as exc:
+                texts[parameter] = envelope(node, inner)
+            except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
                 raise self._error(item['template'], f'{type(exc).__name__} {exc} in what a node gets') from exc
         return texts
 
@@ -625,22 +642,42 @@ class Driver:
     # What a node gets, in the form that its operating system reads.
 
     def _cloud_config(self, node: dict[str, Any], context: dict[str, Any]) -> str:
-        """Make cloud-config of `node`: {files: [...], start: [unit, ...], ssh_authorized_keys: [...]}."""
+        """Make cloud-config of `node`: {files: [...], mask: [unit, ...], start: [...], ssh_authorized_keys: [...]}."""
         files = []
         for item in node['files']:
             content = self._content(item, context)
             entry = {'path': item['path'], 'permissions': item.get('mode', '0644'), 'content': content}
             if item.get('compress'):
-                # Without a time in it the same content gives the same text.
-                packed = gzip.compress(content.encode(), mtime=0)
-                entry |= {'encoding': 'gz+b64', 'content': base64.b64encode(packed).decode()}
+                entry |= {'encoding': 'gz+b64', 'content': _packed(content)}
             files.append(entry)
         config: dict[str, Any] = {'write_files': files}
         if node.get('ssh_authorized_keys'):
             config['ssh_authorized_keys'] = node['ssh_authorized_keys']
-        config['runcmd'] = [['systemctl', 'daemon-reload'], *(
-            ['systemctl', 'start', '--no-block', unit] for unit in node.get('start', ()))]
+        config['runcmd'] = [
+            ['systemctl', 'daemon-reload'], *(['systemctl', 'mask', '--now', unit] for unit in node.get('mask', ())),
+            *(['systemctl', 'start', '--no-block', unit] for unit in node.get('start', ()))]
         return f'#cloud-config\n{quote(config)}\n'
+
+    def _ignition(self, node: dict[str, Any], context: dict[str, Any]) -> str:
+        """Make Ignition of the same `node`, by version 3.3.0 of its specification: what reads any later one reads it.
+
+        Units are enabled, because there is nothing yet that could start them: they must be wanted by a target.
+        """
+        files = []
+        for item in node['files']:
+            content = self._content(item, context)
+            contents = {'source': 'data:,' + urllib.parse.quote(content, safe=URL_SAFE)}
+            if '@@' not in content:  # Heat cannot reach into what is packed
+                packed = {'source': 'data:;base64,' + _packed(content), 'compression': 'gzip'}
+                contents = min(contents, packed, key=lambda form: len(str(form)))
+            files.append({'path': item['path'], 'mode': int(item.get('mode', '0644'), 8), 'overwrite': True,
+                          'contents': contents})
+        config: dict[str, Any] = {'ignition': {'version': '3.3.0'}, 'storage': {'files': files}}
+        if node.get('ssh_authorized_keys'):
+            config['passwd'] = {'users': [{'name': 'core', 'sshAuthorizedKeys': node['ssh_authorized_keys']}]}
+        config['systemd'] = {'units': [*({'name': unit, 'mask': True} for unit in node.get('mask', ())),
+                                       *({'name': unit, 'enabled': True} for unit in node.get('start', ()))]}
+        return json.dumps(config, separators=(',', ':'))
 
     def _content(self, item: dict[str, Any], context: dict[str, Any]) -> str:
         """Make the content of a file: `text`, `file`, `environment`, `documents` or `template` says of what."""
@@ -763,6 +800,16 @@ class _Wanted:
         return getattr(self._group, name)
 
 
+def _noise(length: int) -> str:
+    """Text that takes the room of a key, packed or not; always the same."""
+    return base64.b64encode(hashlib.shake_128(b'').digest(length)).decode()[:length]
+
+
+def _packed(content: str) -> str:
+    """gzip in base64. Without a time in it the same content gives the same text."""
+    return base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
+
+
 def _alike(sample: Mapping[str, Any] | None, member: Mapping[str, Any]) -> Mapping[str, Any]:
     """The resource of a member, with just the properties that another one has."""
     if sample is None:
@@ -803,20 +850,56 @@ def _load(path: tuple[str, ...]) -> dict[str, Driver]:
         if not Path(place).is_dir():
             raise errors.DriverError(f'[drivers] path {place}: there is no such folder')
         homes.append(Path(place))
-    found = {}
+    known: dict[str, list[Path]] = {}
     for home in homes:
-        shared = [place for place in (home / '_shared', BUILT_IN / '_shared') if place.is_dir()]
         for folder in sorted(home.iterdir()):
             if (folder / 'manifest.yaml').is_file() and not folder.name.startswith('_'):
-                found[folder.name] = _class_of(folder)(folder, shared)
+                known.setdefault(folder.name, []).append(folder)
+    found = {}
+    chains = (_manifests(folders[-1], known) for folders in known.values())
+    for manifests in sorted(chains, key=len):  # so that what is wrong is found where it stands
+        name = next(iter(manifests)).name
+        homes_of = dict.fromkeys([*(folder.parent for folder in manifests), BUILT_IN])
+        shared = [home / '_shared' for home in homes_of if (home / '_shared').is_dir()]
+        found[name] = _class_of(manifests)(manifests, shared)
     return found
 
 
-def _class_of(folder: Path) -> type[Driver]:
-    """Return the class in the folder's `driver.py`, or the plain one."""
-    source = folder / 'driver.py'
-    if not source.is_file():
+def _wrong(folder: Path, place: str, problem: object) -> errors.DriverError:
+    return errors.DriverError(f'driver folder {folder}: {place}: {problem}')
+
+
+def _manifests(folder: Path, known: Mapping[str, list[Path]]) -> dict[Path, dict[str, Any]]:
+    """What the manifests say of a folder and those that it extends, by folder.
+
+    `known`: folders by name, each behind those that it hides. A folder that extends its own name means what it hides.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    while True:
+        try:
+            manifest = yaml.safe_load((folder / 'manifest.yaml').read_text(encoding='utf-8'))
+        except (OSError, UnicodeError, yaml.YAMLError) as exc:
+            raise _wrong(folder, 'manifest.yaml', exc) from exc
+        if not isinstance(manifest, dict):
+            raise _wrong(folder, 'manifest.yaml $', f'{manifest!r:.80} is not a mapping')
+        found[folder] = manifest
+        if (name := manifest.get('extends')) is None:
+            return found
+        others = known.get(str(name), [])
+        if name == folder.name:
+            others = others[:others.index(folder)]
+        if not others or others[-1] in found:
+            raise _wrong(folder, 'manifest.yaml $.extends', f'{name} extends this folder itself' if others else
+                         f'there is no other driver folder {name}')
+        folder = others[-1]
+
+
+def _class_of(folders: Iterable[Path]) -> type[Driver]:
+    """Return the class in the first `driver.py` of these folders, or the plain one."""
+    folder = next((folder for folder in folders if (folder / 'driver.py').is_file()), None)
+    if folder is None:
         return Driver
+    source = folder / 'driver.py'
     spec = importlib.util.spec_from_file_location(f'magnum_lite_driver_{folder.name}', source)
     assert spec is not None and spec.loader is not None  # it is a file that ends in .py
     module = importlib.util.module_from_spec(spec)

@@ -1422,6 +1422,23 @@ def test_image_that_names_its_driver_does_so_for_a_template_without_one(
     assert (response.json['driver'], response.json['image_id']) == ('k8s_ubuntu', 'own')
 
 
+@pytest.mark.parametrize('os_distro', ['fedora-coreos', 'flatcar'])
+def test_nodes_come_from_images_that_the_driver_of_their_cluster_is_for(
+        api: Api, template: dict[str, Any], cluster: str, cloud: fakes.FakeCloud, os_distro: str) -> None:
+    cloud.images['next'] = clients.Image('5d7e1b5c-0000-4000-8000-000000000007', 'next', os_distro, None)
+    assert api('POST', '/v1/clustertemplates', TEMPLATE | {'name': 'next', 'image_id': 'next'}).status_code == 201
+
+    added = api('POST', f'/v1/clusters/{cluster}/nodegroups', {'name': 'more', 'image_id': 'next'})
+    upgraded = api('POST', f'/v1/clusters/{cluster}/actions/upgrade', {'cluster_template': 'next'})
+
+    assert (added.status_code, upgraded.status_code) == (400, 400)
+    assert added.json['faultstring'] == (
+        f'Driver k8s_ubuntu of cluster {cluster} makes no nodes from image next, whose os_distro is {os_distro}. It '
+        'makes them from ubuntu, debian, opensuse or fedora-atomic.')
+    assert upgraded.json['faultstring'].startswith(
+        f"Driver k8s_ubuntu does not make kubernetes clusters from an image with os_distro '{os_distro}'")
+
+
 def test_template_whose_driver_was_taken_away_can_still_be_renamed(
         api: Api, template: dict[str, Any], services: Services) -> None:
     services.conf.set_override('disabled_drivers', ['k8s_ubuntu'], 'drivers')

@@ -13,6 +13,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import urllib.parse
 import uuid
 from typing import Any
 
@@ -51,6 +52,10 @@ def rsa() -> certs.Pair:
 
 @pytest.fixture
 def secrets(driver: drivers.Driver, rsa: certs.Pair) -> dict[str, certs.Pair]:
+    return all_secrets(driver, rsa)
+
+
+def all_secrets(driver: drivers.Driver, rsa: certs.Pair) -> dict[str, certs.Pair]:
     """All that a driver wants to have, made as the conductor makes it."""
     made: dict[str, certs.Pair] = {}
     for name, key in driver.keys.items():
@@ -119,12 +124,39 @@ def resources_of(parsed: dict[str, Any], name: str = '') -> int:
     return sum(1 + (resources_of(parsed, r['type']) if r['type'] in parsed else 0) for r in found)
 
 
+def is_ignition(user_data: str) -> bool:
+    return user_data.startswith('{')
+
+
 def unpacked(user_data: str) -> dict[str, str]:
-    """The files that cloud-init would write."""
+    """The files that cloud-init or Ignition would write."""
+    if is_ignition(user_data):
+        return {item['path']: from_url(**item['contents']) for item in json.loads(user_data)['storage']['files']}
     assert user_data.startswith('#cloud-config\n')
     files = read_yaml(user_data)['write_files']
     return {item['path']: gzip.decompress(base64.b64decode(item['content'])).decode()
             if item.get('encoding') == 'gz+b64' else item['content'] for item in files}
+
+
+def from_url(source: str, compression: str | None = None) -> str:
+    """What a URL with its data in itself holds."""
+    kind, data = source.split(',', 1)
+    assert kind == ('data:' if compression is None else 'data:;base64')
+    # A space, a control character or a # would end it, or not be allowed.
+    assert re.fullmatch(r"[A-Za-z0-9_.%~!*'();:@&=+$,/-]*", data)
+    if compression is None:
+        return urllib.parse.unquote(data, errors='strict')
+    assert compression == 'gzip'
+    return gzip.decompress(base64.b64decode(data)).decode()
+
+
+def keys_of(user_data: str) -> list[str]:
+    """The keys with which one may log in."""
+    if is_ignition(user_data):
+        [user] = json.loads(user_data)['passwd']['users']
+        assert user['name'] == 'core'
+        return list(user['sshAuthorizedKeys'])
+    return list(read_yaml(user_data)['ssh_authorized_keys'])
 
 
 def user_data(driver: drivers.Driver, rendered: drivers.Rendered) -> dict[str, str]:
@@ -250,7 +282,7 @@ def test_a_further_nodegroup_has_a_stack_of_its_own(
     members = parsed[parsed['']['resources']['kube_minions']['type']]['resources']
     assert {n: (m['properties']['image'], m['properties']['flavor']) for n, m in members.items()} == {
         '4': ('another', 'large')}
-    assert 'tier=x' in ''.join(user_data_of(rendered).values())
+    assert any('tier=x' in file for text in user_data_of(rendered).values() for file in unpacked(text).values())
 
 
 def user_data_of(rendered: drivers.Rendered) -> dict[str, str]:
@@ -381,7 +413,7 @@ def test_hostile_text_comes_back_as_data(
         'external_network', 'fixed_network', 'fixed_subnet'}
     for text in user_data(driver, rendered).values():
         assert text.isascii()
-        assert read_yaml(text)['ssh_authorized_keys'] == [HOSTILE.strip()]
+        assert keys_of(text) == [HOSTILE.strip()]
         [environment] = [t for path, t in unpacked(text).items() if path.endswith('/proxy.env')]
         (tmp_path / 'env').write_text(environment)
         reader = f'. {tmp_path}/env; printf %s "$HTTP_PROXY"'
@@ -395,17 +427,170 @@ def test_what_is_printed_reads_back_as_itself(value: Any) -> None:
     assert read_yaml(drivers.quote(value)) == value
 
 
-def test_user_data_is_cloud_config_within_the_limit(
+def test_user_data_is_sound_and_within_the_limit(
         driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
     rendered = driver.render(conf, a_cluster(driver), secrets)
 
     assert len(user_data(driver, rendered)) >= 2
     for text in user_data(driver, rendered).values():
         assert len(text) < drivers.MAX_USER_DATA * 2 // 3
+        if is_ignition(text):
+            check_ignition(text)
+            continue
         document = read_yaml(text)
         assert set(document) <= {'write_files', 'runcmd', 'ssh_authorized_keys'}
         assert all(set(f) <= {'path', 'permissions', 'content', 'encoding'} for f in document['write_files'])
         assert len({f['path'] for f in document['write_files']}) == len(document['write_files'])
+
+
+#: What version 3.3.0 of Ignition's specification knows, of what is used here, and the type of each.
+IGNITION: dict[str, Any] = {
+    'ignition': {'version': str},
+    'passwd': {'users': [{'name': str, 'sshAuthorizedKeys': [str]}]},
+    'storage': {'files': [{'path': str, 'mode': int, 'overwrite': bool,
+                           'contents': {'source': str, 'compression': str}}]},
+    'systemd': {'units': [{'name': str, 'enabled': bool, 'mask': bool}]}}
+
+
+def check_ignition(text: str) -> None:
+    """What the tool for this would say, and it, where there is one."""
+    def check(value: Any, shape: Any) -> None:
+        if isinstance(shape, dict):
+            assert set(value) <= set(shape)
+            for key in value:
+                check(value[key], shape[key])
+        elif isinstance(shape, list):
+            assert isinstance(value, list)
+            for item in value:
+                check(item, shape[0])
+        else:
+            assert type(value) is shape
+
+    document = json.loads(text)
+    check(document, IGNITION)
+    assert document['ignition'] == {'version': '3.3.0'}
+    for names in ([f['path'] for f in document['storage']['files']], [u['name'] for u in document['systemd']['units']]):
+        assert len(set(names)) == len(names)
+    assert all(f['path'].startswith('/') and 0 <= f['mode'] <= 0o777 for f in document['storage']['files'])
+    if tool := os.environ.get('IGNITION_VALIDATE') or shutil.which('ignition-validate'):
+        subprocess.run([tool, '-'], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize('folder', ['k8s_ignition', 'swarm_ignition'])
+def test_ignition_brings_what_cloud_config_brings(conf: cfg.ConfigOpts, folder: str, rsa: certs.Pair) -> None:
+    driver = drivers.load(conf)[folder]
+    other = drivers.load(conf)[str(driver.manifest['extends'])]
+    cluster = a_cluster(driver, masters=3, docker_volume_size=3, template={
+        'http_proxy': 'http://proxy:3128', 'insecure_registry': 'registry:5000'})
+    secrets = all_secrets(driver, rsa)
+
+    ours, theirs = (user_data(d, d.render(conf, cluster, secrets)) for d in (driver, other))
+
+    assert set(ours) == set(theirs)
+    for name, text in ours.items():
+        document, cloud_config = json.loads(text), read_yaml(theirs[name])
+        assert unpacked(text) == unpacked(theirs[name])
+        assert {f['path']: f['mode'] for f in document['storage']['files']} == {
+            f['path']: int(f['permissions'], 8) for f in cloud_config['write_files']}
+        assert keys_of(text) == keys_of(theirs[name])
+        units = document['systemd']['units']
+        started = [command[-1] for command in cloud_config['runcmd'] if command[1] == 'start']
+        assert [unit['name'] for unit in units if unit.get('enabled')] == started
+        # An enabled unit of which no target knows would never start.
+        assert all('\nWantedBy=' in unpacked(text)[f'/etc/systemd/system/{unit}'] for unit in started)
+        assert {'zincati.service', 'locksmithd.service', 'update-engine.service'} == {
+            unit['name'] for unit in units if unit.get('mask')}, 'none reboots by itself'
+
+
+@pytest.mark.parametrize('folder', ['k8s_ignition', 'swarm_ignition'])
+def test_what_heat_fills_in_arrives_within_ignition(conf: cfg.ConfigOpts, folder: str, rsa: certs.Pair) -> None:
+    """URLs of signals hold ids and names of stacks, tokens are of Fernet or JWS."""
+    driver = drivers.load(conf)[folder]
+    values = {'@@NODE_NAME@@': 'c-12345678-master-0', '@@NODE_ADDRESS@@': '10.0.0.5', '@@NODE_SUBNET@@': '10.0.0.0/24',
+              '@@SIGNAL_TOKEN@@': 'gAAAAABk-_x==', '@@API_ADDRESS@@': '10.0.0.4', '@@NODE_BEGINS@@': 'yes',
+              '@@SIGNAL_URL@@': 'http://h:8004/v1/4f/stacks/a-kube_masters-x_1-0-b/5e-1/resources/handle/signal'}
+
+    for text in user_data(driver, driver.render(conf, a_cluster(driver), all_secrets(driver, rsa))).values():
+        wanted = unpacked(text)['/etc/magnum-lite/node.env']
+        for name, value in values.items():
+            text, wanted = text.replace(name, value), wanted.replace(name, value)
+        check_ignition(text)
+        assert unpacked(text)['/etc/magnum-lite/node.env'] == wanted
+        assert values['@@SIGNAL_URL@@'] in wanted and values['@@SIGNAL_TOKEN@@'] in wanted
+
+
+IGNITION_PROGRAM = os.environ.get('IGNITION', '/usr/lib/dracut/modules.d/30ignition/ignition')
+
+
+@pytest.mark.skipif(not os.path.exists(IGNITION_PROGRAM) or os.geteuid() != 0,
+                    reason='IGNITION names no program of that name, or this is not root')
+@pytest.mark.parametrize('folder', ['k8s_ignition', 'swarm_ignition'])
+def test_ignition_itself_writes_what_was_meant(
+        conf: cfg.ConfigOpts, folder: str, rsa: certs.Pair, tmp_path: pathlib.Path) -> None:
+    driver = drivers.load(conf)[folder]
+    rendered = driver.render(conf, a_cluster(driver, masters=3), all_secrets(driver, rsa))
+    document = json.loads(rendered.parameters['master_user_data'])
+    del document['passwd']  # there are no users in an empty folder
+    (tmp_path / 'config').write_text(json.dumps(document))
+    root = tmp_path / 'root'
+    (root / 'etc').mkdir(parents=True)
+
+    for stage in ('fetch', 'files'):
+        done = subprocess.run(
+            [IGNITION_PROGRAM, '-platform', 'file', '-stage', stage, '-root', str(root), '-log-to-stdout',
+             '-config-cache', str(tmp_path / 'cache'), '-neednet', str(tmp_path / 'neednet')],
+            env=os.environ | {'IGNITION_CONFIG_FILE': str(tmp_path / 'config')}, capture_output=True, text=True,
+            check=False)
+        # The last thing that it does is to label what it wrote, and SELinux is not here.
+        assert done.returncode == 0 or 'Ignition failed: failed to handle relabeling' in done.stdout, done.stdout
+
+    for path, content in unpacked(rendered.parameters['master_user_data']).items():
+        assert (root / path[1:]).read_text() == content
+    assert (root / 'etc/magnum-lite/node.env').stat().st_mode & 0o777 == 0o600
+    units = root / 'etc' / 'systemd'
+    assert 'enable magnum-lite-node.service' in (units / 'system-preset' / '20-ignition.preset').read_text()
+    assert os.readlink(units / 'system' / 'zincati.service') == '/dev/null'
+
+
+@pytest.mark.parametrize(('folder', 'os_distro', 'coe'), [
+    (name, p['os_distro'], p['coe']) for name in FOLDERS
+    for p in read_yaml((drivers.BUILT_IN / name / 'manifest.yaml').read_text())['provides']])
+def test_every_image_is_rendered_by_its_folder(
+        conf: cfg.ConfigOpts, rsa: certs.Pair, folder: str, os_distro: str, coe: str) -> None:
+    driver = drivers.find(conf, server_type='vm', os_distro=os_distro, coe=coe)
+    cluster = a_cluster(driver, template={'coe': coe, 'cluster_distro': os_distro})
+
+    rendered = driver.render(conf, cluster, all_secrets(driver, rsa))
+
+    assert driver.name == folder
+    assert driver.check_cluster(conf, cluster) == []
+    expected = os_distro in ('fedora-coreos', 'flatcar', 'coreos')
+    assert {is_ignition(text) for text in user_data(driver, rendered).values()} == {expected}
+
+
+def test_the_largest_user_data_is_within_the_limit_and_no_larger_than_was_thought(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = {name: label['schema']['examples'][0] for name, label in driver.labels_known.items()}
+    brings_less = {'network_manifest_url', *(item['label'] for item in driver.manifest['ranges'])}  # or overlaps
+    labels = {name: ','.join(value) if isinstance(value, list) else str(value) for name, value in examples.items()
+              if name not in brings_less}
+    both = {name: dataclasses.replace(pair, beside=certs.make_ca(name, life=LIFE).certificate)
+            if name in driver.keys and driver.keys[name].kind == 'ca' else pair for name, pair in secrets.items()}
+    proxy, hosts = 'http://someone:something@proxy.example.com:3128', ','.join(f'host-{n}.example' for n in range(20))
+    cluster = a_cluster(
+        driver, masters=3, workers=3, labels=labels, docker_volume_size=3, public_key='ssh-rsa ' + 'A' * 720 + ' me',
+        template={'http_proxy': proxy, 'https_proxy': proxy, 'no_proxy': hosts,
+                  'insecure_registry': 'registry.example:5000'})
+
+    sizes = {name: len(text) for name, text in user_data(driver, driver.render(conf, cluster, both)).items()}
+
+    assert driver.check_cluster(conf, cluster) == []
+    assert all(size + drivers.PLACEHOLDER_ROOM < drivers.MAX_USER_DATA for size in sizes.values()), sizes
+    monkeypatch.setattr(drivers, 'MAX_USER_DATA', 1)
+    thought = [int(problem.split(' would have ')[1].split()[0]) for problem in driver.check_cluster(conf, cluster)]
+    assert all(size + drivers.PLACEHOLDER_ROOM <= most for size, most in zip(sizes.values(), thought, strict=True))
+    print(driver.name, sizes, thought)
 
 
 def test_every_placeholder_is_filled_in_by_heat(
@@ -623,7 +808,7 @@ def test_find_knows_what_each_folder_makes(conf: cfg.ConfigOpts) -> None:
     ({'os_distro': 'beos', 'name': 'k8s_ubuntu'},
      "Driver k8s_ubuntu does not make kubernetes clusters from an image with os_distro 'beos' on server_type 'vm'. "
      'k8s_ubuntu makes kubernetes on ubuntu (vm), kubernetes on debian (vm).'),
-    ({'name': 'none'}, "Driver 'none' does not exist. There are: k8s_ubuntu"),
+    ({'name': 'none'}, "Driver 'none' does not exist. There are: k8s_ignition, k8s_u"),
 ])
 def test_a_driver_that_is_not_there(conf: cfg.ConfigOpts, asked: dict[str, str], sentences: str) -> None:
     with pytest.raises(errors.Invalid) as raised:
@@ -845,6 +1030,20 @@ def test_until_ok_tries_until_it_works(node: Node) -> None:
 
     assert node.run()[0] == 0
     assert (node.folder / 'var/log/magnum-lite-node.log').read_text().count('same words') == 2
+
+
+@pytest.mark.parametrize('engine', ['kubeadm', 'swarm'])
+def test_an_image_that_lacks_programs_and_has_no_package_manager_is_told_which_label_helps(
+        node: Node, engine: str) -> None:
+    [line] = [line for line in (drivers.BUILT_IN / '_shared' / 'files' / f'{engine}.sh').read_text().splitlines()
+              if line.startswith('INSTEAD=')]
+    node.engine = f"{line}\nhave() {{ [ $1 = curl ]; }}\nstep 'install'; packages socat openssl"
+
+    code, [report] = node.run()
+
+    assert code == 1
+    assert 'the image lacks socat openssl and has no package manager that is known here; use an image that has this, ' \
+           'or name the label ' in report['reason']
 
 
 def test_a_failed_node_is_made_harmless_before_it_reports(node: Node) -> None:

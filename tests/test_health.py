@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from oslo_db import exception as db_exc
@@ -512,7 +513,7 @@ def made_up(world: steps.World, folder: pathlib.Path, manifest: str, more: str =
     folder.mkdir()
     (folder / 'manifest.yaml').write_text(manifest)
     (folder / 'health.yaml.j2').write_text(TEMPLATE + more)
-    return dataclasses.replace(world, drivers={'made_up': drivers.Driver(folder, [])})
+    return dataclasses.replace(world, drivers={'made_up': drivers.Driver({folder: yaml.safe_load(manifest)}, [])})
 
 
 @pytest.mark.parametrize('tls', [True, False])

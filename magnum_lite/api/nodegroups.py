@@ -74,10 +74,11 @@ def create(req: Request) -> Answer:
         image=values['image_id'], flavor=values['flavor_id'],
         needs_disk=preflight.needs_disk({**cluster.labels, **values['labels']})))
     template = cluster.template
-    if own_image and found.image and (template.server_type, found.image.os_distro or '', template.coe) not in (
-            driver.provides):
+    distros = [o for s, o, c in driver.provides if (s, c) == (template.server_type, template.coe)]
+    if own_image and found.image and found.image.os_distro not in distros:
         raise errors.Invalid(f'Driver {driver.name} of cluster {cluster.uuid} makes no nodes from image '
-                             f'{values["image_id"]}, whose os_distro is {found.image.os_distro}.')
+                             f'{values["image_id"]}, whose os_distro is {found.image.os_distro}. It makes them from '
+                             f'{" or ".join(", ".join(distros).rsplit(", ", 1))}.')
     made: list[models.NodeGroup] = []
 
     def change(cluster: models.Cluster) -> None:

@@ -25,6 +25,9 @@ DRIVERS = pathlib.Path(__file__).with_name('drivers')
 PAPER = {'coe': 'kubernetes', 'image_id': 'coreos', 'flavor_id': 'm1.tiny', 'master_flavor_id': 'm1.tiny',
          'external_network_id': 'public', 'keypair_id': 'testkey'}
 
+#: Has this driver found for that image.
+PAPER_ONLY = {'path': DRIVERS, 'disabled_drivers': 'k8s_ignition'}
+
 
 @contextlib.contextmanager
 def own_region(sandbox: Sandbox, url: str) -> Iterator[str]:

@@ -2,7 +2,7 @@
 # A master whose Node is deleted makes room for another one: it stops its API, so that the load balancer leads everybody
 # to the others, and waits to be taken out of etcd and to be deleted. If that does not happen, it comes back.
 set -eu
-PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/bin
+PATH=/opt/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 MANIFESTS=/etc/kubernetes/manifests AWAY=/etc/kubernetes/aside
 . /etc/magnum-lite/node.env
 

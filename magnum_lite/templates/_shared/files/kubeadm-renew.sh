@@ -3,7 +3,7 @@
 # master read them by taking the manifests of its static pods away for a moment (kubernetes.io, "Certificate Management
 # with kubeadm"). The timer spreads this, so that several masters hardly do it at once.
 set -eu
-PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+PATH=/opt/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 MANIFESTS=/etc/kubernetes/manifests AWAY=/etc/kubernetes/renewing
 mkdir -p "$AWAY"
 # Also brings back what a run left behind that was cut short.

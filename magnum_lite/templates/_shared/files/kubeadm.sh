@@ -5,6 +5,8 @@
 # others wait. A replaced first master therefore joins. Nothing here holds a token: nodes find the cluster by a client
 # certificate in discovery.conf, which expires.
 
+# shellcheck disable=SC2034  # node.sh says it
+INSTEAD='name the label kube_tarball_url (also for conntrack), containerd_tarball_url or cni_tarball_url'
 PKI=/etc/kubernetes/pki ADMIN=/etc/kubernetes/admin.conf DISCOVERY=/etc/kubernetes/discovery.conf
 
 set_up_node() {
@@ -16,10 +18,10 @@ set_up_node() {
         mount_volume "$DOCKER_VOLUME" /var/lib/containerd
     fi
     [ -z "$ETCD_VOLUME" ] || mount_volume "$ETCD_VOLUME" /var/lib/etcd
-    step 'install programs'
-    install_programs
     step 'install kubeadm'
     install_kubeadm
+    step 'install programs'
+    install_programs
     step 'start containerd'
     start_containerd
     if [ "$NODE_ROLE" = master ]; then
@@ -70,38 +72,52 @@ net.ipv4.ip_forward = 1
 END
     sysctl -q -p /etc/sysctl.d/90-magnum-lite.conf
     swapoff -a
-    sed -i '/^[^#].*[[:space:]]swap[[:space:]]/s/^/#/' /etc/fstab
+    [ ! -e /etc/fstab ] || sed -i '/^[^#].*[[:space:]]swap[[:space:]]/s/^/#/' /etc/fstab
+    # Where a cluster begins decides which file every kubelet reads, and kubeadm takes that of systemd-resolved if it runs.
+    if ! systemctl -q is-active systemd-resolved; then
+        echo 'L /run/systemd/resolve/resolv.conf - - - - /etc/resolv.conf' >/etc/tmpfiles.d/magnum-lite.conf
+        systemd-tmpfiles --create /etc/tmpfiles.d/magnum-lite.conf
+    fi
+    if [ "$SELINUX_MODE" = permissive ] && have getenforce && [ "$(getenforce)" = Enforcing ]; then
+        setenforce 0
+        sed -i 's/^SELINUX=.*/SELINUX=permissive/' /etc/selinux/config
+    fi
 }
 
-# Programs that kubeadm and the network ask for, and the package of each.
+# Programs that kubeadm and the network ask for, and the package of each. kubeadm only warns of the optional ones.
 install_programs() {
-    missing=
-    for pair in conntrack:conntrack socat:socat ethtool:ethtool iptables:iptables ip:iproute2 tar:tar; do
+    missing='' conntrack=conntrack plugins=containernetworking-plugins optional='socat:socat ethtool:ethtool'
+    if have zypper; then
+        conntrack=conntrack-tools plugins=cni-plugins
+    elif ! have apt-get; then
+        optional=
+    fi
+    for pair in conntrack:$conntrack iptables:iptables ip:iproute2 tar:tar $optional; do
         have "${pair%:*}" || missing="$missing ${pair#*:}"
     done
-    have runc || missing="$missing runc"
-    if [ -n "$CONTAINERD_TARBALL_URL" ]; then
-        unpack_containerd
-    elif ! have containerd; then
-        missing="$missing containerd"
-    fi
+    [ -z "$CONTAINERD_TARBALL_URL" ] || unpack_containerd
+    for program in runc containerd; do
+        have "$program" || missing="$missing $program"
+    done
     mkdir -p /opt/cni/bin
     if [ -n "$CNI_TARBALL_URL" ]; then
         fetch "$CNI_TARBALL_URL" "$CNI_TARBALL_SHA256" "$STATE/cni.tgz"
         tar -xzf "$STATE/cni.tgz" -C /opt/cni/bin
         rm "$STATE/cni.tgz"
-    elif [ ! -x /opt/cni/bin/bridge ] && [ ! -x /usr/lib/cni/bridge ]; then
-        missing="$missing containernetworking-plugins"
+    elif [ ! -x /opt/cni/bin/bridge ] && [ ! -x /usr/lib/cni/bridge ] && [ ! -x /usr/libexec/cni/bridge ]; then
+        missing="$missing $plugins"
     fi
     # shellcheck disable=SC2086  # it is a list of names
     [ -z "$missing" ] || packages $missing
-    [ -x /opt/cni/bin/bridge ] || ln -sf /usr/lib/cni/* /opt/cni/bin/
+    for folder in /usr/libexec/cni /usr/lib/cni; do
+        if [ ! -x /opt/cni/bin/bridge ] && [ -x "$folder/bridge" ]; then ln -sf "$folder"/* /opt/cni/bin/; fi
+    done
 }
 
 unpack_containerd() {
     fetch "$CONTAINERD_TARBALL_URL" "$CONTAINERD_TARBALL_SHA256" "$STATE/containerd.tgz"
     where=/
-    ! tar -tzf "$STATE/containerd.tgz" | grep '^\(\./\)\{0,1\}bin/containerd$' >/dev/null || where=/usr/local
+    ! tar -tzf "$STATE/containerd.tgz" | grep '^\(\./\)\{0,1\}bin/containerd$' >/dev/null || where=${BIN%/bin}
     tar -xzf "$STATE/containerd.tgz" -C "$where"
     rm "$STATE/containerd.tgz"
     systemctl cat containerd >/dev/null 2>&1 || cat >/etc/systemd/system/containerd.service <<END
@@ -128,11 +144,13 @@ install_kubeadm() {
     if ! have kubeadm || ! have kubelet || [ "$(kubeadm version -o short)" != "$KUBE_TAG" ]; then
         [ -n "$KUBE_TARBALL_URL" ] || fail "the image has kubeadm $(kubeadm version -o short 2>/dev/null || echo none)," \
             "wanted is $KUBE_TAG; use an image that has it, or name the label kube_tarball_url"
+        have tar || packages tar
         fetch "$KUBE_TARBALL_URL" "$KUBE_TARBALL_SHA256" "$STATE/kube.tgz"
-        mkdir -p "$STATE/kube"
+        mkdir -p "$STATE/kube" "$BIN"
         tar -xzf "$STATE/kube.tgz" -C "$STATE/kube"
-        find "$STATE/kube" -type f \( -name kubeadm -o -name kubelet -o -name kubectl -o -name crictl \) \
-            -exec install -m 755 -t /usr/local/bin {} +
+        find "$STATE/kube" -type f \( -name kubeadm -o -name kubelet -o -name kubectl -o -name crictl \
+            -o -name conntrack -o -name ethtool -o -name socat \) -exec install -m 755 -t "$BIN" {} +
+        hash -r
         rm -r "$STATE/kube.tgz" "$STATE/kube"
         kubelet_unit
     elif ! systemctl cat kubelet >/dev/null 2>&1; then
@@ -158,6 +176,14 @@ version = 2
       SystemdCgroup = true
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = "/etc/containerd/certs.d"
+END
+    mkdir -p /etc/systemd/system/containerd.service.d
+    # The unit of an image may start another containerd than the one that was brought, or with a file of its own.
+    cat >/etc/systemd/system/containerd.service.d/10-magnum-lite.conf <<END
+[Service]
+Environment=PATH=$PATH
+ExecStart=
+ExecStart=$(command -v containerd) --config /etc/containerd/config.toml
 END
     systemctl daemon-reload
     systemctl enable containerd kubelet

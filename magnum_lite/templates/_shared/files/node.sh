@@ -8,9 +8,12 @@
 # Output goes to /var/log/magnum-lite-node.log.
 set -eu
 umask 022
-export LC_ALL=C HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/bin
+export LC_ALL=C HOME=/root PATH=/opt/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 HERE=/opt/magnum-lite STATE=/var/lib/magnum-lite LOG=/var/log/magnum-lite-node.log
 STEP='read the settings' LOG_AT=0
+# Where programs go that the image lacks: its /usr may be read-only.
+BIN=/usr/local/bin
+[ -w "$BIN" ] || BIN=/opt/bin
 . /etc/magnum-lite/node.env
 set -a
 [ ! -e /etc/magnum-lite/proxy.env ] || . /etc/magnum-lite/proxy.env
@@ -69,13 +72,15 @@ fetch() {
     [ "$(sha256sum <"$3")" = "$2  -" ] || fail "$1 has another checksum than $2"
 }
 
-# packages NAME...: install from the sources of the image. At first boot others hold the package manager's lock.
+# packages NAME...: install from the sources of the image. At first boot others hold the package manager's lock. An image
+# without a package manager must have what is needed, or get it in the way that the engine's INSTEAD says.
 packages() {
     if have zypper; then
         ZYPP_LOCK_TIMEOUT=300 retry 5 zypper --quiet --non-interactive install --no-recommends "$@"
         return
     fi
-    have apt-get || fail "the image lacks $* and has no package manager that is known here"
+    have apt-get || fail "the image lacks $* and has no package manager that is known here;" \
+        "use an image that has this${INSTEAD:+, or $INSTEAD}"
     export DEBIAN_FRONTEND=noninteractive
     until_ok apt-get -qq -o DPkg::Lock::Timeout=60 update
     retry 5 apt-get -qq -y --no-install-recommends -o DPkg::Lock::Timeout=300 install "$@"
@@ -96,6 +101,7 @@ mount_volume() {
     fi
     echo "UUID=$(blkid -s UUID -o value "$device") $2 auto defaults,nofail 0 2" >>/etc/fstab
     mount "$2"
+    ! have restorecon || restorecon -R "$2"
 }
 
 # text_to_json: the inside of a JSON string from any bytes on stdin, without the passwords of URLs.

@@ -2,7 +2,7 @@
 # Tell whoever presents a certificate of the authority for joining how to join as a worker: the token, and the addresses of
 # the managers. Such a certificate is good for nothing else, and the token makes nobody a manager.
 set -eu
-export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/bin
+export HOME=/root PATH=/opt/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 if [ "${1:-}" = --answer ]; then
     token=$(docker swarm join-token -q worker)
     exec docker info --format "$token{{range .Swarm.RemoteManagers}} {{.Addr}}{{end}}"

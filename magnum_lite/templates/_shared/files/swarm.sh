@@ -6,6 +6,8 @@
 # one, with a certificate that they sign themselves, as they hold the key of the authority; workers ask swarm-invite.sh on
 # a manager, with a certificate of another authority that soon expires, and that is good for nothing else.
 
+# shellcheck disable=SC2034  # node.sh says it
+INSTEAD='name the label docker_tarball_url, in which openssl and socat may be, too'
 TLS=/etc/docker/tls PKI=/etc/magnum-lite/pki INVITATION=/etc/magnum-lite/pki/invitation
 
 set_up_node() {
@@ -54,18 +56,21 @@ set_up_node() {
 
 # Programs that a node needs, and the package of each. What a package has started is stopped: it comes back as ours.
 install_docker() {
+    if [ -n "$DOCKER_TARBALL_URL" ]; then
+        have tar || packages tar
+        fetch "$DOCKER_TARBALL_URL" "$DOCKER_TARBALL_SHA256" "$STATE/docker.tgz"
+        mkdir -p "$STATE/docker" "$BIN"
+        tar -xzf "$STATE/docker.tgz" -C "$STATE/docker"
+        find "$STATE/docker" -type f -perm -100 -exec install -m 755 -t "$BIN" {} +
+        rm -r "$STATE/docker.tgz" "$STATE/docker"
+        hash -r
+    fi
     missing=
-    for pair in iptables:iptables ip:iproute2 openssl:openssl tar:tar; do
+    for pair in iptables:iptables ip:iproute2 openssl:openssl; do
         have "${pair%:*}" || missing="$missing ${pair#*:}"
     done
     [ "$NODE_ROLE" != master ] || have socat || missing="$missing socat"
-    if [ -n "$DOCKER_TARBALL_URL" ]; then
-        fetch "$DOCKER_TARBALL_URL" "$DOCKER_TARBALL_SHA256" "$STATE/docker.tgz"
-        mkdir -p "$STATE/docker"
-        tar -xzf "$STATE/docker.tgz" -C "$STATE/docker"
-        find "$STATE/docker" -type f -perm -100 -exec install -m 755 -t /usr/local/bin {} +
-        rm -r "$STATE/docker.tgz" "$STATE/docker"
-    elif ! have dockerd; then
+    if ! have dockerd; then
         if have zypper; then missing="$missing docker"; else missing="$missing docker.io"; fi
     fi
     # shellcheck disable=SC2086  # it is a list of names
@@ -114,6 +119,7 @@ After=network-online.target containerd.service
 
 [Service]
 Type=notify
+Environment=PATH=$PATH
 ExecStart=$(command -v dockerd)
 ExecReload=/bin/kill -s HUP \$MAINPID
 TimeoutStartSec=300
