@@ -356,9 +356,10 @@ def test_new_members_bring_their_user_data_and_the_version_of_the_engine(
         driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
     rendered = driver.render(conf, a_cluster(driver, labels={'kube_tag': 'v1.34.1'}), secrets)
 
-    assert driver.user_data_of(rendered, set()) == {}
+    text = {'template': rendered.template, 'files': rendered.files}
+    assert driver.user_data_of(rendered, text, {'worker': set()}) == {}
     version = {'coe_version': 'v1.34.1'} if 'coe_version' in rendered.parameters else {}
-    assert driver.user_data_of(rendered, {'worker'}) == {
+    assert driver.user_data_of(rendered, text, {'worker': {0}}) == {
         'worker_user_data': rendered.parameters['worker_user_data'], **version}
 
 
