@@ -568,13 +568,15 @@ class Driver:
         values, root = {}, yaml.load(text['template'], Loader=_Loader)
         for file, role, content in self._member_files(text):
             for name, slots in self._slots(root, file, role, content).items():
-                readers = {slot: {int(number) for number, member in (content.get('resources') or {}).items()
-                                  if _reads(member, slot)} for slot in slots}
-                if slots and not readers[next(iter(slots))]:
-                    values[name] = ''
-                values |= {slots.get(slot, name): rendered.parameters[name]
-                           for slot, numbers in (readers or {'': {*young.get(role, ())}}).items()
-                           if not numbers.isdisjoint(young.get(role, ()))}
+                if not slots and young.get(role):
+                    values[name] = rendered.parameters[name]
+                for slot, parameter in slots.items():
+                    readers = {int(number) for number, member in (content.get('resources') or {}).items()
+                               if _reads(member, slot)}
+                    if not readers.isdisjoint(young.get(role, ())):
+                        values[parameter] = rendered.parameters[name]
+                    elif parameter == name and not readers:
+                        values[name] = ''
         version = self.labels_known.get(self.manifest.get('upgrade', {}).get('version', ''), {}).get('parameter')
         if any(young.values()) and version in rendered.parameters:
             values[version] = rendered.parameters[version]
