@@ -93,6 +93,10 @@ cluster_heat_opts = [
     cfg.IntOpt('max_resources_per_stack', default=1000, min=-1,
                help='Resources that Heat allows in a stack, nested ones included; -1: any number. Set it to what '
                     'heat.conf says. A larger cluster is refused when it is asked for.'),
+    cfg.IntOpt('nodes_per_wave', default=100, min=0,
+               help='Workers of a nodegroup that are asked for at once; more come in waves, each when all of the one '
+                    'before have reported, and each with the time limit of the operation for itself. Heat looks at '
+                    'all that is there with every wave, so small waves cost time. 0: all at once.'),
 ]
 
 heat_notifications_opts = [

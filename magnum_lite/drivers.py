@@ -14,6 +14,7 @@ reading folders. A folder of an operator is trusted as the service's own code is
 from __future__ import annotations
 
 import base64
+import collections
 import difflib
 import functools
 import gzip
@@ -58,6 +59,8 @@ TIMEOUT_MARGIN_S = 300
 MAX_WAIT_S = 43200
 #: Most characters of all that is kept of the reasons of one look, and of one of them. A thousand nodes fit.
 MAX_REASON, MAX_REASON_LINE = 100_000, 300
+#: Of how many times the user-data may be that the members of a role have: each is a parameter of their stack.
+USER_DATA_SLOTS = 8
 #: PEM sizes (public part, private part) at the upper end, to weigh user-data before a key exists.
 KEY_SIZES = {'ecdsa-p256': (750, 250), 'rsa-2048': (1300, 1720)}
 
@@ -533,9 +536,10 @@ class Driver:
 
         All else stays too, members of other roles than `roles` among it, so that a newer release of templates changes
         nothing that runs. A new member is written like its neighbours, because the stored file that it is made from may
-        know other properties than ours.
+        know other properties than ours. It reads user-data from a parameter that no old one reads, if there is one: a
+        new value in a parameter is to Heat a change of all that read it.
         """
-        files = dict(text['files'])
+        files, root = dict(text['files']), yaml.load(text['template'], Loader=_Loader)
         fresh = {name: content for name, _, content in self._member_files({'files': rendered.files})}
         for name, role, content in self._member_files(text):
             if role not in roles:
@@ -545,17 +549,54 @@ class Driver:
             wanted = {number: there.get(number) or _alike(sample, member)
                       for number, member in (fresh[name].get('resources') or {}).items()}
             if wanted != there:
-                files[name] = quote(content | {'resources': wanted, 'outputs': fresh[name]['outputs']})
-        return {'template': text['template'], 'files': files}
+                content |= {'resources': wanted, 'outputs': fresh[name]['outputs']}
+                for slots in self._slots(root, name, role, content).values():
+                    _take_slot(root, name, content, slots, set(wanted) - set(there))
+                files[name] = quote(content)
+        changed = root != yaml.load(text['template'], Loader=_Loader)
+        return {'template': quote(root) if changed else text['template'], 'files': files}
 
-    def user_data_of(self, rendered: Rendered, roles: Collection[str]) -> dict[str, Any]:
-        """The parameters of `rendered` for new members of these roles: their user-data, and the engine's version."""
+    def _slots(self, root: Mapping[str, Any], file: str, role: str, content: Mapping[str, Any]) -> dict[
+            str, dict[str, str]]:
+        """For each parameter of a root template that is user-data of a role: what members in a file may read.
+
+        That is {property of the file's resource: parameter of the root template}, or {} if they read it otherwise.
+        """
         stacks = (self.manifest['stack'], self.manifest.get('nodegroup_stack', {}))
-        names = {name for stack in stacks for name, item in stack.get('user_data', {}).items()
-                 if item['role'] in roles}
-        if roles and (version := self.manifest.get('upgrade', {}).get('version')):
-            names.add(self.labels_known[version].get('parameter', ''))
-        return {name: value for name, value in rendered.parameters.items() if name in names}
+        found = {}
+        for name in {name for stack in stacks for name, item in stack.get('user_data', {}).items()
+                     if item['role'] == role} & set(root.get('parameters') or ()):
+            handed = next((key for item in _holders(root, file) for key, value in item['properties'].items()
+                           if value == {'get_param': name}), None)
+            ends = ('', *(f'_{n}' for n in range(2, USER_DATA_SLOTS + 1)))
+            slots = {f'{handed}{end}': f'{name}{end}' for end in ends}
+            members_read = all(any(_reads(member, slot) for slot in slots)
+                               for member in (content.get('resources') or {}).values())
+            found[name] = slots if handed and members_read else {}
+        return found
+
+    def user_data_of(self, rendered: Rendered, text: Mapping[str, Any], young: Mapping[str, Collection[int]]) -> dict[
+            str, Any]:
+        """The parameters of `rendered` for members of `text` that may be made now: user-data, and the engine's version.
+
+        `young` are their numbers by role. What nobody reads any more is emptied.
+        """
+        values, root = {}, yaml.load(text['template'], Loader=_Loader)
+        for file, role, content in self._member_files(text):
+            for name, slots in self._slots(root, file, role, content).items():
+                if not slots and young.get(role):
+                    values[name] = rendered.parameters[name]
+                for slot, parameter in slots.items():
+                    readers = {int(number) for number, member in (content.get('resources') or {}).items()
+                               if _reads(member, slot)}
+                    if not readers.isdisjoint(young.get(role, ())):
+                        values[parameter] = rendered.parameters[name]
+                    elif parameter == name and not readers:
+                        values[name] = ''
+        version = self.labels_known.get(self.manifest.get('upgrade', {}).get('version', ''), {}).get('parameter')
+        if any(young.values()) and version in rendered.parameters:
+            values[version] = rendered.parameters[version]
+        return values
 
     def load_balancers_text(self, cluster: models.Cluster) -> str | None:
         """What the description of a load balancer holds that was made inside the cluster; None: nothing makes any."""
@@ -565,10 +606,14 @@ class Driver:
     def _context(self, conf: cfg.ConfigOpts, cluster: models.Cluster,
                  further: models.NodeGroup | None = None) -> dict[str, Any]:
         """Collect what templates and expressions see; `groups` are those of the stack, by role. No secret is in it."""
-        groups = {group.role: _Wanted(group) for group in reversed(cluster.nodegroups) if group.is_default}
+        def seen(group: models.NodeGroup) -> _Wanted:
+            return _Wanted(group, lambda: self.numbers((further or cluster).stack_text or {}),
+                           conf.cluster_heat.nodes_per_wave)
+
+        groups = {group.role: seen(group) for group in reversed(cluster.nodegroups) if group.is_default}
         labels = cluster.labels or {}
         if further is not None:
-            groups, labels = {'worker': _Wanted(further)}, labels | (further.labels or {})
+            groups, labels = {'worker': seen(further)}, labels | (further.labels or {})
         context = {'cluster': cluster, 'template': cluster.template, 'labels': self.labels(conf, labels),
                    'groups': groups, 'node_timeout_s': node_timeout_s(conf, cluster)}
         for name, expression in self.manifest.get('facts', {}).items():
@@ -776,15 +821,16 @@ class Driver:
 
 
 class _Wanted:
-    """A nodegroup as templates see it: without the members that are to go."""
+    """A nodegroup as templates see it: without the members that are to go, and those that come in a later wave."""
 
-    def __init__(self, group: models.NodeGroup) -> None:
-        self._group = group
+    def __init__(self, group: models.NodeGroup, there: Callable[[], dict[str, set[int]]], most: int) -> None:
+        self._group, self._there, self._most = group, there, most
 
     @functools.cached_property
     def nodes(self) -> list[models.Node]:
         """Read when asked for: not everybody who evaluates an expression has loaded the nodes."""
-        return members.wanted(self._group)
+        there = self._there().get(self._group.stack_role, set()) if self._most else set()
+        return members.come(self._group, there, self._most)
 
     @property
     def leaving(self) -> list[models.Node]:
@@ -816,6 +862,41 @@ def _alike(sample: Mapping[str, Any] | None, member: Mapping[str, Any]) -> Mappi
         return member
     return {**sample, 'properties': {name: member['properties'].get(name, value)
                                      for name, value in sample['properties'].items()}}
+
+
+def _holders(root: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
+    """The resources of a root template that are made from a file."""
+    return [item for item in root['resources'].values() if item['type'] == file and 'properties' in item]
+
+
+def _reads(member: Mapping[str, Any], parameter: str) -> bool:
+    return {'get_param': parameter} in member.get('properties', {}).values()
+
+
+def _take_slot(root: dict[str, Any], file: str, content: dict[str, Any], slots: Mapping[str, str],
+               new: Collection[str]) -> None:
+    """Have new members read a parameter of their own, in place; what nobody reads goes, but for the first.
+
+    If all are taken they share the one with the fewest readers.
+    """
+    first, *others = slots or ['']
+    readers = collections.Counter(slot for number, member in content['resources'].items() if number not in new
+                                  for slot in slots if _reads(member, slot))
+    if others and new:
+        free = min(slots, key=lambda slot: readers[slot])
+        readers[free] += 1
+        content['resources'] |= {number: member | {'properties': {
+            key: {'get_param': free} if value == {'get_param': first} else value
+            for key, value in member['properties'].items()}}
+            for number, member in content['resources'].items() if number in new}
+    for slot in others:
+        for declared, name, spec in (
+                (content['parameters'], slot, content['parameters'][first]),
+                (root['parameters'], slots[slot], root['parameters'][slots[first]]),
+                *((item['properties'], slot, {'get_param': slots[slot]}) for item in _holders(root, file))):
+            declared.pop(name, None)
+            if readers[slot]:
+                declared[name] = spec
 
 
 @functools.cache

@@ -8,7 +8,7 @@ wanted with these functions, the conductor replaces members of an older epoch, b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from magnum_lite import errors, states
 from magnum_lite.models import Cluster, Node, NodeGroup
@@ -47,6 +47,21 @@ def add(cluster: Cluster, group: NodeGroup, count: int) -> None:
 def wanted(group: NodeGroup) -> list[Node]:
     """The members that are to be, in the order of their numbers."""
     return [node for node in group.nodes if node.status != states.DELETE_IN_PROGRESS]
+
+
+def come(group: NodeGroup, there: Collection[int], most: int) -> list[Node]:
+    """The members that a stack is to have next: those that it has (`there`), and the first of the others.
+
+    Of workers at most `most` come at once, counted with those that are still coming; 0: all. A compute service that is
+    asked for hundreds of servers at once has no room for others' requests.
+    """
+    nodes = wanted(group)
+    if not most or group.role == 'master':
+        return nodes
+    coming = [node for node in nodes if node.number not in there]
+    room = most - sum(node.number in there and node.status == states.CREATE_IN_PROGRESS for node in nodes)
+    later = {node.number for node in coming[max(room, 0):]}
+    return [node for node in nodes if node.number not in later]
 
 
 def drop(nodes: Iterable[Node]) -> None:
@@ -104,8 +119,10 @@ def waits_for_masters(cluster: Cluster) -> bool:
                for node in wanted(group))
 
 
-def replace(cluster: Cluster, group: NodeGroup) -> None:
+def replace(cluster: Cluster, group: NodeGroup, room: int | None = None) -> None:
     """Have the members replaced that have failed, and of those of an older epoch `batch_size` at most.
+
+    `room`: as many can come now, if that is limited; more that are outdated would be gone before others have come.
 
     A failed one has a new number then: what it has reported to its stack would fail whatever takes its place there.
     Masters come before workers, one at a time: a new one comes, and when it is there one goes, so that there is never
@@ -118,7 +135,8 @@ def replace(cluster: Cluster, group: NodeGroup) -> None:
         return
     failed = [node for node in wanted(group) if _has_failed(node)]
     old = [node for node in wanted(group) if is_outdated(node, group) and node not in failed]
-    gone = failed + old[:max(group.batch_size - len(failed), 0)]
+    most = group.batch_size if room is None else min(group.batch_size, room)
+    gone = failed + old[:max(most - len(failed), 0)]
     drop(gone)
     add(cluster, group, len(gone))
 

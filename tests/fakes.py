@@ -182,8 +182,14 @@ class FakeStacks:
                timeout_min: int, tags: Any) -> None:
         with self._call('update') as stacks:
             stack = self._one(stacks, stack_id)
+            # Heat forgets what is not declared any more, and wants a value for what is. (Others than user-data may be
+            # outputs of another stack, which are null here.)
+            declared = yaml.load(template, Loader=yaml.CSafeLoader).get('parameters') or {}
+            kept = {name: value for name, value in (stack.parameters | parameters).items() if name in declared}
+            if missing := [name for name, spec in declared.items() if spec.get('hidden') and name not in kept]:
+                raise clients.Refused(f'The Parameter ({missing[0]}) was not provided. (HTTP 400)')
             stack.template, stack.files, stack.timeout_min, stack.tags = template, files, timeout_min, tuple(tags)
-            stack.parameters = stack.parameters | parameters
+            stack.parameters = kept
             stack.status, stack.reason = 'UPDATE_IN_PROGRESS', ''
 
     def cancel(self, stack_id: str) -> None:

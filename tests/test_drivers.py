@@ -388,10 +388,28 @@ def test_new_members_bring_their_user_data_and_the_version_of_the_engine(
         driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
     rendered = driver.render(conf, a_cluster(driver, labels={'kube_tag': 'v1.34.1'}), secrets)
 
-    assert driver.user_data_of(rendered, set()) == {}
+    text = {'template': rendered.template, 'files': rendered.files}
+    assert driver.user_data_of(rendered, text, {'worker': set()}) == {}
     version = {'coe_version': 'v1.34.1'} if 'coe_version' in rendered.parameters else {}
-    assert driver.user_data_of(rendered, {'worker'}) == {
+    assert driver.user_data_of(rendered, text, {'worker': {0}}) == {
         'worker_user_data': rendered.parameters['worker_user_data'], **version}
+
+
+def test_user_data_that_is_handed_on_in_another_way_is_for_all(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    rendered = driver.render(conf, a_cluster(driver), secrets)
+    file = parse(rendered)['']['resources']['kube_minions']['type']
+    content = parse(rendered)[file]
+    other = {'list_join': ['', [{'get_param': 'user_data'}]]}
+    content['resources'] = {'0': {**content['resources']['0'], 'properties': {
+        **content['resources']['0']['properties'], 'user_data': other}}}
+    text = {'template': rendered.template, 'files': {**rendered.files, file: drivers.quote(content)}}
+
+    grown = driver.with_members(text, rendered, {'worker'})
+
+    assert (driver.numbers(grown)['worker'], grown['template']) == ({0, 1}, rendered.template)
+    sent = driver.user_data_of(rendered, grown, {'worker': {1}})
+    assert {name for name in sent if 'user_data' in name} == {'worker_user_data'}
 
 
 # Values stay values.

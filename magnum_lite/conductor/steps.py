@@ -403,10 +403,11 @@ def choose_members(task: Task, owner: Owner) -> set[str]:
 
     While masters are replaced one by one nothing else is changed beside it: whatever fails then is a master's.
     """
-    there = task.driver.numbers(owner.stack_text or {})
+    there, most = task.driver.numbers(owner.stack_text or {}), task.world.conf.cluster_heat.nodes_per_wave
     for group in task.groups_of(owner):
         if states.is_busy(group.status) and task.driver.replaceable(task.cluster, group.stack_role) is None:
-            members.replace(task.cluster, group)
+            waiting = {node.number for node in members.wanted(group)} - there.get(group.stack_role, set())
+            members.replace(task.cluster, group, most - len(waiting) if most else None)
     lacking = {group.stack_role for group in task.groups_of(owner)
                if {node.number for node in members.wanted(group)} != there.get(group.stack_role, set())}
     return _now(task, lacking)
@@ -448,11 +449,12 @@ def send(task: Task, owner: Owner, stack: clients.Stack, lacking: set[str], *, s
     rendered = _rendered(task, owner)
     changed = lacking if settled else _now(task, {group.stack_role for group in task.groups_of(owner)})
     text = driver.with_members(owner.stack_text or {}, rendered, changed)
-    # What its members are still to report, or have failed to, may be made anew; nobody else reads user-data. Nor is it
+    # Members that are still to report, or have failed to, may be made anew; nobody else reads user-data. Nor is it
     # known who is missing from a stack that has another text than the stored one.
-    roles = {group.stack_role for group in task.groups_of(owner) if group.stack_role in changed and (
-        stack.revision != owner.revision
-        or any(not node.status.endswith('_COMPLETE') for node in members.wanted(group)))}
+    stale = stack.revision != owner.revision
+    young = {group.stack_role: {node.number for node in members.wanted(group)
+                                if stale or not node.status.endswith('_COMPLETE')}
+             for group in task.groups_of(owner) if group.stack_role in changed}
     gone = driver.numbers(owner.stack_text or {})
     before = owner.sent_generation
     with task.save(owner, guarded=True, stack_text=text, revision=owner.revision + 1,
@@ -469,7 +471,8 @@ def send(task: Task, owner: Owner, stack: clients.Stack, lacking: set[str], *, s
     try:
         task.stacks.update(
             stack.id, template=text['template'], files=text['files'],
-            parameters=driver.user_data_of(rendered, roles), timeout_min=task.timeout_min, tags=_tags(task, owner))
+            parameters=driver.user_data_of(rendered, text, young), timeout_min=task.timeout_min,
+            tags=_tags(task, owner))
     except clients.Refused as e:
         raise errors.Failed(diagnose.code_of(str(e)), f'Heat refused the change of the stack. {e}') from e
     LOG.info('Cluster %s: stack %s is being updated (revision %s)', cluster.uuid, stack.id, owner.revision)

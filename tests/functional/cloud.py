@@ -119,7 +119,7 @@ class Sandbox:
         """
         identity = self.admin.identity
         services = [s for s in identity.services() if s.type == 'container-infra']
-        name = f'{project.name}-client'
+        name = unique_name()
         region = identity.create_region(id=name)
         service = services[0] if services else identity.create_service(type='container-infra', name=name)
         endpoint = identity.create_endpoint(

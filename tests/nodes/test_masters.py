@@ -6,6 +6,7 @@ masters (1 or 3).
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 from functional.service import Service, poll, start_service
 from nodes import test_real_nodes as real
-from nodes.test_real_nodes import LACK, LAYER, PREFIX, _b64, kubectl, node_names
+from nodes.test_real_nodes import LACK, LAYER, PREFIX, _b64, deploy, kubectl, node_names, where_it_runs
 from oslo_config import cfg
 
 from magnum_lite import certs, config, db, keystore, models
@@ -274,3 +275,31 @@ def test_authorities_are_exchanged(
     for master in (name for name in names if '-master-' in name):
         assert len(etcd_members(kubeconfig, master)) == MASTERS
     assert kubectl(kubeconfig, 'get', 'configmap', 'trusted')['data'] == {'a': 'b'}
+
+
+@pytest.mark.skipif(MASTERS < 3, reason='of fewer than three masters none can be lost')
+def test_master_that_is_killed_is_not_missed(
+        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path) -> None:
+    """Last, and best alone: the cluster is a master short afterwards."""
+    names = node_names(service, cluster)
+    victim = sorted(name for name in names if '-master-' in name)[0]
+    [worker] = names - {name for name in names if '-master-' in name}
+    kubectl(kubeconfig, 'create', 'configmap', 'survived', '--from-literal=a=b')
+    assert ready(kubeconfig) == dict.fromkeys(names, 'True')
+    watcher = Watcher(kubeconfig, 'survived')
+    began = time.monotonic()
+    subprocess.run([str(real.NODE_TOOLS / 'kill'), victim], check=True)
+
+    def sees_it() -> bool:
+        with contextlib.suppress(AssertionError):
+            return ready(kubeconfig) == dict.fromkeys(names, 'True') | {victim: 'Unknown'}
+        return False
+
+    poll(sees_it, 180, lambda: f'the others see that it is gone: {ready(kubeconfig)}', every_s=2)
+    print(f'{victim} is known to be gone after {time.monotonic() - began:.0f} s')
+    deploy(kubeconfig, 1)
+    poll(lambda: where_it_runs(kubeconfig) == [worker], 120, 'what is asked for now runs', every_s=2)
+    print(f'a Deployment that was asked for then runs after {time.monotonic() - began:.0f} s')
+    gaps = watcher.stop()
+    print(f'asked {len(watcher.asked)} times; no answer from-to: {[(round(a, 1), round(b, 1)) for a, b in gaps]}')
+    assert sum(b - a for a, b in gaps) < 60, gaps

@@ -14,12 +14,14 @@ import os
 import pathlib
 import secrets
 import subprocess
+import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from functional.cloud import TOOLS
+from functional.cloud import TOOLS, Project, Sandbox
 from functional.service import Service, connect, poll, start_service
+from functional.test_main_job import has_client
 from keystoneauth1 import session
 from keystoneauth1.identity import v3
 from oslo_config import cfg
@@ -219,6 +221,58 @@ def test_a_member_may_do_all_and_a_reader_may_look(
     assert subprocess.run([*delete, str(member)], check=False).returncode == 0
 
 
+def test_stock_client_gets_a_kubeconfig_that_works(
+        service: Service, cluster: dict[str, Any], version: str, tmp_path: pathlib.Path) -> None:
+    if not has_client():
+        pytest.skip('no stock client on the path')
+    sandbox = Sandbox(os.environ['OS_CLOUD'], tmp_path)
+    try:
+        project = types.SimpleNamespace(name=sandbox.user.current_project.name)
+        with sandbox.client_entry(cast(Project, project), f'{service.url}/v1') as entry:
+            subprocess.run(['openstack', 'coe', 'cluster', 'config', cluster['name'], '--dir', str(tmp_path)], env={
+                **os.environ, 'OS_CLOUD': entry, 'OS_CLIENT_CONFIG_FILE': str(sandbox.clouds_file),
+                'SHELL': '/bin/bash'}, check=True)
+    finally:
+        sandbox.close()
+
+    nodes = kubectl(tmp_path / 'config', 'get', 'nodes')['items']
+    assert [c['status'] for node in nodes for c in node['status']['conditions'] if c['type'] == 'Ready'] == [
+        'True'] * (MASTERS + WORKERS)
+
+
+def deploy(kubeconfig: pathlib.Path, replicas: int) -> None:
+    """Ask for a Deployment `web` of which a node has one pod at most."""
+    labels = {'app': 'web'}
+    apart = {'requiredDuringSchedulingIgnoredDuringExecution': [
+        {'labelSelector': {'matchLabels': labels}, 'topologyKey': 'kubernetes.io/hostname'}]}
+    # What is on a node that is gone is to run elsewhere soon, not after the usual five minutes.
+    gone = [{'key': f'node.kubernetes.io/{key}', 'operator': 'Exists', 'effect': 'NoExecute', 'tolerationSeconds': 5}
+            for key in ('unreachable', 'not-ready')]
+    container = {'name': 'web', 'image': 'docker.io/library/busybox:local', 'command': ['sleep', '9999']}
+    subprocess.run([str(LAYER / 'usr/bin/kubectl'), '--kubeconfig', str(kubeconfig), 'apply', '-f', '-'], check=True,
+                   text=True, input=json.dumps({
+                       'apiVersion': 'apps/v1', 'kind': 'Deployment', 'metadata': {'name': 'web'}, 'spec': {
+                           'replicas': replicas, 'selector': {'matchLabels': labels}, 'template': {
+                               'metadata': {'labels': labels}, 'spec': {
+                                   'containers': [container], 'tolerations': gone,
+                                   'affinity': {'podAntiAffinity': apart}, 'terminationGracePeriodSeconds': 0}}}}))
+
+
+def where_it_runs(kubeconfig: pathlib.Path) -> list[str]:
+    """The nodes on which a pod of the Deployment is ready."""
+    return sorted(pod['spec']['nodeName'] for pod in kubectl(kubeconfig, 'get', 'pods', '-l', 'app=web')['items']
+                  if any(c['type'] == 'Ready' and c['status'] == 'True' for c in pod['status'].get('conditions', ())))
+
+
+def test_deployment_runs_on_every_worker(
+        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path) -> None:
+    workers = sorted(name for name in node_names(service, cluster) if '-worker-' in name)
+    deploy(kubeconfig, WORKERS)
+
+    poll(lambda: where_it_runs(kubeconfig) == workers, 120,
+         lambda: f'it runs on {workers}: {where_it_runs(kubeconfig)}')
+
+
 def show(service: Service, cluster: dict[str, Any]) -> dict[str, Any]:
     """What the API says of the cluster now."""
     status, body = service.request('GET', f'/v1/clusters/{cluster["uuid"]}')
@@ -266,6 +320,8 @@ def test_nodes_come_and_go_and_a_dead_one_is_seen(
     resize(WORKERS, '0')
     assert node_names(service, cluster) == {name for name in before | {new} if not name.endswith('worker-0')}
     is_healthy(service, cluster)  # although the engine still knows the one that was removed
+    poll(lambda: new in where_it_runs(kubeconfig), 180,
+         lambda: f'the Deployment has come to the new one: {where_it_runs(kubeconfig)}')
 
     crashed = next(name for name in before if name.endswith('worker-1'))
     subprocess.run([str(NODE_TOOLS / 'kill'), crashed], check=True, stdout=subprocess.DEVNULL)
