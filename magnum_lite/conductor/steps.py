@@ -264,7 +264,7 @@ def ensure_cluster_user(task: Task) -> None:
 
 
 def ensure_no_cluster_user(task: Task) -> None:
-    """Remove the user that a cluster has in the cloud, before anything else: nothing inside it gets a token any more."""
+    """Remove the user that a cluster has in the cloud, before anything else: nothing inside gets a token any more."""
     row = _cloud_user(task)
     if row is not None:
         task.note()
