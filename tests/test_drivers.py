@@ -748,13 +748,15 @@ def test_a_pod_network_that_does_not_come_with_the_cluster_needs_its_manifest(co
     ({'labels': {'fixed_subnet_cidr': '10.0.0.0/30'}}, ['room for 0 nodes', '3 are asked for']),
     ({'workers': 150, 'labels': {'fixed_subnet_cidr': '10.0.0.0/16'}}, ['1089 resources', '1000']),
     ({'labels': {'cloud_provider_enabled': 'true'}}, ['trustee_domain_id', 'cloud_provider_enabled']),
-    ({'template': {'volume_driver': 'cinder', 'external_network_id': 'public'}}, ['cinder_csi_enabled to false']),
-    ({'template': {'network_driver': 'cilium', 'external_network_id': 'public'}}, ['network_manifest_url']),
+    ({'template': {'volume_driver': 'cinder'}, 'labels': {'cinder_csi_enabled': 'true'}}, ['cinder_csi_enabled to']),
+    ({'template': {'network_driver': 'cilium'}}, ['network_manifest_url']),
     ({'labels': {'containerd_version': '2.1.5'}}, ['containerd_tarball_url']),
     ({'public_key': 'k' * 40000}, ['user-data', str(drivers.MAX_USER_DATA)]),
 ])
 def test_limits_are_said_before_they_bite(conf: cfg.ConfigOpts, changes: dict[str, Any], words: list[str]) -> None:
     driver = drivers.load(conf)['k8s_ubuntu']
+    if 'template' in changes:
+        changes['template'].setdefault('external_network_id', 'public')
 
     problems = driver.check_cluster(conf, a_cluster(driver, **changes))
 
