@@ -564,6 +564,8 @@ def test_cluster_gets_a_user_before_its_stack_and_loses_it_first(story: Story, a
     assert secret in stack.parameters['master_user_data'] and user_id in stack.parameters['master_user_data']
     assert secret not in stack.parameters['worker_user_data'] + stack.template + ''.join(stack.files.values())
 
+    assert 'whose password is not rotated' in api('PATCH', f'/v1/credentials/{cluster}').text
+
     story.cloud.calls.clear()
     api('DELETE', f'/v1/clusters/{cluster}')
     story.run(4)
