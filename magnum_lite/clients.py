@@ -17,10 +17,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import pathlib
 import re
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import openstack.connection
@@ -44,7 +45,8 @@ RETRY_AFTER_MAX_S = 600
 #: Levels of nested stacks that are looked into; no template of ours has more.
 NESTED_DEPTH = 5
 _REVISION = re.compile(r'rev-(\d+)')
-_ENDS_IN_UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$')
+_UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
+_ENDS_IN_UUID = re.compile(f'{_UUID.pattern}$')
 _PAGE = re.compile(r'\s*<(!doctype|html|\?xml)', re.IGNORECASE)
 
 
@@ -356,6 +358,17 @@ class LoadBalancer:
 
 
 @dataclass(frozen=True)
+class Login:
+    """How what runs inside a cluster gets a token: as a user of its own. `ca` is PEM text, '' if none is needed."""
+
+    user_id: str
+    password: str = field(repr=False)
+    auth_url: str
+    region: str = ''
+    ca: str = ''
+
+
+@dataclass(frozen=True)
 class Image:
     """What matters of a Glance image."""
 
@@ -480,8 +493,20 @@ class Cloud:
 
     @functools.cached_property
     def _role_ids(self) -> list[str]:
-        return [self._own.identity.find_role(name, ignore_missing=False).id
-                for name in self._conf.identity.project_roles]
+        return self._ids_of(self._conf.identity.project_roles)
+
+    def _ids_of(self, roles: list[str]) -> list[str]:
+        return [self._own.identity.find_role(name, ignore_missing=False).id for name in roles]
+
+    @functools.cached_property
+    def _user_role_ids(self) -> list[str]:
+        return self._ids_of(self._conf.trust.roles or self._conf.identity.project_roles)
+
+    @functools.cached_property
+    def _user_domain_id(self) -> str:
+        group = self._conf.trust
+        return str(group.trustee_domain_id or self._own.identity.find_domain(
+            group.trustee_domain_name, ignore_missing=False).id)
 
     def _session_in(self, project_id: str, as_admin: bool = False) -> session.Session:
         """The service user's session in a project, one for all that is done there; `as_admin`: in its own project."""
@@ -525,8 +550,8 @@ class Cloud:
                 raise Away(f'Looking for the orchestration service: no project in its address {address!r}')
             return address.replace(ours, project_id)
 
-    def _role_path(self, project_id: str, role_id: str) -> str:
-        return f'/projects/{project_id}/users/{self._own.session.get_user_id()}/roles/{role_id}'
+    def _role_path(self, project_id: str, role_id: str, user_id: str = '') -> str:
+        return f'/projects/{project_id}/users/{user_id or self._own.session.get_user_id()}/roles/{role_id}'
 
     def grant_roles(self, project_id: str) -> None:
         """Give the service user its roles on a project. Doing it twice does no harm."""
@@ -555,6 +580,55 @@ class Cloud:
                 user_id=own.get_user_id(), role_id=role_id)]
             found = {s['project']['id'] for s in scopes if 'project' in s and 'OS-INHERIT:inherited_to' not in s}
             return sorted(found - {own.get_project_id()})
+
+    def make_user(self, name: str, password: str) -> str:
+        """Make the user that a cluster has in the cloud, and return its id. One of that name gets this password.
+
+        The site's rules for the passwords of people do not hold for it: nobody would change it when it expires.
+        """
+        with _calling('Making the user of the cluster'):
+            identity = self._own.identity
+            user = {'password': password, 'enabled': True, 'options': dict.fromkeys((
+                'ignore_change_password_upon_first_use', 'ignore_password_expiry', 'ignore_lockout_failure_attempts',
+                'lock_password'), True)}
+            try:
+                return str(identity.post('/users', raise_exc=True, json={'user': user | {
+                    'name': name, 'domain_id': self._user_domain_id,
+                    'description': f'What runs inside cluster {name}'}}).json()['user']['id'])
+            except ksa_exc.Conflict:
+                user_id = str(identity.find_user(name, ignore_missing=False, domain_id=self._user_domain_id).id)
+                identity.patch(f'/users/{user_id}', raise_exc=True, json={'user': user})
+                return user_id
+
+    def grant_user(self, user_id: str, project_id: str) -> None:
+        """Give the user of a cluster its roles on the project. Doing it twice does no harm."""
+        with _calling('Granting the user of the cluster its role on the project'):
+            for role_id in self._user_role_ids:
+                self._own.identity.put(self._role_path(project_id, role_id, user_id), raise_exc=True)
+
+    def remove_user(self, name: str, user_id: str = '') -> None:
+        """Remove the user of a cluster, and with it its roles and tokens. One that is not there is what was wanted."""
+        with contextlib.suppress(Gone), _calling('Removing the user of the cluster'):
+            identity = self._own.identity
+            user_id = user_id or identity.find_user(name, ignore_missing=False, domain_id=self._user_domain_id).id
+            identity.delete(f'/users/{user_id}', raise_exc=True)
+
+    def cluster_users(self) -> dict[str, str]:
+        """Ids by name of the users that are named after a uuid in the domain of clusters' users; none without one."""
+        if not (self._conf.trust.trustee_domain_id or self._conf.trust.trustee_domain_name):
+            return {}
+        with _calling('Listing the users of clusters'):
+            return {user.name: user.id for user in self._own.identity.users(domain_id=self._user_domain_id)
+                    if _UUID.fullmatch(user.name)}
+
+    def login(self, user_id: str, password: str) -> Login:
+        """How a user logs in from inside a cluster, by what the catalog and the configuration say."""
+        ca, region = self._conf.drivers.openstack_ca_file, self._group.region_name
+        with _calling('Looking for Keystone in the catalog'):
+            url = self._own.session.get_endpoint(service_type='identity', region_name=region,
+                                                 interface=self._conf.trust.trustee_keystone_interface)
+            return Login(user_id, password, f'{url.rstrip("/").removesuffix("/v3")}/v3', region or '',
+                         pathlib.Path(ca).read_text() if ca else '')
 
     def project_state(self, project_id: str) -> str:
         """Whether tokens can be had for a project: 'enabled', 'disabled' (it, or its domain) or 'gone'."""

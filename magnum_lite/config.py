@@ -136,6 +136,22 @@ identity_opts = [
                      'operator has granted what is needed, for example inherited from the domain.'),
 ]
 
+trust_opts = [
+    cfg.StrOpt('trustee_domain_id',
+               help='Id of the domain in which a cluster that wants access to the cloud gets a user of its own, with '
+                    'roles on its project; the service user needs the role admin there. Without it, or '
+                    'trustee_domain_name, no cluster gets such a user. The name of the group is history: no trust is '
+                    'made.'),
+    cfg.StrOpt('trustee_domain_name',
+               help='Name of that domain, where the id is not given.'),
+    cfg.ListOpt('roles', default=[],
+                help='Roles that the user of a cluster is granted on its project, for load balancers and volumes that '
+                     'are made inside the cluster. Empty: those of [identity] project_roles.'),
+    cfg.StrOpt('trustee_keystone_interface', default='public', choices=['public', 'internal', 'admin'],
+               help='Interface of Keystone that is named to clusters. Change it where nodes cannot reach the public '
+                    'one.'),
+]
+
 keystore_opts = [
     cfg.StrOpt('backend', default='database', choices=[
         ('database', 'encrypted in the database with the keys of key_file')],
@@ -173,6 +189,9 @@ drivers_opts = [
                      'them all.'),
     cfg.DictOpt('label_defaults', default={},
                 help='Defaults for labels of all drivers, as name:value pairs, before those of the manifests.'),
+    cfg.StrOpt('openstack_ca_file',
+               help='File with the CA certificates that the services of the cloud are known by, in PEM, for what runs '
+                    'inside clusters. Needed where they are not among those that everybody trusts.'),
 ]
 
 quota_opts = [
@@ -195,6 +214,7 @@ GROUPS: dict[str, list[cfg.Opt]] = {
     'heat_notifications': heat_notifications_opts,
     'health': health_opts,
     'identity': identity_opts,
+    'trust': trust_opts,
     'keystore': keystore_opts,
     'cluster': cluster_opts,
     'drivers': drivers_opts,

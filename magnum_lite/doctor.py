@@ -67,6 +67,8 @@ class Audit:
         self._conf, self._db, self._cloud = conf, database, cloud
         self._granted: set[str] = set()
         self._projects: dict[str, Project] = {}
+        #: Users of clusters in the cloud: ids by the uuids that they are named after.
+        self._users: dict[str, str] = {}
         self._rows: db.Inventory
         self._owners: dict[str, Owner] = {}
         #: Uuids of clusters and nodegroups that have another stack than the one in their row.
@@ -75,6 +77,10 @@ class Audit:
     def findings(self) -> Iterator[Finding]:
         """Everything that is wrong, one after the other, so that each can be mended before the next is looked for."""
         yield from self._look_at_projects()
+        try:
+            self._users = self._cloud.cluster_users()
+        except clients.CloudError as e:
+            yield Finding(f'Users of clusters could not be looked for: {e}', 'Run this again.')
         self._rows = db.take_inventory(self._db)
         for cluster in self._rows.clusters:
             busy = states.is_busy(cluster.status)
@@ -84,6 +90,7 @@ class Audit:
                     f'nodegroup {group.uuid} of cluster {cluster.uuid}', group.stack_id, busy)
         yield from self._stacks()
         yield from self._roles()
+        yield from self._users_without_a_cluster()
         yield from self._rows_without_stack()
         yield from self._other_texts()
         yield from self._stuck()
@@ -166,6 +173,15 @@ class Audit:
         if db.has_other_clusters(self._db, project_id, ''):
             raise errors.Conflict('A cluster was asked for there meanwhile.')
         self._cloud.revoke_roles(project_id)
+
+    def _users_without_a_cluster(self) -> Iterator[Finding]:
+        for uuid in sorted(set(self._users) - {cluster.uuid for cluster in self._rows.clusters}):
+            said = f'User {self._users[uuid]} can log in to the cloud for cluster {uuid}, which is not there'
+            is_ours = uuid in self._rows.known_clusters
+            yield Finding(said if is_ours else f'{said} nor was ever asked for here: it may be of another installation '
+                          'on this cloud', 'Delete the user',
+                          lambda name=uuid: self._cloud.remove_user(name, self._users[name]),  # type: ignore[misc]
+                          is_ours)
 
     # -- the rows
 

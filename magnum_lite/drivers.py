@@ -39,7 +39,7 @@ import yaml
 from jinja2 import sandbox
 from oslo_config import cfg
 
-from magnum_lite import errors, members, models
+from magnum_lite import clients, errors, members, models
 
 BUILT_IN = Path(__file__).with_name('templates')
 ENTRY_POINTS = 'magnum_lite.drivers'
@@ -63,6 +63,8 @@ MAX_REASON, MAX_REASON_LINE = 100_000, 300
 USER_DATA_SLOTS = 8
 #: PEM sizes (public part, private part) at the upper end, to weigh user-data before a key exists.
 KEY_SIZES = {'ecdsa-p256': (750, 250), 'rsa-2048': (1300, 1720)}
+#: As large as a login of a cluster is, for the same purpose.
+LOGIN_SIZE = clients.Login('x' * 64, 'x' * 50, 'x' * 200, 'x' * 40, 'x' * 4000)
 
 
 class Secret(Protocol):
@@ -226,11 +228,16 @@ def quote(value: Any) -> str:
     return re.sub(r'[^ -~]', lambda m: f'\\u{ord(m[0]):04x}' if m[0] <= '\uffff' else f'\\U{ord(m[0]):08x}', text)
 
 
-#: Filters for templates, beside Jinja's own: to base64; {a: 1} to [{key: a, value: 1}]; without a beginning.
+#: Filters for templates, beside Jinja's own: to base64; {a: 1} to [{key: a, value: 1}]; without a beginning;
+#: '--a=1 --b=2' to {a: '1', b: '2'}; {section: {key: text}} to an INI file with quoted values, without nulls.
 FILTERS: dict[str, Callable[..., Any]] = {
     'b64': lambda text: base64.b64encode(text.encode()).decode(),
     'pairs': lambda mapping, key, value: [{key: k, value: v} for k, v in mapping.items()],
     'without': lambda text, beginning: text.removeprefix(beginning),
+    'options': lambda text: dict(part.removeprefix('--').partition('=')[::2] for part in (text or '').split()),
+    'ini': lambda sections: ''.join(f'[{name}]\n' + ''.join(
+        f'{key}={json.dumps(value, ensure_ascii=False)}\n' for key, value in options.items() if value is not None)
+        for name, options in sections.items()),
 }
 
 
@@ -301,10 +308,14 @@ class Driver:
             default = label.get('default')
             if default is not None and (problem := self._problem(label['schema'], default)):
                 raise self._error(f'manifest.yaml $.labels.{name}.default', problem)
-        try:
-            re.compile(self.manifest.get('node_labels', {}).get('refused', ''), re.VERBOSE)
-        except re.error as e:
-            raise self._error('manifest.yaml $.node_labels.refused', e) from e
+        patterns = [('node_labels.refused', self.manifest.get('node_labels', {}).get('refused', '')), *(
+            (f'retired_labels.{key}', item.get(key, '')) for item in self.manifest.get('retired_labels', ())
+            for key in ('names', 'harmless'))]
+        for place, pattern in patterns:
+            try:
+                re.compile(pattern, re.VERBOSE)
+            except re.error as e:
+                raise self._error(f'manifest.yaml $.{place}', e) from e
         for item in self.manifest.get('ranges', ()):
             for label in {item['label'], item.get('per_node', item['label'])} - set(self.labels_known):
                 raise self._error('manifest.yaml $.ranges', f'there is no label {label}')
@@ -327,12 +338,18 @@ class Driver:
 
     # What a user may ask.
 
-    def check_template(self, values: Mapping[str, Any]) -> list[str]:
-        """Say in sentences what of a cluster template's fields this driver cannot do. Null counts as not given."""
+    def check_template(self, values: Mapping[str, Any], conf: cfg.ConfigOpts | None = None) -> list[str]:
+        """Say in sentences what of a cluster template's fields this driver cannot do. Null counts as not given.
+
+        A label that a field needs may be in `values`, or among the operator's defaults in `conf`.
+        """
         problems = []
+        labels = {*(values.get('labels') or ()), *(conf.drivers.label_defaults if conf else ())}
         for name, item in self.manifest.get('template_fields', {}).items():
             if (value := values.get(name)) is not None and (problem := self._problem(item['schema'], value)):
                 problems.append(self._sentence(f'{name} cannot be {value!r} with driver {self.name}: {problem}', item))
+            elif (needed := item.get('needs_label', {}).get(value)) and needed not in labels:
+                problems.append(self._sentence(f'{name} {value} needs the label {needed}', item))
         return problems
 
     def check_labels(self, labels: Mapping[str, str], conf: cfg.ConfigOpts) -> list[str]:
@@ -340,7 +357,11 @@ class Driver:
         problems, known = [], [*self.labels_known, *self._aliases]
         for given, value in labels.items():
             name = self._aliases.get(given, given)
-            if name not in self.labels_known:
+            if name not in self.labels_known and (retired := self._retired(name)):
+                if value != '' and not re.fullmatch(retired.get('harmless', ''), value, re.VERBOSE | re.IGNORECASE):
+                    problems.append(f'Driver {self.name} does nothing for the label {given}={value!s:.80}: '
+                                    f'{retired["text"]}')
+            elif name not in self.labels_known:
                 near = difflib.get_close_matches(given, known, n=1)
                 hint = f'did you mean {near[0]}?' if near else f'it knows {", ".join(sorted(self.labels_known))}'
                 problems.append(f'Driver {self.name} has no label {given!r}; {hint}')
@@ -350,6 +371,11 @@ class Driver:
                 problem = f'Label {given} cannot be {value!r}: {problem}'
                 problems.append(self._sentence(problem, self.labels_known[name]))
         return problems
+
+    def _retired(self, name: str) -> dict[str, Any] | None:
+        """What the manifest says of a label that others know and this driver does not."""
+        return next((item for item in self.manifest.get('retired_labels', ())
+                     if re.fullmatch(item['names'], name, re.VERBOSE)), None)
 
     def check_node_labels(self, labels: Mapping[str, str]) -> list[str]:
         """Say in sentences which labels of nodes the engine keeps for itself. Their spelling is not looked at."""
@@ -426,7 +452,8 @@ class Driver:
         secrets = {name: types.SimpleNamespace(certificate=_noise(public), trusted=_noise(public * 2),
                                                private_key=_noise(private))
                    for name, (public, private) in sizes.items()}
-        for text in self._user_data(self.manifest['stack'], context, secrets).values():
+        login = LOGIN_SIZE if self.wants_cloud_user(conf, cluster) else None
+        for text in self._user_data(self.manifest['stack'], context, secrets, login).values():
             if (length := len(text) + PLACEHOLDER_ROOM) > MAX_USER_DATA:
                 problems.append(f'The user-data of a node would have {length} bytes, and Nova takes {MAX_USER_DATA}; '
                                 'shorten labels, keys or proxy settings')
@@ -487,16 +514,19 @@ class Driver:
 
     # What Heat gets.
 
-    def render(self, conf: cfg.ConfigOpts, cluster: models.Cluster, secrets: Mapping[str, Secret]) -> Rendered:
+    def render(self, conf: cfg.ConfigOpts, cluster: models.Cluster, secrets: Mapping[str, Secret],
+               login: clients.Login | None = None) -> Rendered:
         """Render the root stack of a cluster, with all members of its default nodegroups.
 
-        Needs `template` and `nodegroups` with their nodes; `secrets` holds all of `keys` and `certificates`. The same
-        rows always give the same template. Raises `DriverError` with the place in the folder.
+        Needs `template` and `nodegroups` with their nodes; `secrets` holds all of `keys` and `certificates`, `login` is
+        of the cluster's user in the cloud, if it has one. The same rows always give the same template. Raises
+        `DriverError` with the place in the folder.
         """
-        return self._render(self.manifest['stack'], self._context(conf, cluster), secrets)
+        return self._render(self.manifest['stack'], self._context(conf, cluster), secrets, login)
 
     def render_nodegroup(self, conf: cfg.ConfigOpts, cluster: models.Cluster, group: models.NodeGroup,
-                         secrets: Mapping[str, Secret], *, outputs: Mapping[str, Any]) -> Rendered:
+                         secrets: Mapping[str, Secret], *, outputs: Mapping[str, Any],
+                         login: clients.Login | None = None) -> Rendered:
         """Render the root stack of one further nodegroup; `outputs` are those of the cluster's stack.
 
         Otherwise as `render`. Raises `DriverError` if the driver has no such stack, too.
@@ -504,7 +534,7 @@ class Driver:
         if 'nodegroup_stack' not in self.manifest:
             raise errors.DriverError(f'driver {self.name} makes no nodegroups beside the default ones')
         context = self._context(conf, cluster, group) | {'outputs': outputs}
-        return self._render(self.manifest['nodegroup_stack'], context, secrets)
+        return self._render(self.manifest['nodegroup_stack'], context, secrets, login)
 
     # What Heat has already, and how it changes.
 
@@ -598,6 +628,11 @@ class Driver:
             values[version] = rendered.parameters[version]
         return values
 
+    def wants_cloud_user(self, conf: cfg.ConfigOpts, cluster: models.Cluster) -> bool:
+        """Whether a cluster that is made now gets a user of its own in the cloud."""
+        wanted = self.manifest.get('cloud_user')
+        return wanted is not None and bool(self._evaluate(wanted, self._context(conf, cluster)))
+
     def load_balancers_text(self, cluster: models.Cluster) -> str | None:
         """What the description of a load balancer holds that was made inside the cluster; None: nothing makes any."""
         expression = self.manifest.get('load_balancers')
@@ -615,12 +650,14 @@ class Driver:
         if further is not None:
             groups, labels = {'worker': seen(further)}, labels | (further.labels or {})
         context = {'cluster': cluster, 'template': cluster.template, 'labels': self.labels(conf, labels),
-                   'groups': groups, 'node_timeout_s': node_timeout_s(conf, cluster)}
+                   'groups': groups, 'node_timeout_s': node_timeout_s(conf, cluster),
+                   'has_cluster_users': has_cluster_users(conf)}
         for name, expression in self.manifest.get('facts', {}).items():
             context[name] = self._evaluate(expression, context)
         return context
 
-    def _render(self, stack: dict[str, Any], context: dict[str, Any], secrets: Mapping[str, Secret]) -> Rendered:
+    def _render(self, stack: dict[str, Any], context: dict[str, Any], secrets: Mapping[str, Secret],
+                login: clients.Login | None) -> Rendered:
         if missing := sorted({*self.keys, *self.certificates} - set(secrets)):
             raise errors.DriverError(f'driver {self.name}: no secrets given for {", ".join(missing)}')
         template, read = self._template(stack['template'], context)
@@ -634,17 +671,19 @@ class Driver:
                                   for name, label in self.labels_known.items() if 'parameter' in label}
         values |= {name: self._evaluate(expression, context)
                    for name, expression in self.manifest.get('parameters', {}).items() if name in declared}
-        values |= self._user_data(stack, context, secrets)
+        values |= self._user_data(stack, context, secrets, login)
         return Rendered(template, files, {
             name: value for name, value in values.items() if name in declared and value is not None})
 
     def _user_data(
-            self, stack: dict[str, Any], context: dict[str, Any], secrets: Mapping[str, Secret]) -> dict[str, str]:
+            self, stack: dict[str, Any], context: dict[str, Any], secrets: Mapping[str, Secret],
+            login: clients.Login | None) -> dict[str, str]:
         """Make the user-data of each role, by parameter name."""
         texts = {}
         envelope = self._ignition if self.manifest.get('envelope') == 'ignition' else self._cloud_config
         for parameter, item in stack.get('user_data', {}).items():
-            inner = {**context, 'role': item['role'], 'group': context['groups'][item['role']], 'secrets': secrets}
+            inner = {**context, 'role': item['role'], 'group': context['groups'][item['role']], 'secrets': secrets,
+                     'login': login}
             _, node = self._template(item['template'], inner)
             try:
                 texts[parameter] = envelope(node, inner)
@@ -912,6 +951,12 @@ def node_timeout_s(conf: cfg.ConfigOpts, cluster: models.Cluster) -> int:
     """Return the seconds a node has to report, which are fewer than its stack has."""
     stack_s = (cluster.create_timeout or conf.cluster_heat.create_timeout) * 60
     return min(max(stack_s - TIMEOUT_MARGIN_S, stack_s * 3 // 4), MAX_WAIT_S)
+
+
+def has_cluster_users(conf: cfg.ConfigOpts) -> bool:
+    """Whether the operator has provided for clusters to get users of their own: a domain, and roles."""
+    return bool((conf.trust.trustee_domain_id or conf.trust.trustee_domain_name)
+                and (conf.trust.roles or conf.identity.project_roles))
 
 
 def load(conf: cfg.ConfigOpts) -> dict[str, Driver]:

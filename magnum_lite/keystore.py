@@ -19,6 +19,9 @@ from sqlalchemy import orm
 from magnum_lite import certs, db, models
 
 BACKEND = 'database'
+#: Purpose of what is no key of a driver: the password of the user that a cluster has in the cloud. What may be shown of
+#: it is the user's id, '' until it is known.
+CLOUD_USER = 'cloud-user'
 
 
 class KeyStoreError(Exception):

@@ -312,7 +312,7 @@ class Key(Base):
     __table_args__ = (sa.UniqueConstraint('cluster_id', 'purpose', 'is_next'), Base.__table_args__)
 
     cluster_id: Mapped[Uuid] = mapped_column(sa.ForeignKey('clusters.uuid', ondelete='CASCADE'), index=True)
-    #: A name under `keys` of the driver's manifest.
+    #: A name under `keys` of the driver's manifest, or one of `keystore`'s own.
     purpose: Mapped[str] = mapped_column(sa.String(40))
     #: It takes the place of the other one of its purpose when the exchange of authorities is over.
     is_next: Mapped[bool] = mapped_column(default=False)

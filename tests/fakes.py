@@ -72,6 +72,9 @@ class FakeCloud:
     missing: set[str] = field(default_factory=set)
 
     granted: set[str] = field(default_factory=set)
+    #: Users of clusters: by name id and password, and by id the projects on which they have roles.
+    cluster_logins: dict[str, tuple[str, str]] = field(default_factory=dict)
+    user_grants: dict[str, set[str]] = field(default_factory=dict)
     #: Projects that are not as they should be: 'disabled' or 'gone'.
     project_states: dict[str, str] = field(default_factory=dict)
     balancers: dict[str, clients.LoadBalancer] = field(default_factory=dict)
@@ -107,6 +110,34 @@ class FakeCloud:
     def revoke_roles(self, project_id: str) -> None:
         with self.call('revoke_roles'):
             self.granted.discard(project_id)
+
+    def make_user(self, name: str, password: str) -> str:
+        with self.call('make_user'):
+            user_id, _ = self.cluster_logins.get(name, (uuid.uuid4().hex, ''))
+            self.cluster_logins[name] = user_id, password
+        return user_id
+
+    def grant_user(self, user_id: str, project_id: str) -> None:
+        with self.call('grant_user'):
+            known = {known for known, _ in self.cluster_logins.values()}
+            if self.project_states.get(project_id) == 'gone' or user_id not in known:
+                raise clients.Gone('no such project, or no such user (HTTP 404)')
+            self.user_grants.setdefault(user_id, set()).add(project_id)
+
+    def remove_user(self, name: str, user_id: str = '') -> None:
+        with self.call('remove_user'):
+            known = self.cluster_logins.get(name)
+            if known and user_id in ('', known[0]):
+                del self.cluster_logins[name]
+                self.user_grants.pop(known[0], None)  # Keystone forgets them with the user
+
+    def cluster_users(self) -> dict[str, str]:
+        with self.call('cluster_users'):
+            return {name: user_id for name, (user_id, _) in self.cluster_logins.items()}
+
+    def login(self, user_id: str, password: str) -> clients.Login:
+        with self.call('login'):
+            return clients.Login(user_id, password, 'http://keystone/v3', 'RegionOne')
 
     def projects_with_role(self) -> list[str]:
         with self.call('projects_with_role'):

@@ -134,6 +134,23 @@ def test_role_without_a_cluster_is_taken_back_when_the_stacks_are_gone(
     assert examine() == 0
 
 
+def test_user_of_a_cluster_that_is_gone_is_deleted_and_a_strange_one_only_named(
+        examine: Doctor, database: db.Database, cloud: fakes.FakeCloud, complete: fakes.FakeStack,
+        cluster: str) -> None:
+    ours, strange = cloud.make_user(cluster, 'secret'), cloud.make_user(OTHER, 'secret')
+
+    assert examine(fix=True) == 1
+    assert examine.said[0] == (
+        f'User {strange} can log in to the cloud for cluster {OTHER}, which is not there nor was ever asked for here: '
+        'it may be of another installation on this cloud. Delete the user (--fix does).')
+    assert set(cloud.cluster_logins) == {cluster, OTHER}
+
+    destroy(database)
+    examine(fix=True)
+    assert f'User {ours} can log in to the cloud for cluster {cluster}, which is not there' in examine.asked
+    assert set(cloud.cluster_logins) == {OTHER}
+
+
 def test_what_may_be_anothers_is_left_alone(examine: Doctor, cloud: fakes.FakeCloud,
                                             complete: fakes.FakeStack) -> None:
     cloud.granted.add('p2')
@@ -351,7 +368,7 @@ def test_cloud_that_is_away_is_said_and_the_rest_is_done(examine: Doctor, cloud:
     assert examine.said[:2] == [
         'Projects without clusters could not be looked for: projects_with_role: refused. Run this again.',
         'Project p1 could not be looked at: project_state: refused. Run this again.']
-    assert examine.said[-1] == 'Found: 3. Mended: 1.'
+    assert examine.said[-1] == 'Found: 4. Mended: 1.'
 
 
 def test_mending_that_fails_is_said(examine: Doctor, database: db.Database, cloud: fakes.FakeCloud,

@@ -21,7 +21,7 @@ import pytest
 import yaml
 from oslo_config import cfg
 
-from magnum_lite import certs, config, drivers, errors, members, models
+from magnum_lite import certs, clients, config, drivers, errors, members, models
 
 FOLDERS = sorted(p.name for p in drivers.BUILT_IN.iterdir() if (p / 'manifest.yaml').is_file())
 SCRIPTS = sorted(drivers.BUILT_IN.glob('*/files/*.sh'))
@@ -30,6 +30,8 @@ SCRIPTS = sorted(drivers.BUILT_IN.glob('*/files/*.sh'))
 HOSTILE = 'a"b\'c\\n\n{{ 7*7 }}{% x %}$(id)`id` &a *a !!x - : # @@SIGNAL_TOKEN@@ é\u0085\u2028 \U0001f600\x7f'
 
 LIFE = datetime.timedelta(days=1)
+
+LOGIN = clients.Login('the-user', 'the "pass\\word"', 'https://keystone.example/v3', 'RegionOne', 'CERTIFICATE\n')
 
 
 @pytest.fixture
@@ -640,11 +642,17 @@ def test_only_masters_get_the_keys_of_authorities(
 
 def test_every_label_but_the_informative_reaches_a_parameter_or_the_shape(
         driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
-    cluster = a_cluster(driver, masters=3, docker_volume_size=2)
+    conf.set_override('trustee_domain_id', 'users', 'trust')
+    clusters = [a_cluster(driver, masters=3, docker_volume_size=2, project_id='p1', template={
+        'volume_driver': 'cinder', 'network_driver': network}) for network in (None, 'calico')]
 
-    def rendered(labels: dict[str, str]) -> drivers.Rendered:
-        cluster.labels = labels
-        return driver.render(conf, cluster, secrets)
+    def rendered(labels: dict[str, str]) -> list[drivers.Rendered]:
+        made = []
+        for cluster in clusters:
+            cluster.labels = labels
+            login = LOGIN if driver.wants_cloud_user(conf, cluster) else None
+            made.append(driver.render(conf, cluster, secrets, login))
+        return made
 
     plain = rendered({})
     for name, label in driver.labels_known.items():
@@ -739,6 +747,174 @@ def test_a_label_and_its_older_name_together_are_refused(conf: cfg.ConfigOpts) -
         'Label fixed_network_cidr is another name of fixed_subnet_cidr; give one of them']
 
 
+@pytest.mark.parametrize(('label', 'value', 'words'), [
+    ('heat_container_agent_tag', 'wallaby-stable-1', ''), ('metrics_server_chart_tag', 'v3.7.0', ''),
+    ('monitoring_retention_days', '14', ''), ('cert_manager_api', 'true', ''), ('kube_dashboard_enabled', 'False', ''),
+    ('kube_dashboard_enabled', 'true', 'post_install_manifest_url'), ('kube_dashboard_enabled', '', ''),
+    ('monitoring_enabled', 'true', 'post_install_manifest_url'), ('keystone_auth_enabled', 'true', 'kubeconfig'),
+    ('cgroup_driver', 'systemd', ''), ('cgroup_driver', 'cgroupfs', 'kubeadm'), ('ingress_controller', 'nginx', 'come'),
+    ('hyperkube_prefix', 'k8s.gcr.io/', 'container_infra_prefix'), ('selinux_mode', 'enforcing', 'do not have it'),
+])
+def test_labels_of_old_templates_are_borne_unless_they_ask_for_what_is_not_there(
+        conf: cfg.ConfigOpts, label: str, value: str, words: str) -> None:
+    driver = drivers.load(conf)['k8s_ubuntu']
+
+    problems = driver.check_labels({label: value}, conf)
+
+    assert [label in problem and words in problem for problem in problems] == [True] * bool(words)
+    assert label not in driver.labels(conf, {label: value})
+
+
+# What acts on the cloud from inside.
+
+
+@pytest.fixture
+def integrated(conf: cfg.ConfigOpts) -> cfg.ConfigOpts:
+    """An operator has provided for clusters to get users."""
+    conf.set_override('trustee_domain_name', 'magnum', 'trust')
+    return conf
+
+
+@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+def test_a_cluster_gets_a_user_where_an_operator_has_provided_for_it(
+        driver: drivers.Driver, conf: cfg.ConfigOpts) -> None:
+    def wants(**labels: str) -> bool:
+        return driver.wants_cloud_user(conf, a_cluster(driver, labels=labels))
+
+    assert not wants()
+    conf.set_override('trustee_domain_name', 'magnum', 'trust')
+    assert wants() and not wants(cloud_provider_enabled='false')
+    conf.set_override('project_roles', [], 'identity')
+    assert not wants(), 'nobody could say with which roles'
+    conf.set_override('roles', ['member'], 'trust')
+    assert wants()
+
+
+@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize('tag', ['v1.20.2', 'v1.26.0', 'v1.35.9'])
+def test_only_masters_get_the_login_and_apply_what_uses_it(
+        driver: drivers.Driver, integrated: cfg.ConfigOpts, secrets: dict[str, certs.Pair], tag: str) -> None:
+    cluster = a_cluster(driver, labels={'kube_tag': tag}, project_id='p1', template={
+        'volume_driver': 'cinder', 'external_network_id': str(uuid.UUID(int=1))})
+
+    rendered = driver.render(integrated, cluster, secrets, LOGIN)
+
+    assert driver.check_cluster(integrated, cluster) == []
+    texts = user_data(driver, rendered)
+    assert LOGIN.user_id not in rendered.template + ''.join(rendered.files.values())
+    assert LOGIN.user_id not in str(unpacked(texts['worker_user_data']))
+    files = unpacked(texts['master_user_data'])
+    secret = read_yaml(files['/etc/magnum-lite/cloud.yaml'].removeprefix('---'))
+    assert secret['stringData']['ca.pem'] == LOGIN.ca
+    assert secret['stringData']['cloud.conf'].splitlines() == [
+        '[Global]', 'auth-url="https://keystone.example/v3"', 'user-id="the-user"', r'password="the \"pass\\word\""',
+        'tenant-id="p1"', 'region="RegionOne"', 'ca-file="/etc/config/ca.pem"', '[LoadBalancer]',
+        'floating-network-id="00000000-0000-0000-0000-000000000001"', 'lb-method="ROUND_ROBIN"',
+        'create-monitor="true"']
+    objects = [found for name in ('cloud-controller', 'cinder-csi')
+               for found in yaml.safe_load_all(files[f'/opt/magnum-lite/{name}.yaml'])]
+    assert all(found['apiVersion'] and found['kind'] and found['metadata']['name'] for found in objects)
+    with_login = {found['metadata']['name'] for found in objects if "'secretName': 'cloud-config'" in str(found)}
+    assert with_login == {'openstack-cloud-controller-manager', 'csi-cinder-controllerplugin'} | (
+        set() if tag == 'v1.35.9' else {'csi-cinder-nodeplugin'})
+    images = {found['image'].rpartition(':') for found in walk(objects) if isinstance(found, dict) and 'image' in found}
+    assert {version for name, _, version in images if name.endswith(('manager', 'plugin'))} == {
+        tag.rpartition('.')[0] + '.0'}
+    assert all('"cloud-provider": "external"' in text or '"value": "external"' in text
+               for text in (files['/etc/magnum-lite/init.yaml'], unpacked(texts['worker_user_data'])[
+                   '/etc/magnum-lite/join.yaml']))
+
+
+@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+def test_every_image_comes_from_the_registry_that_is_given(
+        driver: drivers.Driver, integrated: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    cluster = a_cluster(driver, labels={'container_infra_prefix': 'mirror.example/x/'}, project_id='p1',
+                        template={'volume_driver': 'cinder'})
+
+    files = unpacked(user_data(driver, driver.render(integrated, cluster, secrets, LOGIN))['master_user_data'])
+
+    images = [found for text in files.values() for found in re.findall(r'"image": "([^"]*)"', text)]
+    assert len(images) == 10 and all(re.fullmatch(r'mirror\.example/x/[a-z-]+:[a-z0-9.-]+', image) for image in images)
+    assert read_yaml(files['/etc/magnum-lite/init.yaml'].split('---')[2])['imageRepository'] == 'mirror.example/x'
+    assert "IMAGE_REPOSITORY=mirror.example/x\n" in files['/etc/magnum-lite/node.env']
+
+
+@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+def test_a_cluster_without_a_user_is_as_it_was(
+        driver: drivers.Driver, integrated: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    """One that was made before an operator provided for users stays without: its nodes would wait for ever."""
+    cluster = a_cluster(driver)
+
+    now = driver.render(integrated, cluster, secrets)
+
+    integrated.clear_override('trustee_domain_name', 'trust')
+    assert now == driver.render(integrated, cluster, secrets)
+    assert 'external' not in unpacked(now.parameters['worker_user_data'])['/etc/magnum-lite/join.yaml']
+
+
+@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize(('network', 'labels', 'ports', 'pairs'), [
+    ('flannel', {}, {('udp', 8472), ('udp', 8285)}, False),
+    ('flannel', {'flannel_backend': 'host-gw'}, {('udp', 8472), ('udp', 8285)}, True),
+    ('calico', {}, {('4', None), ('tcp', 179), ('udp', 4789), ('tcp', 5473)}, True),
+    ('calico', {'calico_ipv4pool_ipip': 'Always'}, {('4', None), ('tcp', 179), ('udp', 4789), ('tcp', 5473)}, False),
+    ('cilium', {}, {('udp', 8472), ('tcp', 4240)}, False)])
+def test_each_pod_network_has_its_ports(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair], network: str,
+        labels: dict[str, str], ports: set[tuple[str, int | None]], pairs: bool) -> None:
+    cluster = a_cluster(driver, template={'network_driver': network}, labels=labels | {
+        'network_manifest_url': 'file:///opt/network.yaml', 'calico_ipv4pool': '10.99.0.0/16'})
+
+    parsed = parse(driver.render(conf, cluster, secrets))
+
+    rules = parsed['']['resources']['node_security_group']['properties']['rules']
+    assert {(rule['protocol'], rule.get('port_range_min')) for rule in rules} == ports | {
+        ('tcp', 22), ('icmp', None), ('tcp', 10250)}
+    found = [r['properties'].get('allowed_address_pairs') for tree in parsed.values()
+             for r in (tree.get('resources') or {}).values() if r['type'] == 'OS::Neutron::Port']
+    assert found == [[{'ip_address': '10.99.0.0/16'}] if pairs else None] * len(found) != []
+
+
+@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+def test_registries_are_asked_where_the_labels_say(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    cluster = a_cluster(driver, template={'insecure_registry': 'plain.example:5000'}, labels={
+        'registry_mirrors': 'docker.io=https://mirror.example:5000,ghcr.io=http://harbor.example/v2/ghcr',
+        'registry_ca': 'UEVN', 'container_infra_prefix': 'own.example:443/x'})
+
+    for text in user_data(driver, driver.render(conf, cluster, secrets)).values():
+        files = unpacked(text)
+        assert files['/etc/magnum-lite/registry-ca.b64'] == 'UEVN'
+        assert {path.split('/')[4]: content for path, content in files.items() if path.endswith('/hosts.toml')} == {
+            'docker.io': '[host."https://mirror.example:5000"]\n  ca = "/etc/containerd/registry-ca.pem"\n',
+            'ghcr.io': '[host."http://harbor.example/v2/ghcr"]\n  override_path = true\n',
+            'own.example:443': '[host."https://own.example:443"]\n  ca = "/etc/containerd/registry-ca.pem"\n',
+            'plain.example:5000': '[host."http://plain.example:5000"]\n'}
+
+
+@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize(('tag', 'shape'), [('v1.30.0', dict), ('v1.35.9', list)])
+def test_options_of_components_are_kubeadms_and_ours_win(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair], tag: str, shape: type) -> None:
+    cluster = a_cluster(driver, labels={
+        'kube_tag': tag, 'kubelet_options': '--v=4 --node-ip=192.0.2.1', 'kubeapi_options': '--a=b=c',
+        'kubecontroller_options': '--d=1', 'kubescheduler_options': '--e=2', 'admission_control_list': 'One,Two'})
+
+    files = unpacked(user_data(driver, driver.render(conf, cluster, secrets))['master_user_data'])
+
+    def read(where: Any) -> dict[str, str]:
+        assert isinstance(where, shape)
+        return where if isinstance(where, dict) else {item['name']: item['value'] for item in where}
+
+    init, configuration, _ = yaml.safe_load_all(files['/etc/magnum-lite/init.yaml'])
+    kubelet = read(init['nodeRegistration']['kubeletExtraArgs'])
+    assert (kubelet['v'], kubelet['node-ip']) == ('4', '@@NODE_ADDRESS@@')
+    assert read(configuration['apiServer']['extraArgs']) == {
+        'a': 'b=c', 'enable-admission-plugins': 'NodeRestriction,One,Two'}
+    assert read(configuration['scheduler']['extraArgs']) == {'e': '2'}
+    assert read(configuration['controllerManager']['extraArgs'])['d'] == '1'
+
+
 # Templates and clusters that cannot be.
 
 
@@ -747,9 +923,22 @@ def test_fields_of_a_template_are_checked(conf: cfg.ConfigOpts) -> None:
 
     assert driver.template_defaults == {'network_driver': 'flannel'}
     assert driver.check_template({'network_driver': None, 'volume_driver': 'cinder', 'tls_disabled': False}) == []
-    assert driver.check_template({'network_driver': 'calico', 'tls_disabled': True}) == [
-        "network_driver cannot be 'calico' with driver k8s_ubuntu: it must be one of flannel",
+    assert driver.check_template({'network_driver': 'weave', 'tls_disabled': True}) == [
+        "network_driver cannot be 'weave' with driver k8s_ubuntu: it must be one of flannel, calico, cilium (flannel "
+        'comes with the cluster, of others the manifest is applied that the label names)',
         'tls_disabled cannot be True with driver k8s_ubuntu: it must be False (kubeadm serves its API by TLS only)']
+
+
+def test_a_pod_network_that_does_not_come_with_the_cluster_needs_its_manifest(conf: cfg.ConfigOpts) -> None:
+    driver = drivers.load(conf)['k8s_ubuntu']
+    label = {'network_manifest_url': 'https://mirror.example/calico.yaml'}
+
+    [problem] = driver.check_template({'network_driver': 'calico', 'labels': {}}, conf)
+
+    assert problem.startswith('network_driver calico needs the label network_manifest_url (')
+    assert driver.check_template({'network_driver': 'calico', 'labels': label}, conf) == []
+    conf.set_override('label_defaults', label, 'drivers')
+    assert driver.check_template({'network_driver': 'calico', 'labels': {}}, conf) == []
 
 
 @pytest.mark.parametrize(('changes', 'words'), [
@@ -761,10 +950,16 @@ def test_fields_of_a_template_are_checked(conf: cfg.ConfigOpts) -> None:
     ({'labels': {'flannel_network_subnetlen': '17'}}, ['room for 2 nodes', '3 are asked for']),
     ({'labels': {'fixed_subnet_cidr': '10.0.0.0/30'}}, ['room for 0 nodes', '3 are asked for']),
     ({'workers': 150, 'labels': {'fixed_subnet_cidr': '10.0.0.0/16'}}, ['1089 resources', '1000']),
+    ({'labels': {'cloud_provider_enabled': 'true'}}, ['trustee_domain_id', 'cloud_provider_enabled']),
+    ({'template': {'volume_driver': 'cinder'}, 'labels': {'cinder_csi_enabled': 'true'}}, ['cinder_csi_enabled to']),
+    ({'template': {'network_driver': 'cilium'}}, ['network_manifest_url']),
+    ({'labels': {'containerd_version': '2.1.5'}}, ['containerd_tarball_url']),
     ({'public_key': 'k' * 40000}, ['user-data', str(drivers.MAX_USER_DATA)]),
 ])
 def test_limits_are_said_before_they_bite(conf: cfg.ConfigOpts, changes: dict[str, Any], words: list[str]) -> None:
     driver = drivers.load(conf)['k8s_ubuntu']
+    if 'template' in changes:
+        changes['template'].setdefault('external_network_id', 'public')
 
     problems = driver.check_cluster(conf, a_cluster(driver, **changes))
 

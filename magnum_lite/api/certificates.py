@@ -11,7 +11,7 @@ import datetime
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from magnum_lite import certs, db, drivers, errors, models, schema, states
+from magnum_lite import certs, db, drivers, errors, keystore, models, schema, states
 from magnum_lite.api import clusters, nodegroups, request
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CERTIFICATE, KUBECONFIG
@@ -85,8 +85,11 @@ def rotate(req: Request) -> Answer:
 
 
 def rotate_credentials(req: Request) -> NoReturn:
-    """Exchange what a cluster signs in to the cloud with. No driver gives its clusters any."""
-    cluster, _ = db.list_certificates(req.services.db, req.scope, req.path['ident'])
+    """Exchange what a cluster logs in to the cloud with. Those that have it keep it as long as they live."""
+    cluster, stored = db.list_certificates(req.services.db, req.scope, req.path['ident'])
+    if keystore.CLOUD_USER in stored:
+        raise errors.Invalid(f'Cluster {cluster.uuid} has a user of its own in the cloud, whose password is not '
+                             'rotated: it ends with the cluster. Make a new cluster instead.')
     raise errors.Invalid(f'Driver {cluster.driver} gives its clusters no credentials for the cloud, so cluster '
                          f'{cluster.uuid} has none to rotate.')
 

@@ -105,7 +105,8 @@ def _check_driver(req: Request, values: dict[str, Any], changed: dict[str, Any])
                           coe=values['coe'], name=values['driver'])
     anew = not changed.keys().isdisjoint(('driver', 'server_type', 'cluster_distro', 'coe'))
     labels = values['labels'] if anew or 'labels' in changed else {}
-    request.refuse(driver.check_template(values if anew else changed) + driver.check_labels(labels, req.conf))
+    fields = values if anew else changed | {'labels': values['labels']}
+    request.refuse(driver.check_template(fields, req.conf) + driver.check_labels(labels, req.conf))
 
 
 def create(req: Request) -> Answer:
@@ -123,7 +124,7 @@ def create(req: Request) -> Answer:
     driver = drivers.find(req.conf, server_type=values['server_type'], os_distro=distro,
                           coe=values['coe'], name=values['driver'])
     values = driver.template_defaults | {k: v for k, v in values.items() if v is not None}
-    request.refuse(driver.check_template(values) + driver.check_labels(values['labels'], req.conf))
+    request.refuse(driver.check_template(values, req.conf) + driver.check_labels(values['labels'], req.conf))
     values['uuid'] = str(uuidlib.UUID(values.get('uuid') or uuidutils.generate_uuid()))
     values.setdefault('name', request.random_name('template'))
     values['cluster_distro'] = distro

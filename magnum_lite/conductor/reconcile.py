@@ -146,12 +146,14 @@ def _create(task: steps.Task) -> None:
         _undo(task)
     steps.ensure_project_role(task)
     steps.ensure_keys(task)
+    steps.ensure_cluster_user(task)
     _converge(task)
 
 
 def _undo(task: steps.Task) -> None:
     """A create that is to be stopped: take away what there is of it. Raises Retry meanwhile, and then Failed."""
     cluster = task.cluster
+    steps.ensure_no_cluster_user(task)
     if cluster.stack_text is not None:
         steps.ensure_gone(task, cluster)
         with task.save(stack_id=None, stack_text=None) as session:
@@ -185,6 +187,7 @@ def _forget(task: steps.Task, blocked_by: Exception | None) -> None:
 
 def _empty(task: steps.Task) -> None:
     """Have nothing of the cluster left in the cloud: what was made inside it, further nodegroups, its own stack."""
+    steps.ensure_no_cluster_user(task)
     if task.cluster.stack_text is not None:  # else nothing was ever sent to Heat
         steps.ensure_project_role(task)
         steps.ensure_no_load_balancers(task)

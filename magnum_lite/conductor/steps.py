@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import random
+import secrets as token
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -228,6 +229,56 @@ def ensure_keys(task: Task) -> None:
                 task.world.keystore.put(session, cluster.uuid, purpose, pair, is_next=is_next)
 
 
+def ensure_cluster_user(task: Task) -> None:
+    """Make the user that a cluster has in the cloud, if it is to have one, with roles on its project.
+
+    Its password is stored first and never changes, so that whoever makes it again means the same user.
+    """
+    world, cluster = task.world, task.cluster
+    if cluster.stack_id is not None:
+        return
+    with _driver_errors(task):
+        if not task.driver.wants_cloud_user(world.conf, cluster):
+            return
+    if _cloud_user(task) is None:
+        made = certs.Pair('', f'{token.token_urlsafe(32)}-aA1')  # of all kinds that rules for passwords ask for
+        with task.save() as session:
+            world.keystore.put(session, cluster.uuid, keystore.CLOUD_USER, made)
+    row = _cloud_user(task)
+    if row is None or row.certificate:
+        return
+    task.note()
+    try:
+        user_id = world.cloud.make_user(cluster.uuid, world.keystore.open(row).private_key)
+        world.cloud.grant_user(user_id, cluster.project_id)
+    except clients.Refused as e:
+        raise errors.Failed('INTERNAL', f'The service may not make a user for this cluster. {e}. An operator has to '
+                            'give it the role admin on the domain that [trust] names.') from e
+    try:
+        with task.save() as session:
+            session.execute(sa.update(models.Key).where(models.Key.id == row.id).values(certificate=user_id))
+    except errors.LeaseLost:
+        if _cloud_user(task) is None:  # the cluster was deleted while we were stopped: nobody knows of this user
+            world.cloud.remove_user(cluster.uuid, user_id)
+        raise
+
+
+def ensure_no_cluster_user(task: Task) -> None:
+    """Remove the user that a cluster has in the cloud, before anything else: nothing inside gets a token any more."""
+    row = _cloud_user(task)
+    if row is not None:
+        task.note()
+        task.world.cloud.remove_user(task.cluster.uuid, row.certificate)
+        with task.save() as session:
+            session.execute(sa.delete(models.Key).where(models.Key.id == row.id))
+
+
+def _cloud_user(task: Task) -> models.Key | None:
+    """What is stored of the cluster's user. It is not opened: a delete must not need the key store."""
+    return next((key for key in db.list_keys(task.world.db, task.cluster.uuid)
+                 if key.purpose == keystore.CLOUD_USER), None)
+
+
 def secrets(task: Task) -> dict[str, certs.Pair]:
     """The cluster's keys, and the short-lived client certificates that new nodes join with, by name."""
     pairs = task.world.keystore.load(task.world.db, task.cluster)
@@ -343,14 +394,23 @@ class StackFailed(errors.Failed):
 
 def _rendered(task: Task, owner: Owner) -> drivers.Rendered:
     """The owner's stack as the rows want it, rendered by the release that runs now. Raises Failed."""
-    conf, cluster = task.world.conf, task.cluster
-    try:
+    conf, cluster, pairs = task.world.conf, task.cluster, secrets(task)
+    user = pairs.pop(keystore.CLOUD_USER, None)
+    login = task.world.cloud.login(user.certificate, user.private_key) if user else None
+    with _driver_errors(task):
         if isinstance(owner, models.NodeGroup):
             outputs = task.stacks.outputs(cluster.stack_id or '')
-            return task.driver.render_nodegroup(conf, cluster, owner, secrets(task), outputs=outputs)
-        return task.driver.render(conf, cluster, secrets(task))
+            return task.driver.render_nodegroup(conf, cluster, owner, pairs, outputs=outputs, login=login)
+        return task.driver.render(conf, cluster, pairs, login)
+
+
+@contextlib.contextmanager
+def _driver_errors(task: Task) -> Iterator[None]:
+    """Have what is wrong with a driver folder, or with a default of the operator, fail the operation."""
+    try:
+        yield
     except errors.DriverError as e:
-        LOG.error('Cluster %s: %s', cluster.uuid, e)
+        LOG.error('Cluster %s: %s', task.cluster.uuid, e)
         raise errors.Failed('INTERNAL', f'The template of this cluster could not be made: {e}') from e
 
 

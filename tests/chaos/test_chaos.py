@@ -128,6 +128,7 @@ def service(sandbox: Sandbox, tmp_path: pathlib.Path) -> Iterator[Service]:
         'conductor': {'lease': LEASE_S, 'tick': 1, 'watch_interval': 1.5},
         'heat_notifications': {'transport_url': services.RABBITMQ, 'pool': pool},
         'drivers': {'path': DRIVERS}, 'quotas': {'max_clusters_per_project': 1000},
+        'trust': {'trustee_domain_name': 'magnum'},
         'oslo_messaging_rabbit': {'heartbeat_timeout_threshold': 10}})
     try:
         yield made

@@ -195,6 +195,12 @@ class Project:
                  if u.default_project_id == p.id]
         return [p.id for p in projects] + users
 
+    def cluster_users(self) -> set[str]:
+        """Ids of the users that clusters have in this project: nobody else was given a role."""
+        known = self.sandbox.service_user_id, self.cloud.current_user_id
+        return {a.user['id'] for a in self.sandbox.admin.identity.role_assignments(scope_project_id=self.id)
+                if a.user and a.user['id'] not in known}
+
     def leftovers(self) -> dict[str, list[str]]:
         """What there is in this project, by kind; only the kinds of which there is something."""
         cloud, identity = self.cloud, self.sandbox.admin.identity
@@ -210,6 +216,9 @@ class Project:
                                 if g.name != 'default'],
             'roles of the service': [a.role['id'] for a in identity.role_assignments(
                 scope_project_id=self.id, user_id=self.sandbox.service_user_id)],
+            'users of clusters': sorted(self.cluster_users()),
+            'volumes': [v.id for v in cloud.block_storage.volumes()],
+            'load balancers': [b.name for b in cloud.load_balancer.load_balancers()],
         }
         return {kind: things for kind, things in found.items() if things}
 
@@ -226,8 +235,10 @@ class Project:
             network.delete_router(router)
         for made in network.networks(project_id=self.id):
             network.delete_network(made)
-        self.cloud.close()
         admin = self.sandbox.admin
+        for user_id in self.cluster_users():
+            admin.identity.delete_user(user_id)
+        self.cloud.close()
         admin.identity.delete_project(self.id)
         for group in admin.network.security_groups(project_id=self.id):
             admin.network.delete_security_group(group)

@@ -34,11 +34,15 @@ set_up_node() {
     fi
     step 'wait for the node to be ready'
     until_ok node_ready
+    if [ -n "$CLOUD_MANIFESTS" ]; then
+        step 'wait for the cloud controller manager'
+        until_ok node_initialized
+    fi
     if [ "$NODE_ROLE" = master ]; then
         systemctl enable --now magnum-lite-aside.service
         [ -z "$NODE_REPLACES" ] || take_over "$NODE_REPLACES"
     fi
-    rm -rf "$DISCOVERY" /etc/magnum-lite/pki
+    rm -rf "$DISCOVERY" /etc/magnum-lite/pki /etc/magnum-lite/cloud.yaml
 }
 
 set_up_master() {
@@ -57,9 +61,26 @@ set_up_master() {
             --field-selector type=bootstrap.kubernetes.io/token
         step 'apply the pod network'
         retry 5 kubectl --kubeconfig "$ADMIN" apply -f "$NETWORK_MANIFEST" -f /opt/magnum-lite/access.yaml
+        if [ -n "$CLOUD_MANIFESTS" ]; then
+            step 'apply the cloud integration'
+            retry 5 apply_cloud
+        fi
+        if [ -n "$POST_INSTALL_MANIFEST" ]; then
+            step 'apply the manifest of post_install_manifest_url'
+            retry 5 kubectl --kubeconfig "$ADMIN" apply -f "$POST_INSTALL_MANIFEST"
+        fi
     fi
     step 'wait for the API of this master'
     until_ok kubectl --kubeconfig "$ADMIN" --server "$NODE_API_URL" --request-timeout 10s get --raw /readyz
+}
+
+# What acts on the cloud from inside the cluster, and what it logs in with. (--server-side, so that the Secret does not
+# hold it twice.)
+apply_cloud() {
+    kubectl --kubeconfig "$ADMIN" apply --server-side --force-conflicts -f /etc/magnum-lite/cloud.yaml || return 1
+    for manifest in $CLOUD_MANIFESTS; do
+        kubectl --kubeconfig "$ADMIN" apply -f "$manifest" || return 1
+    done
 }
 
 prepare_kernel() {
@@ -163,6 +184,8 @@ start_containerd() {
     pause=$(kubeadm config images list --kubernetes-version "$KUBE_TAG" \
         ${IMAGE_REPOSITORY:+--image-repository "$IMAGE_REPOSITORY"} 2>/dev/null | grep '/pause:')
     mkdir -p /etc/containerd/certs.d
+    [ ! -e /etc/magnum-lite/registry-ca.b64 ] ||
+        base64 -d /etc/magnum-lite/registry-ca.b64 >/etc/containerd/registry-ca.pem
     cat >/etc/containerd/config.toml <<END
 version = 2
 [plugins."io.containerd.grpc.v1.cri"]
@@ -322,7 +345,11 @@ take_over() {
 update_addons() {
     image=$(admin -n kube-system get daemonset kube-proxy -o 'jsonpath={.spec.template.spec.containers[0].image}') ||
         return 1
-    case $image in *":$KUBE_TAG") ;; *) kubeadm init phase addon all --config /etc/magnum-lite/init.yaml ;; esac
+    case $image in
+    *":$KUBE_TAG") ;;
+    *) kubeadm init phase addon all --config /etc/magnum-lite/init.yaml || return 1 ;;
+    esac
+    [ -z "$CLOUD_MANIFESTS" ] || apply_cloud
 }
 
 # Any answer will do: it is asked with a method that the address does not know.
@@ -360,4 +387,16 @@ node_ready() {
         -o 'jsonpath={range .status.conditions[?(@.type=="Ready")]}{.status} {.message}{end}' >"$STATE/ready" || return 1
     cat "$STATE/ready"
     grep -q '^True' "$STATE/ready"
+}
+
+# With kubelet --cloud-provider=external a node takes no pods before the cloud controller manager has looked at it.
+node_initialized() {
+    taints=$(kubectl --kubeconfig /etc/kubernetes/kubelet.conf --request-timeout 10s get node "$NODE_NAME" \
+        -o 'jsonpath={.spec.taints[*].key}') || return 1
+    case $taints in
+    *node.cloudprovider.kubernetes.io/uninitialized*)
+        echo 'the cloud controller manager has not looked at this node: can masters reach Keystone, and its image?'
+        return 1
+        ;;
+    esac
 }

@@ -1,0 +1,100 @@
+"""What runs inside clusters and acts on the cloud, on a real cloud: the user that it acts as, from beginning to end.
+
+The cluster of this test has what else takes part of the cloud as well: load balancer, volumes, an availability zone,
+the rules of another pod network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from functional.cloud import MARKS, TEMPLATE, Cluster, Project, Sandbox, Say, ask
+from functional.service import Service, start_service
+from keystoneauth1 import exceptions, session
+from keystoneauth1.identity import v3
+from oslo_config import cfg
+
+from magnum_lite import certs, config, db, keystore, models
+
+pytest_plugins = ('functional.fixtures',)
+pytestmark = MARKS
+
+#: As the test cloud, and devstack/ of this repository, have it.
+DOMAIN = 'magnum'
+
+
+@pytest.fixture(scope='module')
+def integrated(sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose operator has provided for users of clusters."""
+    made = start_service(sandbox.cloud_name, tmp_path_factory.mktemp('integrated'), extra={
+        'trust': {'trustee_domain_name': DOMAIN}, 'identity': {'project_roles': 'member,load-balancer_member'}})
+    running.append(made)
+    yield made
+    running.remove(made)
+    made.stop()
+
+
+def login_of(service: Service, cluster: Cluster) -> certs.Pair:
+    """Id and password of the user, as the key store of the conductors has them."""
+    conf = cfg.ConfigOpts()
+    config.register(conf)
+    conf(['--config-file', str(service.conf_file)], project='magnum-lite')
+    database = db.Database(conf)
+    pairs = keystore.KeyStore(conf).load(database, models.Cluster(uuid=cluster.uuid, rotation=0))
+    database.engine.dispose()
+    return pairs[keystore.CLOUD_USER]
+
+
+def session_of(project: Project, login: certs.Pair, project_id: str) -> session.Session:
+    """A session of the user in a project."""
+    return session.Session(auth=v3.Password(
+        auth_url=project.cloud.config.get_auth_args()['auth_url'], user_id=login.certificate,
+        password=login.private_key, project_id=project_id))
+
+
+def test_cluster_acts_on_the_cloud_as_a_user_of_its_own(
+        integrated: Service, sandbox: Sandbox, project: Project, say: Say) -> None:
+    cluster = ask(integrated, project, name='fn-integrated', node_count=1, docker_volume_size=1, template={
+        'master_lb_enabled': True, 'volume_driver': 'cinder', 'network_driver': 'calico', 'labels': {
+            'network_manifest_url': 'file:///opt/calico.yaml', 'etcd_volume_size': '1',
+            'availability_zone': 'nova'}})
+    cluster.play_nodes()
+    cluster.wait('CREATE_COMPLETE')
+
+    identity = sandbox.admin.identity
+    domain = identity.find_domain(DOMAIN, ignore_missing=False)
+    user = identity.find_user(cluster.uuid, domain_id=domain.id)
+    login = login_of(integrated, cluster)
+    assert user is not None and user.id == login.certificate
+    own = session_of(project, login, project.id)
+    balancers = own.get('/v2.0/lbaas/loadbalancers', endpoint_filter={'service_type': 'load-balancer'}).json()
+    assert len(balancers['loadbalancers']) == 1
+    assert own.get('/servers', endpoint_filter={'service_type': 'compute'}).json()['servers']
+    assert len(own.get('/volumes', endpoint_filter={'service_type': 'block-storage'}).json()['volumes']) == 3
+    roles = own.auth.get_access(own).role_names
+    say(f'the user of a cluster has the roles {", ".join(sorted(roles))}')
+    assert 'admin' not in roles
+    stack = project.cloud.orchestration.get(f'/stacks/{cluster.stack_id()}').json()['stack']
+    assert login.private_key not in str(stack)
+    with pytest.raises(exceptions.http.HttpError):  # of no other project
+        session_of(project, login, sandbox.user.current_project_id).get_token()
+
+    cluster.delete()
+    cluster.wait('GONE')
+    cluster.assert_nothing_is_left()
+    assert identity.find_user(cluster.uuid, domain_id=domain.id) is None
+    assert not list(identity.role_assignments(user_id=login.certificate))
+    with pytest.raises(exceptions.http.HttpError):  # services go on to know the token that it has, for minutes
+        session_of(project, login, project.id).get_token()
+
+
+def test_clusters_of_a_service_without_a_domain_have_no_user(service: Service, project: Project) -> None:
+    status, body = service.request('POST', '/v1/clustertemplates', {
+        **TEMPLATE, 'labels': {'cloud_provider_enabled': 'true'}}, headers=project.headers)
+    assert status == 201, body
+
+    status, body = service.request('POST', '/v1/clusters', {'cluster_template_id': body['uuid'], 'name': 'fn-plain'},
+                                   headers=project.headers)
+
+    assert status == 400 and 'trustee_domain_id' in str(body)
