@@ -205,7 +205,8 @@ def test_containers_of_other_nodes_may_speak_through_the_ports_with_host_gw(
     parsed = parse(driver.render(conf, a_cluster(driver, masters=3, labels={'flannel_backend': 'host-gw'}), {}))
 
     pair = [{'ip_address': '10.100.0.0/16'}]
-    ports = [*(parsed['']['resources'][f'master_port_{n}'] for n in range(3)), parsed['worker.yaml']['resources']['port']]
+    ports = [parsed['']['resources'][f'master_port_{n}'] for n in range(3)]
+    ports.append(parsed['worker.yaml']['resources']['port'])
     assert [port['properties']['allowed_address_pairs'] for port in ports] == [pair] * 4
 
 
@@ -315,7 +316,8 @@ class Place:
         self.folder = folder
         for name in ('mesos.sh', 'flannel.sh'):
             text = (FILES / name).read_text()
-            for place in ('/etc/magnum-lite', '/opt/magnum-lite', '/var/lib', '/var/log', '/run/flannel', '/etc/systemd'):
+            for place in ('/etc/magnum-lite', '/opt/magnum-lite', '/var/lib', '/var/log', '/run/flannel',
+                          '/etc/systemd'):
                 (folder / place[1:]).mkdir(parents=True, exist_ok=True)
                 text = text.replace(place, f'{folder}{place}')
             (folder / 'opt/magnum-lite' / name).write_text(text)
@@ -408,7 +410,8 @@ def test_an_agent_is_ready_when_the_leading_master_counts_it(
 
 
 def test_a_program_that_is_nowhere_is_named_with_its_label(place: Place) -> None:
-    said = place.run("have() { false; }; systemctl() { :; }; (install_package mesos-agent mesos_package_url '' '') || :")
+    said = place.run(
+        "have() { false; }; systemctl() { :; }; (install_package mesos-agent mesos_package_url '' '') || :")
 
     assert said.startswith('the image lacks mesos-agent, and no distribution has it, for Mesos is retired;')
     assert said.endswith('or name the label mesos_package_url\n')
