@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Stands in for mesos-master, mesos-agent and marathon on test nodes, by the name it is called by.
 
-Real are ZooKeeper, in which masters and schedulers elect who leads, and the addresses, ports and paths that the steps of
-a node ask. A command line that the real programs would not take ends it. There are no tasks.
+Real are ZooKeeper, in which masters and schedulers elect who leads, and the addresses, ports and paths that the steps
+of a node ask. A command line that the real programs would not take ends it. There are no tasks.
 """
 
 from __future__ import annotations
