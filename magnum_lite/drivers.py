@@ -79,11 +79,15 @@ class KeySpec:
 
 @dataclass(frozen=True)
 class CertificateSpec:
-    """A client certificate that is signed anew for every rendering, by the authority of purpose `signed_by`."""
+    """A client certificate that is signed anew for every rendering, by the authority of purpose `signed_by`.
+
+    It soon expires, or ends with its authority if it is `lasting`.
+    """
 
     signed_by: str
     common_name: str
     organization: str | None = None
+    lasting: bool = False
 
 
 @dataclass(frozen=True)

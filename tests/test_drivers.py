@@ -439,10 +439,13 @@ def test_only_masters_get_the_keys_of_authorities(
 def test_every_label_but_the_informative_reaches_a_parameter_or_the_shape(
         driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
     cluster = a_cluster(driver, masters=3, docker_volume_size=2)
+    networks = driver.manifest['template_fields']['network_driver']['schema']['enum']
 
-    def rendered(labels: dict[str, str]) -> drivers.Rendered:
-        cluster.labels = labels
-        return driver.render(conf, cluster, secrets)
+    def rendered(labels: dict[str, str]) -> list[drivers.Rendered]:
+        cluster.labels, made = labels, []
+        for cluster.template.network_driver in networks:
+            made.append(driver.render(conf, cluster, secrets))
+        return made
 
     plain = rendered({})
     for name, label in driver.labels_known.items():

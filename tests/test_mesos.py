@@ -430,6 +430,25 @@ def test_etcd_begins_with_all_masters_and_is_told_the_network(place: Place) -> N
                         '/coreos.com/network/config {"Network": "10.100.0.0/16"} 3')
 
 
+def test_where_there_is_an_authority_etcd_asks_for_certificates(place: Place) -> None:
+    (place.folder / 'etc/magnum-lite/flannel').mkdir()
+    (place.folder / 'etc/magnum-lite/flannel/ca.crt').touch()
+    (place.folder / 'run/flannel/subnet.env').write_text('FLANNEL_NETWORK=10.101.0.0/16\n')
+
+    said = place.run("""
+        timeout() { shift; echo "asked $*"; }
+        chmod() { :; }; cp() { :; }
+        start_etcd; start_flannel""", FLANNEL_CONFIG='{}')
+
+    keys, tls = f'{place.folder}/var/lib/etcd', f'{place.folder}/etc/magnum-lite/flannel'
+    assert 'http://' not in said
+    assert f'--client-cert-auth\n--trusted-ca-file\n{keys}/join-ca.crt\n' in said
+    assert f'--peer-client-cert-auth\n--peer-cert-file\n{keys}/server.crt\n' in said
+    assert f'--peer-trusted-ca-file\n{keys}/ca.crt\n' in said
+    assert f' --cacert {tls}/ca.crt --cert {tls}/client.crt --key {tls}/client.key put ' in said
+    assert f'--etcd-cafile={tls}/ca.crt\n--etcd-certfile={tls}/client.crt\n--etcd-keyfile={tls}/client.key' in said
+
+
 def test_docker_takes_its_range_from_flannel(place: Place) -> None:
     (place.folder / 'run/flannel/subnet.env').write_text(
         'FLANNEL_NETWORK=10.100.0.0/16\nFLANNEL_SUBNET=10.100.7.1/24\nFLANNEL_MTU=1450\n')

@@ -35,10 +35,7 @@ set_up_master() {
     step 'install marathon'
     install_package marathon marathon_package_url "$MARATHON_PACKAGE_URL" "$MARATHON_PACKAGE_SHA256"
     if [ -n "$FLANNEL_CONFIG" ]; then
-        step 'install etcd'
-        install_etcd
-        step 'start etcd'
-        start_etcd
+        set_up_etcd
     fi
     step 'start zookeeper'
     start_zookeeper
@@ -67,10 +64,7 @@ set_up_worker() {
         mount_volume "$DOCKER_VOLUME" /var/lib/docker
     fi
     if [ -n "$FLANNEL_CONFIG" ]; then
-        step 'install flannel'
-        install_flannel
-        step 'start flannel'
-        start_flannel
+        set_up_flannel
     fi
     step 'start docker'
     systemctl enable --now magnum-lite-guard.service

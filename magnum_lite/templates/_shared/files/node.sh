@@ -110,6 +110,7 @@ After=network-online.target
 
 [Service]
 $lines
+Environment=PATH=$PATH
 ExecStart=$*
 Restart=always
 RestartSec=2
