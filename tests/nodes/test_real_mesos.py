@@ -5,7 +5,6 @@ Needs what test_real_swarm.py needs, and nodes with what mesos-layer adds. NODES
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import os
 import secrets
@@ -15,21 +14,26 @@ from typing import Any
 import pytest
 import requests
 from functional.service import Service, poll, start_service
-from test_real_swarm import LACK, MASTERS, NODES_HOME, PREFIX, TIMEOUT_MIN, WORKERS, nodes, on_node, resize, show
+from test_real_swarm import (
+    LACK,
+    LAYER,
+    MASTERS,
+    PREFIX,
+    TIMEOUT_MIN,
+    WORKERS,
+    artefact,
+    containers_reach_each_other,
+    nodes,
+    on_node,
+    resize,
+    show,
+)
 
-LAYER = NODES_HOME / 'overlay/mesos'
 REASON = LACK or (None if LAYER.exists() else f'tests/nodes/mesos-layer has not made {LAYER}')
 pytestmark = [pytest.mark.nodes, pytest.mark.timeout(TIMEOUT_MIN * 60 + 300),
               pytest.mark.skipif(REASON is not None, reason=f'real nodes: {REASON}'),
               # openstacksdk says it to everybody who connects
               pytest.mark.filterwarnings('ignore:Support for InfluxDB')]
-
-
-def artefact(name: str, label: str) -> dict[str, str]:
-    """The labels that name a tarball of the image."""
-    digest = hashlib.sha256((LAYER / 'opt/standins' / name).read_bytes()).hexdigest()
-    kind, _, _ = label.rpartition('_')
-    return {label: f'file:///opt/standins/{name}', f'{kind}_sha256': digest}
 
 
 @pytest.fixture(scope='module')
@@ -110,23 +114,7 @@ def test_masters_are_one_ensemble_of_zookeeper(service: Service, cluster: dict[s
 
 def test_containers_of_different_workers_reach_each_other_by_their_own_addresses(
         service: Service, cluster: dict[str, Any]) -> None:
-    here, there = workers(service, cluster)[:2]
-    addresses = {}
-    for name in (here, there):
-        on_node(name, 'docker', 'import', '/opt/images/busybox-rootfs.tar', 'here:busybox')
-        on_node(name, 'docker', 'run', '--detach', '--name', 'web', 'here:busybox', 'httpd', '-f', '-h', '/www')
-        addresses[name] = on_node(name, 'docker', 'inspect', 'web', '--format', '{{.NetworkSettings.IPAddress}}')
-
-    ranges = {ipaddress.IPv4Interface(f'{address}/24').network for address in addresses.values()}
-    assert len(ranges) == 2
-    assert all(found.subnet_of(ipaddress.IPv4Network('10.100.0.0/16')) for found in ranges)
-    assert ' 0% packet loss' in on_node(here, 'docker', 'exec', 'web', 'ping', '-c', '2', addresses[there])
-    # Nobody hides it: the other one sees where it comes from.
-    on_node(there, 'iptables', '-I', 'FORWARD', '-s', f'{addresses[here]}/32', '-j', 'ACCEPT')
-    on_node(here, 'docker', 'exec', 'web', 'ping', '-c', '2', addresses[there])
-    counted = on_node(there, 'iptables', '-nvxL', 'FORWARD', '1').split()
-    assert int(counted[0]) >= 2
-    assert '1450' in on_node(here, 'docker', 'exec', 'web', 'ip', 'link', 'show', 'eth0')
+    containers_reach_each_other(*workers(service, cluster)[:2], ipaddress.IPv4Network('10.100.0.0/16'))
 
 
 def test_health_is_what_the_engine_says(service: Service, cluster: dict[str, Any]) -> None:
