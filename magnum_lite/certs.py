@@ -123,11 +123,20 @@ def _sign_client(ca: Pair, subject: x509.Name, public_key: PublicKey, life: date
     return builder.sign(signer, hashes.SHA256())
 
 
-def issue_client(ca: Pair, *, common_name: str, organization: str | None, life: datetime.timedelta) -> Pair:
-    """Make a client certificate, signed by `ca`, with a new key of its own. It can never sign or serve."""
+def issue_client(ca: Pair, *, common_name: str, organization: str | None, life: datetime.timedelta | None) -> Pair:
+    """Make a client certificate, signed by `ca`, with a new key of its own. It can never sign or serve.
+
+    Without `life` it ends with `ca`.
+    """
     key = _new_key('ecdsa-p256')
-    certificate = _sign_client(ca, _client_name(common_name, organization), key.public_key(), life)
+    certificate = _sign_client(ca, _client_name(common_name, organization), key.public_key(), life or _left(ca))
     return Pair(certificate.public_bytes(serialization.Encoding.PEM).decode(), _pem(key))
+
+
+def _left(ca: Pair) -> datetime.timedelta:
+    """How long an authority is still valid."""
+    end = x509.load_pem_x509_certificate(ca.certificate.encode()).not_valid_after_utc
+    return end - datetime.datetime.now(datetime.UTC)
 
 
 # -- requests ------------------------------------------------------------------------------------------------------
@@ -159,9 +168,7 @@ def sign_request(ca: Pair, text: str, *, life: datetime.timedelta, takes_ed25519
     key = request.public_key()
     assert isinstance(key, PublicKey)  # read_request lets no other through
     names = next((e for e in request.extensions if isinstance(e.value, x509.SubjectAlternativeName)), None)
-    end = x509.load_pem_x509_certificate(ca.certificate.encode()).not_valid_after_utc
-    left = end - datetime.datetime.now(datetime.UTC)
-    made = _sign_client(ca, request.subject, key, min(life, left), names)
+    made = _sign_client(ca, request.subject, key, min(life, _left(ca)), names)
     return Issued(made.public_bytes(serialization.Encoding.PEM).decode(), f'{made.serial_number:x}',
                   made.subject.rfc4514_string(), made.not_valid_after_utc)
 

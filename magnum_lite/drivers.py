@@ -92,11 +92,15 @@ class KeySpec:
 
 @dataclass(frozen=True)
 class CertificateSpec:
-    """A client certificate that is signed anew for every rendering, by the authority of purpose `signed_by`."""
+    """A client certificate that is signed anew for every rendering, by the authority of purpose `signed_by`.
+
+    It soon expires, or ends with its authority if it is `lasting`.
+    """
 
     signed_by: str
     common_name: str
     organization: str | None = None
+    lasting: bool = False
 
 
 @dataclass(frozen=True)
@@ -805,15 +809,21 @@ class Driver:
         item = self.manifest.get('health')
         if item is None:
             return None
-        base = self._evaluate(item.get('url', 'cluster.api_address'), self._context(conf, cluster))
-        if not re.fullmatch(r'https?://[^\s/@]+(/[!-~]*)?', str(base)):
-            raise self._error('manifest.yaml $.health.url', f'{base!r} is no URL to ask')
+        context = self._context(conf, cluster)
+        base = self._health_url(item.get('url', 'cluster.api_address'), context)
         if base.startswith('https:') and 'authority' not in item:
             raise self._error('manifest.yaml $.health', 'https needs an authority')
         certificate = CertificateSpec(**item['certificate']) if 'certificate' in item else None
-        base = base.rstrip('/')
-        return HealthCheck(base, {name: HealthRequest(base + request['path'], request.get('accept'))
-                                  for name, request in item['requests'].items()}, item.get('authority'), certificate)
+        requests = {name: HealthRequest((self._health_url(request['url'], context) if 'url' in request else base)
+                                        + request['path'], request.get('accept'))
+                    for name, request in item['requests'].items()}
+        return HealthCheck(base, requests, item.get('authority'), certificate)
+
+    def _health_url(self, expression: str, context: dict[str, Any]) -> str:
+        url = str(self._evaluate(expression, context))
+        if not re.fullmatch(r'https?://[^\s/@]+(/[!-~]*)?', url):
+            raise self._error('manifest.yaml $.health.url', f'{url!r} is no URL to ask')
+        return url.rstrip('/')
 
     def read_health(self, conf: cfg.ConfigOpts, cluster: models.Cluster, answers: Mapping[str, Answer]) -> Health:
         """Say what the answers mean. Needs nodes, too. Raises `DriverError` if the folder does not understand them.

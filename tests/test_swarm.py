@@ -18,6 +18,7 @@ from test_drivers import LIFE, a_cluster, conf, parse, unpacked, user_data, with
 from magnum_lite import certs, drivers, models
 
 __all__ = ['conf']
+FLANNEL = {'template': {'network_driver': 'flannel'}}
 FILES = drivers.BUILT_IN / '_shared' / 'files'
 
 
@@ -30,7 +31,8 @@ def driver(conf: cfg.ConfigOpts) -> drivers.Driver:
 def secrets() -> dict[str, certs.Pair]:
     ca, join = certs.make_ca('docker', life=30 * LIFE), certs.make_ca('join', life=30 * LIFE)
     return {'ca': ca, 'join': join,
-            'joining': certs.issue_client(join, common_name='node-join', organization=None, life=LIFE)}
+            'joining': certs.issue_client(join, common_name='node-join', organization=None, life=LIFE),
+            'flannel': certs.issue_client(join, common_name='flannel', organization=None, life=None)}
 
 
 def files_of(driver: drivers.Driver, conf: cfg.ConfigOpts, cluster: models.Cluster,
@@ -49,9 +51,11 @@ def test_both_names_of_the_engine_are_found_on_each_image(conf: cfg.ConfigOpts, 
 def test_what_a_swarm_cannot_be_is_said(driver: drivers.Driver) -> None:
     assert driver.template_defaults == {'network_driver': 'docker'}
     assert driver.check_template({'network_driver': 'docker', 'tls_disabled': False}) == []
-    assert driver.check_template({'network_driver': 'flannel', 'volume_driver': 'rexray', 'tls_disabled': True}) == [
-        "network_driver cannot be 'flannel' with driver swarm_ubuntu: it must be one of docker (services of a swarm "
-        "use Docker's own overlay networks and no other)",
+    assert driver.check_template({'network_driver': 'flannel'}) == []
+    assert driver.check_template({'network_driver': 'calico', 'volume_driver': 'rexray', 'tls_disabled': True}) == [
+        "network_driver cannot be 'calico' with driver swarm_ubuntu: it must be one of docker, flannel (services of a "
+        "swarm use Docker's own overlay networks with both; with flannel the containers of a node's own bridge have "
+        'addresses that all nodes reach)',
         "volume_driver cannot be 'rexray' with driver swarm_ubuntu: it must be None (there is no volume plugin for "
         'Docker that is maintained)',
         "tls_disabled cannot be True with driver swarm_ubuntu: it must be False (whoever reaches Docker's API without "
@@ -66,6 +70,11 @@ def test_what_a_swarm_cannot_be_is_said(driver: drivers.Driver) -> None:
     ({'fixed_subnet': 'sub'}, ['fixed_network']),
     ({'labels': {'docker_tarball_url': 'https://a/b'}}, ['docker_tarball_sha256']),
     ({'labels': {'overlay_network_cidr': '10.0.0.0/8'}}, ['overlaps', '10.0.0.0/8']),
+    ({'labels': {'flannel_network_cidr': '10.100.0.0/16'}, **FLANNEL}, ['overlaps', 'overlay_network_cidr']),
+    ({'labels': {'flannel_network_subnetlen': '17'}, **FLANNEL}, ['room for 2 nodes', '3 are asked for']),
+    ({'labels': {'flannel_tarball_url': 'https://a/b'}}, ['flannel_tarball_sha256']),
+    ({'labels': {'etcd_tarball_sha256': '0' * 64}}, ['etcd_tarball_url']),
+    ({'template': {'network_driver': 'flannel', 'apiserver_port': 2379}}, ['2379', 'apiserver_port']),
     ({'labels': {'overlay_network_subnetlen': '16'}}, ['overlay_network_subnetlen']),
     ({'labels': {'fixed_subnet_cidr': '10.0.0.0/30'}}, ['room for 0 nodes', '3 are asked for']),
 ])
@@ -138,6 +147,42 @@ def test_a_new_manager_knows_whose_place_it_takes(
     with_new_master(cluster)
 
     assert (first, replaces(cluster)) == ("''", 'c-master-0')
+
+
+# With flannel.
+
+
+def test_with_flannel_nodes_know_the_managers_that_stay(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    cluster = a_cluster(driver, masters=3, **FLANNEL)
+
+    parsed = parse(driver.render(conf, cluster, secrets))
+    without = parse(driver.render(conf, a_cluster(driver, masters=3), secrets))
+
+    assert 'network_driver is flannel' in str(driver.replaceable(cluster, 'master'))
+    assert {f'master_port_{n}' for n in range(3)} <= set(parsed['']['resources'])
+    assert 'master_private_addresses' in parsed['']['outputs']
+    ports = [rule.get('port_range_min') for group in ('node', 'master')
+             for rule in parsed['']['resources'][f'{group}_security_group']['properties']['rules']]
+    assert [port in ports for port in (8472, 8285, 2379, 2380)] == [True] * 4
+    assert not {name for name in without['']['resources'] if name.startswith('master_port_')}
+    assert 'master_private_addresses' not in without['']['outputs']
+
+
+def test_with_flannel_every_node_gets_a_certificate_that_invites_nobody(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]) -> None:
+    files = files_of(driver, conf, a_cluster(driver, **FLANNEL), secrets)
+    without = files_of(driver, conf, a_cluster(driver), secrets)
+
+    for role in ('master', 'worker'):
+        given = {path.rpartition('/')[2]: text for path, text in files[role].items() if '/flannel/' in path}
+        assert given == {'ca.crt': secrets['ca'].certificate, 'client.crt': secrets['flannel'].certificate,
+                         'client.key': secrets['flannel'].private_key}
+        assert not [path for path in without[role] if 'flannel' in path]
+    made = x509.load_pem_x509_certificate(secrets['flannel'].certificate.encode())
+    ends = x509.load_pem_x509_certificate(secrets['join'].certificate.encode()).not_valid_after_utc
+    assert abs((made.not_valid_after_utc - ends).total_seconds()) < 60
+    assert made.subject.rfc4514_string() == 'CN=flannel'
 
 
 # How it is.
@@ -256,7 +301,10 @@ def test_a_worker_is_invited_by_its_certificate_and_by_no_other(place: Place, se
         (place.folder / 'pki/join.crt').write_text(wrong.certificate)
         (place.folder / 'pki/join.key').write_text(wrong.private_key)
         invitation = (place.folder / 'pki/invitation').read_text()
-        refused = place.run('ask')
+        refused = [place.run('ask')]
+        for name, text in (('crt', secrets['flannel'].certificate), ('key', secrets['flannel'].private_key)):
+            (place.folder / f'pki/join.{name}').write_text(text)
+        refused.append(place.run('ask'))
     finally:
         manager.terminate()
         manager.wait()
@@ -264,5 +312,5 @@ def test_a_worker_is_invited_by_its_certificate_and_by_no_other(place: Place, se
     assert invited.returncode == 0, invited
     assert invitation == 'SWMTKN-1-a-b 192.0.2.1:2377\n'
     assert 'SWMTKN' not in invited.stdout + invited.stderr, 'what is logged may be shown to users'
-    assert refused.returncode == 1
+    assert [done.returncode for done in refused] == [1, 1]
     assert (place.folder / 'pki/invitation').read_text() == ''

@@ -280,12 +280,12 @@ def _cloud_user(task: Task) -> models.Key | None:
 
 
 def secrets(task: Task) -> dict[str, certs.Pair]:
-    """The cluster's keys, and the short-lived client certificates that new nodes join with, by name."""
+    """The cluster's keys, and the client certificates of new nodes, by name."""
     pairs = task.world.keystore.load(task.world.db, task.cluster)
     life = datetime.timedelta(minutes=task.timeout_min) + CERTIFICATE_MARGIN
     joining = {
         name: certs.issue_client(pairs[spec.signed_by], common_name=spec.common_name,
-                                 organization=spec.organization, life=life)
+                                 organization=spec.organization, life=None if spec.lasting else life)
         for name, spec in task.driver.certificates.items()}
     return pairs | joining
 

@@ -1,12 +1,15 @@
 """A swarm on nodes that really boot: asked for over the API, finished by the nodes' own reports, used with docker.
 
 Needs a cloud named by OS_CLOUD, nodes for its servers, and their watcher, started with a --match that takes names
-beginning with `real-` (NODES_PREFIX: another beginning). NODES_HOME says where the nodes are.
+beginning with `real-` (NODES_PREFIX: another beginning). NODES_HOME says where the nodes are. NODES_NETWORK=flannel:
+with that, for which nodes need what mesos-layer adds.
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
+import ipaddress
 import json
 import os
 import pathlib
@@ -26,6 +29,9 @@ NODES_HOME = pathlib.Path(os.environ.get('NODES_HOME', ''))
 #: The tools of the nodes stand beside those of the cloud.
 NODE_TOOLS = TOOLS.parent / 'nodes'
 DOCKER = NODES_HOME / 'image/rootfs/usr/bin/docker'
+NETWORK = os.environ.get('NODES_NETWORK', 'docker')
+#: What tests/nodes/mesos-layer makes.
+LAYER = NODES_HOME / 'overlay/mesos'
 PREFIX = os.environ.get('NODES_PREFIX', 'real')
 #: NODES_MASTERS=3: behind a load balancer, and one of them is replaced.
 MASTERS, WORKERS = int(os.environ.get('NODES_MASTERS', '1')), 2
@@ -41,6 +47,8 @@ def _lack() -> str | None:
         return 'NODES_HOME does not say where the nodes are'
     if not DOCKER.exists():
         return f'the image of the nodes is not built ({DOCKER})'
+    if NETWORK == 'flannel' and not LAYER.exists():
+        return f'tests/nodes/mesos-layer has not made {LAYER}'
     try:
         os.kill(int((NODES_HOME / 'run' / 'noded.pid').read_text()), 0)
     except (OSError, ValueError):
@@ -53,6 +61,13 @@ pytestmark = [pytest.mark.nodes, pytest.mark.timeout(TIMEOUT_MIN * 60 + 300),
               pytest.mark.skipif(LACK is not None, reason=f'real nodes: {LACK}'),
               # openstacksdk says it to everybody who connects
               pytest.mark.filterwarnings('ignore:Support for InfluxDB')]
+
+
+def artefact(name: str, label: str) -> dict[str, str]:
+    """The labels that name a tarball which mesos-layer has put on nodes."""
+    digest = hashlib.sha256((LAYER / 'opt/standins' / name).read_bytes()).hexdigest()
+    kind, _, _ = label.rpartition('_')
+    return {label: f'file:///opt/standins/{name}', f'{kind}_sha256': digest}
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +86,8 @@ def template(service: Service) -> Iterator[dict[str, Any]]:
         'name': f'{PREFIX}-{secrets.token_hex(3)}', 'coe': 'swarm-mode',
         'image_id': os.environ.get('NODES_IMAGE', 'debian'), 'flavor_id': flavor, 'master_flavor_id': flavor,
         'external_network_id': os.environ.get('NODES_EXTERNAL_NETWORK', 'public'),
-        'master_lb_enabled': MASTERS > 1})
+        'master_lb_enabled': MASTERS > 1, 'network_driver': NETWORK,
+        'labels': artefact('flannel.tgz', 'flannel_tarball_url') if NETWORK == 'flannel' else {}})
     assert status == 201, body
     yield body
     service.request('DELETE', f'/v1/clustertemplates/{body["uuid"]}')
@@ -189,8 +205,8 @@ def test_nobody_gets_in_without_a_certificate(cluster: dict[str, Any], docker: D
     assert docker.run('info', DOCKER_CERT_PATH=str(tmp_path)).returncode != 0
     # What workers get to join with does not open the API either, and is gone when they have joined.
     worker = next(name for name in docker.nodes() if '-worker-' in name)
-    assert on_node(worker, 'sh', '-c', 'ls /etc/magnum-lite; ls /etc/docker/tls').split() == [
-        'daemon.json', 'node.env', 'ca.crt']
+    assert set(on_node(worker, 'sh', '-c', 'ls /etc/magnum-lite; ls /etc/docker/tls').split()) - {'flannel'} == {
+        'daemon.json', 'node.env', 'ca.crt'}
 
 
 def test_a_service_runs_on_the_workers_and_its_tasks_reach_each_other(
@@ -220,6 +236,50 @@ def test_a_service_runs_on_the_workers_and_its_tasks_reach_each_other(
     assert ' 0% packet loss' in on_node(workers[0], 'docker', 'exec', here, 'ping', '-c', '2', address)
 
 
+def containers_reach_each_other(here: str, there: str, network: ipaddress.IPv4Network) -> None:
+    """Run one on the bridge of each of two nodes: each has an address of its node's range, and is seen by that."""
+    addresses = {}
+    for name in (here, there):
+        on_node(name, 'docker', 'import', '/opt/images/busybox-rootfs.tar', 'here:busybox')
+        on_node(name, 'docker', 'run', '--detach', '--name', 'alone', 'here:busybox', 'httpd', '-f', '-h', '/www')
+        addresses[name] = on_node(name, 'docker', 'inspect', 'alone', '--format', '{{.NetworkSettings.IPAddress}}')
+
+    ranges = {ipaddress.IPv4Interface(f'{address}/24').network for address in addresses.values()}
+    assert len(ranges) == 2
+    assert all(found.subnet_of(network) for found in ranges)
+    assert ' 0% packet loss' in on_node(here, 'docker', 'exec', 'alone', 'ping', '-c', '2', addresses[there])
+    # Nobody hides it: the other one sees where it comes from.
+    on_node(there, 'iptables', '-I', 'FORWARD', '-s', f'{addresses[here]}/32', '-j', 'ACCEPT')
+    on_node(here, 'docker', 'exec', 'alone', 'ping', '-c', '2', addresses[there])
+    counted = on_node(there, 'iptables', '-nvxL', 'FORWARD', '1').split()
+    assert int(counted[0]) >= 2
+    assert '1450' in on_node(here, 'docker', 'exec', 'alone', 'ip', 'link', 'show', 'eth0')
+
+
+@pytest.mark.skipif(NETWORK != 'flannel', reason='NODES_NETWORK is not flannel')
+def test_containers_of_different_workers_reach_each_other_by_their_own_addresses(
+        service: Service, cluster: dict[str, Any]) -> None:
+    workers = sorted(name for name in nodes(service, cluster) if '-worker-' in name)
+
+    containers_reach_each_other(*workers[:2], ipaddress.IPv4Network('10.101.0.0/16'))
+
+
+@pytest.mark.skipif(NETWORK != 'flannel', reason='NODES_NETWORK is not flannel')
+def test_etcd_takes_the_certificate_of_nodes_and_no_other_client(
+        service: Service, cluster: dict[str, Any], docker: Docker) -> None:
+    manager = next(node for name, node in nodes(service, cluster).items() if '-master-' in name)
+    url = f'https://{manager["private_address"]}:2379'
+    worker = next(name for name in nodes(service, cluster) if '-worker-' in name)
+    tls = '/etc/magnum-lite/flannel'
+
+    def ask(*words: str) -> str:
+        return on_node(worker, 'sh', '-c', 'ETCDCTL_API=3 etcdctl "$@" 2>&1 || echo refused', 'sh',
+                       f'--endpoints={url}', '--cacert', f'{tls}/ca.crt', *words, 'member', 'list')
+
+    assert len(ask('--cert', f'{tls}/client.crt', '--key', f'{tls}/client.key').splitlines()) == MASTERS
+    assert ask().endswith('refused')
+
+
 def test_health_is_what_the_engine_says(service: Service, cluster: dict[str, Any]) -> None:
     is_healthy(service, cluster)
 
@@ -245,7 +305,7 @@ def test_nodes_come_and_go(service: Service, cluster: dict[str, Any], docker: Do
     poll(lambda: set(docker.nodes()) == set(nodes(service, cluster)), 60, lambda: f'it is forgotten: {docker.nodes()}')
 
 
-@pytest.mark.skipif(MASTERS == 1, reason='NODES_MASTERS is 1: one manager cannot be replaced')
+@pytest.mark.skipif(MASTERS == 1 or NETWORK == 'flannel', reason='one manager, and those with flannel, stay')
 def test_managers_are_replaced_one_by_one(service: Service, cluster: dict[str, Any], docker: Docker) -> None:
     before = set(nodes(service, cluster))
     status, body = service.request('POST', f'/v1/clusters/{cluster["uuid"]}/actions/upgrade', {

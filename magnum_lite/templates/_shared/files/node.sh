@@ -104,6 +104,33 @@ mount_volume() {
     ! have restorecon || restorecon -R "$2"
 }
 
+# run_service NAME LINES COMMAND...: have systemd keep it running; LINES are more lines of its section Service.
+run_service() {
+    unit=$1 lines=$2
+    shift 2
+    cat >"/etc/systemd/system/$unit.service" <<END
+[Unit]
+Description=$unit
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+$lines
+Environment=PATH=$PATH
+ExecStart=$*
+Restart=always
+RestartSec=2
+StartLimitInterval=0
+LimitNOFILE=1048576
+
+[Install]
+WantedBy=multi-user.target
+END
+    systemctl daemon-reload
+    systemctl enable "$unit.service"
+    systemctl restart "$unit.service"
+}
+
 # text_to_json: the inside of a JSON string from any bytes on stdin, without the passwords of URLs.
 text_to_json() {
     tr -c '[:print:]\n' '?' | sed -e 's#://[^/@ ]*@#://***@#g' -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e '$!s/$/\\n/' | tr -d '\n'

@@ -23,6 +23,11 @@ set_up_node() {
         step 'make the certificate of this manager'
         make_certificate
     fi
+    if [ -e /opt/magnum-lite/flannel.sh ]; then
+        . /opt/magnum-lite/flannel.sh
+        [ "$NODE_ROLE" != master ] || set_up_etcd
+        set_up_flannel
+    fi
     step 'start docker'
     systemctl enable --now magnum-lite-guard.service
     start_docker
