@@ -756,7 +756,7 @@ def test_a_label_and_its_older_name_together_are_refused(conf: cfg.ConfigOpts) -
     ('kube_dashboard_enabled', 'true', 'post_install_manifest_url'), ('kube_dashboard_enabled', '', ''),
     ('monitoring_enabled', 'true', 'post_install_manifest_url'), ('keystone_auth_enabled', 'true', 'kubeconfig'),
     ('cgroup_driver', 'systemd', ''), ('cgroup_driver', 'cgroupfs', 'kubeadm'), ('ingress_controller', 'nginx', 'come'),
-    ('hyperkube_prefix', 'k8s.gcr.io/', 'container_infra_prefix'), ('selinux_mode', 'enforcing', 'do not have it'),
+    ('hyperkube_prefix', 'k8s.gcr.io/', 'container_infra_prefix'),
 ])
 def test_labels_of_old_templates_are_borne_unless_they_ask_for_what_is_not_there(
         conf: cfg.ConfigOpts, label: str, value: str, words: str) -> None:
