@@ -245,17 +245,14 @@ def deploy(kubeconfig: pathlib.Path, replicas: int) -> None:
     labels = {'app': 'web'}
     apart = {'requiredDuringSchedulingIgnoredDuringExecution': [
         {'labelSelector': {'matchLabels': labels}, 'topologyKey': 'kubernetes.io/hostname'}]}
-    # What is on a node that is gone is to run elsewhere soon, not after the usual five minutes.
-    gone = [{'key': f'node.kubernetes.io/{key}', 'operator': 'Exists', 'effect': 'NoExecute', 'tolerationSeconds': 5}
-            for key in ('unreachable', 'not-ready')]
     container = {'name': 'web', 'image': 'docker.io/library/busybox:local', 'command': ['sleep', '9999']}
     subprocess.run([str(LAYER / 'usr/bin/kubectl'), '--kubeconfig', str(kubeconfig), 'apply', '-f', '-'], check=True,
                    text=True, input=json.dumps({
                        'apiVersion': 'apps/v1', 'kind': 'Deployment', 'metadata': {'name': 'web'}, 'spec': {
                            'replicas': replicas, 'selector': {'matchLabels': labels}, 'template': {
                                'metadata': {'labels': labels}, 'spec': {
-                                   'containers': [container], 'tolerations': gone,
-                                   'affinity': {'podAntiAffinity': apart}, 'terminationGracePeriodSeconds': 0}}}}))
+                                   'containers': [container], 'affinity': {'podAntiAffinity': apart},
+                                   'terminationGracePeriodSeconds': 0}}}}))
 
 
 def where_it_runs(kubeconfig: pathlib.Path) -> list[str]:
@@ -316,12 +313,13 @@ def test_nodes_come_and_go_and_a_dead_one_is_seen(
     resize(WORKERS + 1)
     [new] = node_names(service, cluster) - before
     assert new in ready()
+    deploy(kubeconfig, WORKERS + 1)
+    poll(lambda: new in where_it_runs(kubeconfig), 120,
+         lambda: f'the Deployment has come to the new one: {where_it_runs(kubeconfig)}')
 
     resize(WORKERS, '0')
     assert node_names(service, cluster) == {name for name in before | {new} if not name.endswith('worker-0')}
     is_healthy(service, cluster)  # although the engine still knows the one that was removed
-    poll(lambda: new in where_it_runs(kubeconfig), 180,
-         lambda: f'the Deployment has come to the new one: {where_it_runs(kubeconfig)}')
 
     crashed = next(name for name in before if name.endswith('worker-1'))
     subprocess.run([str(NODE_TOOLS / 'kill'), crashed], check=True, stdout=subprocess.DEVNULL)
