@@ -68,14 +68,15 @@ def test_folder_that_is_not_configured_yet_is_checked(tmp_path: pathlib.Path) ->
 
     good = run(conf, 'drivers', 'check', str(mine))
     path = mine / 'cluster.yaml.j2'
-    path.write_text(path.read_text().replace('resources:\n', "resources:\n{{ labels.octavia_flavor and typo }}\n", 1))
+    path.write_text(path.read_text().replace(
+        'resources:\n', 'resources:\n{% if labels.octavia_flavor and typo %}{% endif %}\n', 1))
     bad = run(conf, 'drivers', 'check', str(mine))
     none = run(conf, 'drivers', 'check', str(tmp_path))
 
     assert (good.returncode, good.stdout[:10]) == (0, 'mine: ok, '), good.stderr
     assert bad.returncode == 1
-    assert re.fullmatch(rf"mine: driver folder {mine}: cluster\.yaml\.j2, line \d+: UndefinedError: 'typo' is undefined\n",
-                        bad.stdout)
+    assert bad.stdout.startswith(f'mine: driver folder {mine}: cluster.yaml.j2, line ')
+    assert bad.stdout.endswith(": UndefinedError: 'typo' is undefined\n")
     assert (none.returncode, none.stderr) == (
         1, f'magnum-lite: {tmp_path} is no driver folder: it has no manifest.yaml\n')
 
@@ -96,14 +97,14 @@ def test_what_would_be_sent_is_shown_without_secrets(tmp_path: pathlib.Path) -> 
                   str(tmp_path / 'cluster'))
 
     *texts, parameters = plain.stdout.split('\n---\n')
-    assert [text.splitlines()[0] for text in texts] == [
-        '# template', '# file kube_masters.yaml', '# file kube_minions.yaml', '# file master.yaml', '# file worker.yaml']
+    assert [text.splitlines()[0] for text in texts] == ['# template', *(
+        f'# file {name}.yaml' for name in ('kube_masters', 'kube_minions', 'master', 'worker'))]
     assert yaml.safe_load(parameters)['worker_user_data'] == '***'
     assert yaml.safe_load(texts[0])['parameters'].keys() >= yaml.safe_load(parameters).keys()
     assert '@@NODE_NAME@@' in node.stdout and 'write_files' in yaml.safe_load(node.stdout)
     assert 'flavor: "huge"' in group.stdout and 'network: OUTPUT network' in group.stdout
-    assert (refused.returncode, refused.stderr) == (1, 'magnum-lite: master_count must be odd, not 2. master_count must '
-                                                    'be 1 when master_lb_enabled is false.\n')
+    assert (refused.returncode, refused.stderr) == (
+        1, 'magnum-lite: master_count must be odd, not 2. master_count must be 1 when master_lb_enabled is false.\n')
 
 
 def test_signals_while_a_signal_is_handled_stop_a_process_all_the_same() -> None:
