@@ -222,7 +222,7 @@ def test_every_label_changes_what_is_sent_to_some_cluster(
         if name != factor:
             alone = (tuple(number if place == other else 0 for other in range(len(walk.factors)))
                      for number in range(1, len(walk.factors[factor])))
-            rows = [*filter(walk.is_taken, alone), *(row for row in walk.rows if row[place])]
+            rows = [*filter(walk.is_taken, alone), *(row for row in walk.rows if row[place])][:6]
             assert rows, name
             if not any(changes(row, {*walk.factors[factor][row[place]]['labels']}) for row in rows):
                 idle.add(name)
@@ -255,7 +255,8 @@ def test_lengths_are_known_without_rendering_all(
     assert longest <= max(said[:-1]) <= longest * 1.05 + 20
     for body in (files, edited):
         length = len(json.dumps(body | {'parameters': rendered.parameters, 'timeout_mins': 60}))
-        assert length <= said[-1] <= length * 1.1 + drivers.BODY_ROOM
+        # Keys are weighed at their longest, and twice, as while authorities are exchanged.
+        assert length <= said[-1] <= length * 1.2 + drivers.BODY_ROOM
 
 
 def test_a_thousand_nodes_are_weighed_at_once(driver: drivers.Driver, conf: cfg.ConfigOpts) -> None:
@@ -313,7 +314,7 @@ def test_what_heat_would_replace_and_control_characters_are_refused_everywhere(
         driver: drivers.Driver, conf: cfg.ConfigOpts, text: str, word: str) -> None:
     fields = {'no_proxy': text, 'insecure_registry': f'registry{text}'}
 
-    assert len([said for said in driver.check_template(fields) if word in said]) == 2
+    assert {said.split()[0] for said in driver.check_template(fields) if word in said} == set(fields)
     assert [said for said in driver.check_labels({'availability_zone': text}, conf) if word in said]
     assert [said for said in driver.check_cluster(conf, a_cluster(driver, public_key=f'k {text} x')) if word in said]
 
