@@ -5,6 +5,7 @@ Heat validates templates and files without making anything. OS_CLOUD names the c
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -32,6 +33,12 @@ pytestmark = [
 ]
 
 
+#: What there is in the cloud, for what `options` names.
+REAL = {'"IMAGE"': '"ubuntu"', '"another"': '"ubuntu"', '"FLAVOR"': '"m1.small"', '"huge"': '"m1.small"'}
+#: Of Heat: something that is named is not there.
+UNKNOWN = re.compile(r"Error validating value '[^']*': [^']*")
+
+
 @pytest.fixture(scope='module')
 def conf() -> cfg.ConfigOpts:
     made = cfg.ConfigOpts()
@@ -56,8 +63,10 @@ def test_templates_are_accepted_and_want_what_they_are_sent(sandbox: Sandbox, co
     begun = time.monotonic()
 
     with sandbox.project() as project, futures.ThreadPoolExecutor(2) as pool:
-        heat = heat_of(project)
+        heat, network = heat_of(project), project.cloud.network.create_network(name='net')
+        project.cloud.network.create_subnet(name='sub', network_id=network.id, cidr='10.8.0.0/24', ip_version=4)
         answers = list(pool.map(lambda item: validated(heat, item[1]), found.values()))
+        previews = list(pool.map(lambda item: previewed(heat, item[1]), found.values()))
 
     assert [(what, answer) for (what, _), answer in zip(found.values(), answers, strict=True)
             if isinstance(answer, str)] == []
@@ -67,7 +76,11 @@ def test_templates_are_accepted_and_want_what_they_are_sent(sandbox: Sandbox, co
             rendered.parameters), what
         assert all(answer['Parameters'][name]['NoEcho'] == 'true' for name in rendered.parameters
                    if name.endswith('user_data')), what
-    say(f'{len(found)} templates of {len(drivers.load(conf))} folders validated in {time.monotonic() - begun:.0f} s')
+    strange = [said for said in previews if said and not UNKNOWN.search(said)]
+    assert strange == []
+    say(f'{len(found)} templates of {len(drivers.load(conf))} folders validated in {time.monotonic() - begun:.0f} s, '
+        f'{previews.count("")} of them with all that is sent; others name what this cloud lacks: '
+        f'{sorted({m[0] for said in previews if (m := UNKNOWN.search(said))})}')
 
 
 def heat_of(project: Project) -> heat_client.Client:
@@ -83,6 +96,19 @@ def validated(heat: heat_client.Client, rendered: drivers.Rendered) -> Any:
             template=rendered.template, files=rendered.files, show_nested=True)
     except heat_exc.HTTPException as e:
         return str(e)
+
+
+def previewed(heat: heat_client.Client, rendered: drivers.Rendered) -> str:
+    """What Heat has against what would be made, of an image and a flavor that are there; '' if nothing."""
+    files = {name: functools.reduce(
+        lambda done, pair: done.replace(*pair), REAL.items(), text) for name, text in rendered.files.items()}
+    there = {'network': 'net', 'subnet': 'sub', 'subnet_cidr': '10.8.0.0/24'}
+    parameters = {name: there.get(name, value) for name, value in rendered.parameters.items()}
+    try:
+        heat.stacks.preview(stack_name='limits-preview', template=rendered.template, files=files, parameters=parameters)
+    except heat_exc.HTTPException as e:
+        return str(e)
+    return ''
 
 
 def test_heat_refuses_what_is_longer_than_the_options_say(sandbox: Sandbox, conf: cfg.ConfigOpts, say: Say) -> None:
