@@ -236,6 +236,15 @@ def test_any_field_is_taken_or_refused_in_words(
             assert not re.search('[\x00-\x1f\x7f\ud800-\udfff]|@@[A-Z_]+@@', text)
 
 
+def test_no_text_that_is_taken_is_more_than_a_text(driver: drivers.Driver) -> None:
+    """Each piece by itself, in each field that reaches a node."""
+    for place, made in places(driver).items():
+        if place[0] in ('template', 'labels'):
+            for piece in PIECES:
+                taken = is_taken(driver, place, made(f'a{piece}b'))
+                assert not (taken and re.search('[\x00-\x1f\x7f\ud800]|@@[A-Z_]+@@', piece)), (place, piece)
+
+
 @given(name=HOSTILE)
 def test_name_of_a_nodegroup_is_one_label(driver: drivers.Driver, secrets: dict[str, certs.Pair], name: str) -> None:
     found = rows(driver, {('group', 'name'): name})
