@@ -415,7 +415,8 @@ class Driver:
         context = self._context(conf, cluster)
         problems = [item['else'] for item in self.manifest.get('checks', ()) if not self._evaluate(
             item['that'], context)]
-        texts = {name: value for name, value in vars(cluster.template).items() if isinstance(value, str)}
+        texts = {name: value for name, value in vars(cluster.template).items()  # templates do not see the others
+                 if isinstance(value, str) and name not in ('name', 'tags')}
         problems += [f'{name} cannot be {value!r:.80}: {problem}' for name, value in (
             texts | {'The public key': (cluster.public_key or '').strip()}).items() if (problem := _unfit(value))]
         problems += self._check_ranges(context, sum(group.node_count for group in cluster.nodegroups))
