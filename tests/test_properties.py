@@ -149,7 +149,7 @@ def told(driver: drivers.Driver, cluster: Any, group: Any, secrets: dict[str, ce
         everything[stack] = {
             'templates': trees,
             'parameters': {name: value for name, value in rendered.parameters.items() if name not in texts},
-            'nodes': {name: {key: item for key, item in read_yaml(text).items() if key != 'write_files'}
+            'nodes': {name: {key: item for key, item in read_yaml(text).items() if key not in ('write_files', 'storage')}
                       for name, text in texts.items()},
             'files': {name: {path: content(path, inner) for path, inner in unpacked(text).items()}
                       for name, text in texts.items()}}
