@@ -291,7 +291,8 @@ def test_masters_fit_into_their_server_group_even_while_one_is_replaced(
 
     when = ' while one is replaced' if wanted > masters else ''
     assert [said for said in problems if 'server group' in said] == (
-        [f'{masters} masters need {wanted} members in one server group{when}, and Nova allows {most}; use fewer masters']
+        [f'{masters} masters need {wanted} members in one server group{when}, and Nova allows {most}; use fewer '
+         'masters']
         if masters > 1 and 0 <= most < wanted else [])
 
 

@@ -26,7 +26,7 @@ from test_drivers import functions, parse, read_yaml, unpacked, walk
 from magnum_lite import certs, config, drivers, errors
 from magnum_lite.api import nodegroups, offline
 
-settings.register_profile('repeatable', derandomize=True, database=None, deadline=None, max_examples=25,
+settings.register_profile('repeatable', derandomize=True, database=None, deadline=None, max_examples=15,
                           suppress_health_check=list(HealthCheck), phases=(Phase.explicit, Phase.generate))
 settings.register_profile('explore', settings.get_profile('repeatable'), derandomize=False, max_examples=1500,
                           phases=tuple(Phase), print_blob=True)
@@ -149,8 +149,8 @@ def told(driver: drivers.Driver, cluster: Any, group: Any, secrets: dict[str, ce
         everything[stack] = {
             'templates': trees,
             'parameters': {name: value for name, value in rendered.parameters.items() if name not in texts},
-            'nodes': {name: {key: item for key, item in read_yaml(text).items() if key not in ('write_files', 'storage')}
-                      for name, text in texts.items()},
+            'nodes': {name: {key: item for key, item in read_yaml(text).items()
+                             if key not in ('write_files', 'storage')} for name, text in texts.items()},
             'files': {name: {path: content(path, inner) for path, inner in unpacked(text).items()}
                       for name, text in texts.items()}}
     return everything
