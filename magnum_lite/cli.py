@@ -10,6 +10,7 @@ and `magnum-lite db upgrade` should not.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pathlib
 import queue
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import alembic.command
 import alembic.config
+import yaml
 from oslo_config import cfg
 from oslo_db import exception as db_exc
 from oslo_log import log
@@ -75,21 +77,110 @@ def db_stamp(conf: cfg.ConfigOpts) -> None:
 # -- drivers, keys -------------------------------------------------------------------------------------------------
 
 def drivers_list(conf: cfg.ConfigOpts) -> None:
-    """Print every driver with what it makes and its labels."""
-    for name, driver in sorted(drivers.load(conf).items()):
-        state = ' (disabled)' if name in conf.drivers.disabled_drivers else ''
-        print(f'{name}{state}: {driver.manifest["text"].strip()}')
-        for server_type, os_distro, coe in driver.provides:
-            print(f'  makes {coe} on images with os_distro {os_distro}, server_type {server_type}')
-        for label, spec in sorted(driver.labels_known.items()):
-            default = '' if spec.get('default') is None else f' (default {spec["default"]})'
-            print(f'  {label}{default}: {spec["text"].strip()}')
+    """Print every driver folder: where it was found, what it makes, whether it is disabled. With a name or --labels
+    also its rules for fields of cluster templates, and its labels: default, the operator's default, meaning, type as
+    JSON Schema, older names.
+    """
+    found, only = drivers.load(conf), conf.command.driver
+    if only and only not in found:
+        raise Mistake(f'There is no driver {only}; there are: {", ".join(sorted(found))}')
+    told = [_described(conf, found[name]) for name in ([only] if only else sorted(found))]
+    if conf.command.json:
+        print(json.dumps(told, indent=1))
+        return
+    for driver in told:
+        print(f'{driver["name"]}{" (disabled)" if driver["disabled"] else ""}: {driver["text"].strip()}\n'
+              f'  {driver["origin"]}, {driver["folder"]}')
+        for made in driver['provides']:
+            print('  makes {coe} on images with os_distro {os_distro}, server_type {server_type}'.format(**made))
+        for name, spec in [*driver['template_fields'].items(), *sorted(driver['labels'].items())] if (
+                only or conf.command.labels) else ():
+            said = [f'{word} {spec[key]}' for key, word in (('default', 'default'), ('operator_default', 'here'),
+                                                            ('aliases', 'also')) if spec.get(key) is not None]
+            print(f'  {name}{" (" * bool(said)}{", ".join(said)}{")" * bool(said)}: '
+                  f'{spec.get("text", "a field of cluster templates").strip()}\n      {json.dumps(spec["schema"])}')
 
 
-def drivers_check(conf: cfg.ConfigOpts) -> None:
-    """Load every driver folder, which checks it; the first that is wrong is named."""
-    for name in sorted(drivers.load(conf)):
-        print(f'{name}: ok')
+def _described(conf: cfg.ConfigOpts, driver: drivers.Driver) -> dict[str, Any]:
+    homes = {drivers.BUILT_IN: 'built-in', **{pathlib.Path(place): '[drivers] path' for place in conf.drivers.path}}
+    here = driver.labels(conf, {})
+    labels = {name: spec | ({'operator_default': here[name]} if here[name] != spec.get('default') else {})
+              for name, spec in driver.labels_known.items()}
+    return {'name': driver.name, 'disabled': driver.name in conf.drivers.disabled_drivers, 'labels': labels,
+            'folder': str(driver.folder), 'origin': homes.get(driver.folder.parent, 'from an entry point'),
+            'text': driver.manifest['text'], 'provides': driver.manifest['provides'],
+            'template_fields': driver.manifest.get('template_fields', {})}
+
+
+def drivers_check(conf: cfg.ConfigOpts) -> int:
+    """Load driver folders and render each in many shapes: with its defaults, with everything, with nothing, and with
+    each value of a field or a label. The exit status is 1 if one cannot be loaded or rendered; the place is named.
+    A folder that is named need not be configured.
+    """
+    from magnum_lite.api import offline
+    places = [pathlib.Path(place).resolve() for place in conf.command.folder]
+    for place in places:
+        if not (place / 'manifest.yaml').is_file():
+            raise Mistake(f'{place} is no driver folder: it has no manifest.yaml')
+    conf.set_override('path', [str(place.parent) for place in places] + conf.drivers.path, 'drivers')
+    conf.set_override('disabled_drivers', [], 'drivers')
+    found, wrong = drivers.load(conf), 0
+    for name in [place.name for place in places] or sorted(found):
+        try:
+            count, refused = offline.check(conf, found[name])
+        except errors.DriverError as e:
+            wrong = 1
+            print(f'{name}: {e}')
+        else:
+            print(f'{name}: ok, {count} shapes rendered, {len(refused)} refused by its own rules')
+            print(*(f'  {line}\n' for line in refused if conf.command.verbose), sep='', end='')
+    return wrong
+
+
+def drivers_render(conf: cfg.ConfigOpts) -> None:
+    """Print what would be sent to Heat for a cluster, or for a further nodegroup of it: template, files, parameters.
+    Nothing is asked of a cloud or a database, so what is named there is not looked up. The files hold the bodies of
+    POSTs, as YAML or JSON. Hidden parameters are shown as ***; --user-data prints what nodes get, with keys that are
+    made for this and thrown away. What stands between @@ is filled in by Heat.
+    """
+    from magnum_lite.api import offline
+    asked = conf.command
+    template, cluster, group = (_body(place) for place in (asked.of_template, asked.of_cluster, asked.of_nodegroup))
+    if template is None:
+        driver = drivers.load(conf).get(asked.driver or '')
+        if driver is None:
+            raise Mistake('Use --template FILE, or --driver with one of ' + ', '.join(sorted(drivers.load(conf))))
+        template = offline.TEMPLATE | {'server_type': driver.provides[0][0], 'coe': driver.provides[0][2]}
+    row = offline.template(conf, template | ({'driver': asked.driver} if asked.driver else {}), asked.os_distro)
+    driver, made = offline.cluster(conf, row, cluster or {})
+    further = None if group is None else offline.nodegroup(conf, driver, made, group)
+    rendered = offline.render(conf, driver, made, offline.throwaway_secrets(driver), further)
+    if asked.user_data:
+        stack = driver.manifest['stack' if further is None else 'nodegroup_stack']
+        names = {item['role']: name for name, item in stack.get('user_data', {}).items()}
+        if asked.user_data not in names:
+            raise Mistake(f'There is no user-data of the role {asked.user_data}; there are: {", ".join(names)}')
+        print(rendered.parameters[names[asked.user_data]], end='')
+        return
+    hidden = {name for name, spec in yaml.safe_load(rendered.template)['parameters'].items() if spec.get('hidden')}
+    shown = {name: '***' if name in hidden else value for name, value in rendered.parameters.items()}
+    print(f'# template\n{rendered.template}')
+    for name, text in rendered.files.items():
+        print(f'---\n# file {name}\n{text}')
+    print(f'---\n# parameters\n{yaml.safe_dump(shown, sort_keys=False)}', end='')
+
+
+def _body(place: str | None) -> dict[str, Any] | None:
+    """What a file, or `-`, holds."""
+    if place is None:
+        return None
+    try:
+        body = yaml.safe_load(sys.stdin if place == '-' else pathlib.Path(place).read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeError) as e:
+        raise Mistake(f'{place} is neither YAML nor JSON: {e}') from e
+    if not isinstance(body, dict):
+        raise Mistake(f'{place} must hold the body of a POST')
+    return body
 
 
 def keystore_key(conf: cfg.ConfigOpts) -> None:
@@ -99,8 +190,6 @@ def keystore_key(conf: cfg.ConfigOpts) -> None:
 
 def openapi(conf: cfg.ConfigOpts) -> None:
     """Print the description of the API, which it serves at /v1/openapi.json: doc/openapi.json is this."""
-    import json
-
     from magnum_lite.api import openapi as described
     print(json.dumps(described.document(), indent=1))
 
@@ -254,8 +343,20 @@ def _add_commands(subparsers: Any) -> None:
     add(database, 'version', db_version)
     add(database, 'stamp', db_stamp, revision=True)
     folders = group('drivers', 'The driver folders')
-    add(folders, 'list', drivers_list)
-    add(folders, 'check', drivers_check)
+    listing = add(folders, 'list', drivers_list)
+    listing.add_argument('driver', nargs='?', help='only this driver, with its labels')
+    listing.add_argument('--labels', action='store_true', help='with the labels of all')
+    listing.add_argument('--json', action='store_true', help='print JSON, with everything')
+    checking = add(folders, 'check', drivers_check)
+    checking.add_argument('folder', nargs='*', help='a folder with a manifest.yaml; default: all that are found')
+    checking.add_argument('--verbose', action='store_true', help='say what a folder refuses by its own rules')
+    rendering = add(folders, 'render', drivers_render)
+    for thing in ('template', 'cluster', 'nodegroup'):
+        rendering.add_argument(f'--{thing}', dest=f'of_{thing}', metavar='FILE',
+                               help=f'body of the POST for a {thing}; -: stdin')
+    rendering.add_argument('--driver', metavar='NAME', help='driver to use; alone it gives a template, too')
+    rendering.add_argument('--os-distro', help='what the image would say; default: what the driver makes')
+    rendering.add_argument('--user-data', metavar='ROLE', help='print only the user-data of nodes of this role')
     add(subparsers, 'keystore-key', keystore_key)
     add(subparsers, 'openapi', openapi)
     upgrade = group('status', 'What has to be seen to before an upgrade').add_parser(
@@ -286,6 +387,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f'magnum-lite: The database cannot be used: {str(e.inner_exception or e).splitlines()[0]}. '
               'See [database] connection', file=sys.stderr)
         return 1
-    except (Mistake, errors.DriverError, keystore.KeyStoreError, cfg.Error, OSError) as e:
+    except (Mistake, errors.DriverError, errors.HttpError, keystore.KeyStoreError, cfg.Error, OSError) as e:
         print(f'magnum-lite: {e}', file=sys.stderr)
         return 1

@@ -97,6 +97,19 @@ cluster_heat_opts = [
                help='Workers of a nodegroup that are asked for at once; more come in waves, each when all of the one '
                     'before have reported, and each with the time limit of the operation for itself. Heat looks at '
                     'all that is there with every wave, so small waves cost time. 0: all at once.'),
+    cfg.IntOpt('max_template_size', default=524288, min=1024,
+               help='Bytes that Heat takes as one template. Set it to what heat.conf says. A cluster that needs more '
+                    'is refused when it is asked for.'),
+    cfg.IntOpt('max_json_body_size', default=1048576, min=1024,
+               help='Bytes that Heat takes as one request, with templates, files and user-data. Set it to what '
+                    'heat.conf says. A cluster that needs more is refused when it is asked for.'),
+    cfg.IntOpt('max_user_data', default=49149, min=1024,
+               help='Bytes of user-data that Nova takes for a server. The default is its own limit, 65,535 characters '
+                    'of base64; lower it where a deployer of bare metal takes less.'),
+    cfg.IntOpt('max_server_group_members', default=10, min=-1,
+               help='Servers that Nova allows in a server group, which the masters of a cluster share; -1: any number. '
+                    'Set it to what [quota] server_group_members of nova.conf says. More masters are refused when they '
+                    'are asked for.'),
 ]
 
 heat_notifications_opts = [

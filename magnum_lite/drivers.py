@@ -46,6 +46,9 @@ ENTRY_POINTS = 'magnum_lite.drivers'
 
 #: Nova takes 65,535 characters of base64 (nova/api/openstack/compute/schemas/servers.py).
 MAX_USER_DATA = 65535 // 4 * 3
+#: What the body of a request has beside templates, files and user-data, and how much longer texts get when members are
+#: edited: they are written anew then, as JSON.
+BODY_ROOM, EDITED = 16384, 1.05
 #: What Heat puts in for placeholders (a Fernet token, a URL, addresses) is not known before; it fits into this.
 PLACEHOLDER_ROOM = 1536
 #: Parts of a manifest of which a folder that extends another one changes single entries; any other it replaces.
@@ -63,8 +66,6 @@ MAX_REASON, MAX_REASON_LINE = 100_000, 300
 USER_DATA_SLOTS = 8
 #: PEM sizes (public part, private part) at the upper end, to weigh user-data before a key exists.
 KEY_SIZES = {'ecdsa-p256': (750, 250), 'rsa-2048': (1300, 1720)}
-#: As large as a login of a cluster is, for the same purpose.
-LOGIN_SIZE = clients.Login('x' * 64, 'x' * 50, 'x' * 200, 'x' * 40, 'x' * 4000)
 
 
 class Secret(Protocol):
@@ -212,7 +213,8 @@ FORMATS = jsonschema.FormatChecker(formats=())
 
 @FORMATS.checks('ipv4-network', raises=ValueError)
 def _is_network(value: object) -> bool:
-    return not isinstance(value, str) or ('/' in value and bool(ipaddress.IPv4Network(value)))
+    # Python also takes masks after the slash, which no engine does.
+    return not isinstance(value, str) or str(ipaddress.IPv4Network(value)) == value
 
 
 @FORMATS.checks('url')
@@ -232,8 +234,17 @@ def quote(value: Any) -> str:
     return re.sub(r'[^ -~]', lambda m: f'\\u{ord(m[0]):04x}' if m[0] <= '\uffff' else f'\\U{ord(m[0]):08x}', text)
 
 
+def _unfit(text: str) -> str | None:
+    """Say why a text cannot be handed on to nodes; None if it can."""
+    if re.search(r'[\x00-\x1f\x7f]', text):
+        return 'it must not hold control characters'
+    found = re.search('@@[A-Z_]+@@', text)
+    return f'it must not hold {found[0]:.80}, which Heat would put something else in the place of' if found else None
+
+
 #: Filters for templates, beside Jinja's own: to base64; {a: 1} to [{key: a, value: 1}]; without a beginning;
-#: '--a=1 --b=2' to {a: '1', b: '2'}; {section: {key: text}} to an INI file with quoted values, without nulls.
+#: '--a=1 --b=2' to {a: '1', b: '2'}; {section: {key: text}} to an INI file with quoted values, without nulls; to a word
+#: that engines take as the value of a label.
 FILTERS: dict[str, Callable[..., Any]] = {
     'b64': lambda text: base64.b64encode(text.encode()).decode(),
     'pairs': lambda mapping, key, value: [{key: k, value: v} for k, v in mapping.items()],
@@ -242,6 +253,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     'ini': lambda sections: ''.join(f'[{name}]\n' + ''.join(
         f'{key}={json.dumps(value, ensure_ascii=False)}\n' for key, value in options.items() if value is not None)
         for name, options in sections.items()),
+    'word': lambda text: re.sub('[^A-Za-z0-9_.-]+', '-', text).strip('-_.')[:63].strip('-_.'),
 }
 
 
@@ -347,7 +359,8 @@ class Driver:
 
         A label that a field needs may be in `values`, or among the operator's defaults in `conf`.
         """
-        problems = []
+        problems = [f'{name} cannot be {value!r:.80}: {problem}' for name, value in values.items()
+                    if isinstance(value, str) and (problem := _unfit(value))]
         labels = {*(values.get('labels') or ()), *(conf.drivers.label_defaults if conf else ())}
         for name, item in self.manifest.get('template_fields', {}).items():
             if (value := values.get(name)) is not None and (problem := self._problem(item['schema'], value)):
@@ -406,8 +419,8 @@ class Driver:
     def _convert(self, name: str, text: str) -> tuple[Any, str | None]:
         """Make the typed value of a label's text: (value, what is wrong with it)."""
         schema = self.labels_known[name]['schema']
-        if re.search(r'[\x00-\x1f\x7f]', text):
-            return None, 'it must not hold control characters'
+        if problem := _unfit(text):
+            return None, problem
         value: Any = text
         if schema['type'] == 'boolean':
             value = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}.get(
@@ -438,30 +451,40 @@ class Driver:
     def _sentence(problem: str, item: Mapping[str, Any]) -> str:
         return f'{problem} ({item["text"]})' if item.get('text') else problem
 
-    def check_cluster(self, conf: cfg.ConfigOpts, cluster: models.Cluster) -> list[str]:
-        """Say in sentences which limits a cluster would run into: addresses, resources of a stack, user-data.
+    def check_cluster(self, conf: cfg.ConfigOpts, cluster: models.Cluster,
+                      changed: models.NodeGroup | None = None) -> list[str]:
+        """Say in sentences which limits a cluster would run into: addresses, Heat's, Nova's.
 
-        Needs `template` and `nodegroups` with their counts; their nodes need not exist yet.
+        Of its stacks this weighs the one that holds the `changed` nodegroup; without one, the cluster's. Needs
+        `template` and `nodegroups` with their counts; their nodes need not exist yet, and their number costs no time.
         """
         context = self._context(conf, cluster)
         problems = [item['else'] for item in self.manifest.get('checks', ()) if not self._evaluate(
             item['that'], context)]
-        counts = {role: group.node_count for role, group in context['groups'].items()}
-        further = [group.node_count for group in cluster.nodegroups if not group.is_default]
-        problems += self._check_ranges(context, sum(counts.values()) + sum(further))
-        for stack in (counts, *({'worker': count} for count in further)):
-            problems += self._check_resources(stack, conf.cluster_heat.max_resources_per_stack)
+        texts = {name: value for name, value in vars(cluster.template).items()  # templates do not see the others
+                 if isinstance(value, str) and name not in ('name', 'tags')}
+        problems += [f'{name} cannot be {value!r:.80}: {problem}' for name, value in (
+            texts | {'The public key': (cluster.public_key or '').strip()}).items() if (problem := _unfit(value))]
+        problems += self._check_ranges(context, sum(group.node_count for group in cluster.nodegroups))
+        stack = self.manifest['stack']
+        if changed is not None and not changed.is_default:
+            stack = self.manifest['nodegroup_stack']
+            context = self._context(conf, cluster, changed) | {'outputs': collections.defaultdict(str)}
+        problems += self._check_resources(conf, cluster, context)
+        problems += self._check_server_groups(conf, cluster, stack, context)
         sizes = {name: KEY_SIZES[spec.algorithm] for name, spec in self.keys.items()}
         sizes |= dict.fromkeys(self.certificates, KEY_SIZES['ecdsa-p256'])
         secrets = {name: types.SimpleNamespace(certificate=_noise(public), trusted=_noise(public * 2),
                                                private_key=_noise(private))
                    for name, (public, private) in sizes.items()}
         login = LOGIN_SIZE if self.wants_cloud_user(conf, cluster) else None
-        for text in self._user_data(self.manifest['stack'], context, secrets, login).values():
-            if (length := len(text) + PLACEHOLDER_ROOM) > MAX_USER_DATA:
-                problems.append(f'The user-data of a node would have {length} bytes, and Nova takes {MAX_USER_DATA}; '
+        user_data = self._user_data(stack, context, secrets, login).values()
+        most = min(conf.cluster_heat.max_user_data, MAX_USER_DATA)
+        for text in user_data:
+            if (length := len(text) + PLACEHOLDER_ROOM) > most:
+                problems.append(f'The user-data of a node would have {length} bytes, and Nova takes {most}; '
                                 'shorten labels, keys or proxy settings')
-        return problems
+        return problems + self._check_sizes(conf, cluster, stack, context, len(json.dumps([*user_data])))
 
     def check_rotation(self, cluster: models.Cluster) -> list[str]:
         """Say in sentences why the authorities of a cluster cannot be exchanged. Needs `template` and `nodegroups`."""
@@ -490,12 +513,68 @@ class Driver:
         return [item['else'] for item in self.manifest.get('upgrade', {}).get('checks', ())
                 if not self._evaluate(item['that'], context)]
 
-    def _check_resources(self, counts: Mapping[str, int], most: int) -> list[str]:
+    def _one_more(self, cluster: models.Cluster, context: dict[str, Any]) -> int:
+        """How many masters more a stack has while its masters are replaced."""
+        return int('master' in context['groups'] and self.replaceable(cluster, 'master') is None)
+
+    def _check_resources(self, conf: cfg.ConfigOpts, cluster: models.Cluster, context: dict[str, Any]) -> list[str]:
         """Find a stack that is larger than Heat allows, by its nodes of each role."""
-        size, nodes = self.manifest['resources'], sum(counts.values())
-        resources = size['base'] + sum(size.get(role, 0) * count for role, count in counts.items())
-        return [f'{nodes} nodes need {resources} resources in one stack, and Heat allows {most}; use fewer nodes '
-                'here and further nodegroups for the rest'] if 0 <= most < resources else []
+        size, most = self.manifest['resources'], conf.cluster_heat.max_resources_per_stack
+        counts = {role: group.node_count for role, group in context['groups'].items()}
+        more = self._one_more(cluster, context)
+        resources = size['base'] + sum(size.get(role, 0) * count for role, count in (*counts.items(), ('master', more)))
+        when = ' while a master is replaced' if more else ''
+        return [f'{sum(counts.values())} nodes need {resources} resources in one stack{when}, and Heat allows {most}; '
+                'use fewer nodes here and further nodegroups for the rest'] if 0 <= most < resources else []
+
+    def _check_server_groups(self, conf: cfg.ConfigOpts, cluster: models.Cluster, stack: dict[str, Any],
+                             context: dict[str, Any]) -> list[str]:
+        """Find more servers in one server group than Nova allows."""
+        problems, most = [], conf.cluster_heat.max_server_group_members
+        for item in stack.get('files', {}).values():
+            role = item.get('role')
+            count = context['groups'][role].node_count if role else 0
+            wanted = count + (self._one_more(cluster, context) if role == 'master' else 0)
+            if not 0 <= most < wanted:
+                continue
+            _, read = self._template(item['template'], context | {'role': role, 'group': _Sample(
+                context['groups'][role], [])})
+            if any('group' in (resource.get('properties', {}).get('scheduler_hints') or {})
+                   for resource in (read.get('resources') or {}).values()):
+                problems.append(f'{count} {role}s need {wanted} members in one server group'
+                                f'{" while one is replaced" if wanted > count else ""}, and Nova allows {most}; use '
+                                f'fewer {role}s')
+        return problems
+
+    def _check_sizes(self, conf: cfg.ConfigOpts, cluster: models.Cluster, stack: dict[str, Any],
+                     context: dict[str, Any], user_data: int) -> list[str]:
+        """Find templates, or a request with all of them, that are longer than Heat takes.
+
+        A member more makes them longer by always the same, which is seen at two of them.
+        """
+        groups = context['groups']
+        names = {stack['template']: (stack['template'], None)} | {
+            name: (item['template'], item.get('role')) for name, item in stack.get('files', {}).items()}
+
+        def lengths(**counts: int) -> dict[str, int]:
+            inner = context | {'groups': {role: _sample(cluster, group, min(group.node_count, counts.get(role, 1)))
+                                          for role, group in groups.items()}}
+            texts = {name: self._text(template, inner | {'role': role, 'group': inner['groups'].get(role)})
+                     for name, (template, role) in names.items()}
+            return {name: len(text) for name, text in texts.items()} | {'': sum(
+                len(json.dumps(text)) for text in texts.values())}
+
+        one = lengths()
+        each = {role: lengths(**{role: 2}) for role, group in groups.items() if group.node_count > 1}
+        total = {name: length + sum((each[role][name] - length) * (groups[role].node_count - 1) for role in each)
+                 for name, length in one.items()}
+        body = int(total.pop('') * EDITED) + user_data + BODY_ROOM
+        nodes, heat = sum(group.node_count for group in groups.values()), conf.cluster_heat
+        end = '; use fewer nodes here and further nodegroups for the rest'
+        return [f'{nodes} nodes make a template of {length} bytes, and Heat takes {heat.max_template_size}{end}'
+                for length in total.values() if length > heat.max_template_size] + ([
+                    f'{nodes} nodes make a request of {body} bytes, and Heat takes {heat.max_json_body_size}{end}']
+                    if body > heat.max_json_body_size else [])
 
     def _check_ranges(self, context: dict[str, Any], nodes: int) -> list[str]:
         """Find ranges that overlap, or that are too small for the nodes."""
@@ -900,9 +979,30 @@ def _noise(length: int) -> str:
     return base64.b64encode(hashlib.shake_128(b'').digest(length)).decode()[:length]
 
 
+#: As large as a login of a cluster is, for the same purpose.
+LOGIN_SIZE = clients.Login(_noise(64), _noise(50), _noise(200), _noise(40), _noise(4000))
+
+
 def _packed(content: str) -> str:
     """gzip in base64. Without a time in it the same content gives the same text."""
     return base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
+
+
+class _Sample:
+    """A nodegroup as templates see it, with other members."""
+
+    def __init__(self, group: Any, nodes: list[models.Node]) -> None:
+        self._group, self.nodes = group, nodes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._group, name)
+
+
+def _sample(cluster: models.Cluster, group: Any, count: int) -> _Sample:
+    """A nodegroup with so many members, whose names are as long as its last one's."""
+    number = (group.next_number or 0) + group.node_count
+    return _Sample(group, [models.Node(number=number + n, name=members.node_name(cluster, group, number), epoch=1)
+                           for n in range(count)])
 
 
 def _alike(sample: Mapping[str, Any] | None, member: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,8 +12,9 @@ import textwrap
 
 import fakes
 import pytest
+import yaml
 
-from magnum_lite import upgrade
+from magnum_lite import drivers, upgrade
 from magnum_lite.conductor import steps
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -45,10 +46,65 @@ def test_mistake_is_one_line(tmp_path: pathlib.Path, text: str, argv: list[str],
     assert done.stderr.splitlines()[-1].startswith('magnum-lite: ')
 
 
-def test_drivers_are_listed_with_their_labels() -> None:
-    done = subprocess.run([COMMAND, 'drivers', 'list'], capture_output=True, text=True, check=True, timeout=60)
+def test_drivers_are_listed_with_their_labels(tmp_path: pathlib.Path) -> None:
+    conf = tmp_path / 'conf'
+    conf.write_text('[drivers]\nlabel_defaults = fixed_network_cidr:10.9.0.0/24\ndisabled_drivers = swarm_ubuntu\n')
 
-    assert 'os_distro' in done.stdout and 'kube_tag (default ' in done.stdout
+    short, one = run(conf, 'drivers', 'list'), run(conf, 'drivers', 'list', 'k8s_ubuntu')
+    [told] = json.loads(run(conf, 'drivers', 'list', 'k8s_ubuntu', '--json').stdout)
+
+    assert 'os_distro' in short.stdout and '  built-in, ' in short.stdout and 'kube_tag' not in short.stdout
+    assert '\nswarm_ubuntu (disabled): ' in short.stdout
+    assert '  kube_tag (default v' in one.stdout
+    assert '  fixed_subnet_cidr (default 10.0.0.0/24, here 10.9.0.0/24, also ' in one.stdout
+    assert told['labels']['fixed_subnet_cidr']['operator_default'] == '10.9.0.0/24'
+    assert told['template_fields']['network_driver']['default'] == 'flannel'
+
+
+def test_folder_that_is_not_configured_yet_is_checked(tmp_path: pathlib.Path) -> None:
+    conf, mine = tmp_path / 'conf', tmp_path / 'own' / 'mine'
+    conf.write_text('')
+    shutil.copytree(drivers.BUILT_IN / 'k8s_ubuntu', mine)
+
+    good = run(conf, 'drivers', 'check', str(mine))
+    path = mine / 'cluster.yaml.j2'
+    path.write_text(path.read_text().replace(
+        'resources:\n', 'resources:\n{% if labels.octavia_flavor and typo %}{% endif %}\n', 1))
+    bad = run(conf, 'drivers', 'check', str(mine))
+    none = run(conf, 'drivers', 'check', str(tmp_path))
+
+    assert (good.returncode, good.stdout[:10]) == (0, 'mine: ok, '), good.stderr
+    assert bad.returncode == 1
+    assert bad.stdout.startswith(f'mine: driver folder {mine}: cluster.yaml.j2, line ')
+    assert bad.stdout.endswith(": UndefinedError: 'typo' is undefined\n")
+    assert (none.returncode, none.stderr) == (
+        1, f'magnum-lite: {tmp_path} is no driver folder: it has no manifest.yaml\n')
+
+
+def test_what_would_be_sent_is_shown_without_secrets(tmp_path: pathlib.Path) -> None:
+    conf = tmp_path / 'conf'
+    conf.write_text('')
+    (tmp_path / 'template').write_text(
+        'coe: swarm\nimage_id: i\nflavor_id: f\nmaster_flavor_id: f\nexternal_network_id: public\n')
+    (tmp_path / 'cluster').write_text('{"master_count": 2, "node_count": 3}')
+    (tmp_path / 'nodegroup').write_text('{"name": "big", "flavor_id": "huge"}')
+
+    plain = run(conf, 'drivers', 'render', '--driver', 'k8s_ubuntu')
+    node = run(conf, 'drivers', 'render', '--driver', 'k8s_ubuntu', '--user-data', 'worker')
+    group = run(conf, 'drivers', 'render', '--template', str(tmp_path / 'template'), '--nodegroup',
+                str(tmp_path / 'nodegroup'))
+    refused = run(conf, 'drivers', 'render', '--template', str(tmp_path / 'template'), '--cluster',
+                  str(tmp_path / 'cluster'))
+
+    *texts, parameters = plain.stdout.split('\n---\n')
+    assert [text.splitlines()[0] for text in texts] == ['# template', *(
+        f'# file {name}.yaml' for name in ('kube_masters', 'kube_minions', 'master', 'worker'))]
+    assert yaml.safe_load(parameters)['worker_user_data'] == '***'
+    assert yaml.safe_load(texts[0])['parameters'].keys() >= yaml.safe_load(parameters).keys()
+    assert '@@NODE_NAME@@' in node.stdout and 'write_files' in yaml.safe_load(node.stdout)
+    assert 'flavor: "huge"' in group.stdout and 'network: OUTPUT network' in group.stdout
+    assert (refused.returncode, refused.stderr) == (
+        1, 'magnum-lite: master_count must be odd, not 2. master_count must be 1 when master_lb_enabled is false.\n')
 
 
 def test_signals_while_a_signal_is_handled_stop_a_process_all_the_same() -> None:

@@ -17,6 +17,7 @@ import urllib.parse
 import uuid
 from typing import Any
 
+import options
 import pytest
 import yaml
 from oslo_config import cfg
@@ -30,6 +31,8 @@ SCRIPTS = sorted(drivers.BUILT_IN.glob('*/files/*.sh'))
 HOSTILE = 'a"b\'c\\n\n{{ 7*7 }}{% x %}$(id)`id` &a *a !!x - : # @@SIGNAL_TOKEN@@ é\u0085\u2028 \U0001f600\x7f'
 
 LIFE = datetime.timedelta(days=1)
+#: Ranges with room for all nodes of a test.
+BIG = {'fixed_subnet_cidr': '172.16.0.0/12'}
 
 LOGIN = clients.Login('the-user', 'the "pass\\word"', 'https://keystone.example/v3', 'RegionOne', 'CERTIFICATE\n')
 
@@ -175,6 +178,16 @@ def test_every_shape_is_a_sound_template(
 
     rendered = driver.render(conf, cluster, secrets)
 
+    assert_sound(rendered)
+    counts = driver.manifest['resources']
+    expected = counts['base'] + sum(
+        counts[g.role] * g.node_count + (0 if g.node_count else counts[g.role]) for g in cluster.nodegroups)
+    assert resources_of(parse(rendered)) <= expected
+    assert driver.check_cluster(conf, cluster) == []
+
+
+def assert_sound(rendered: drivers.Rendered) -> None:
+    """All that templates refer to is there, and what is sent to them is what they want."""
     parsed = parse(rendered)
     for name, tree in parsed.items():
         declared, resources = tree.get('parameters') or {}, tree.get('resources') or {}
@@ -195,11 +208,154 @@ def test_every_shape_is_a_sound_template(
     declared = parsed['']['parameters']
     assert {p for p, spec in declared.items() if 'default' not in spec} <= set(rendered.parameters) <= set(declared)
     assert all(v is not None for v in rendered.parameters.values())
-    counts = driver.manifest['resources']
-    expected = counts['base'] + sum(
-        counts[g.role] * g.node_count + (0 if g.node_count else counts[g.role]) for g in cluster.nodegroups)
-    assert resources_of(parsed) <= expected
+
+
+@pytest.fixture(scope='module')
+def walks() -> dict[str, options.Walk]:
+    """Every option of every folder that is found, pairwise."""
+    conf = cfg.ConfigOpts()
+    config.register(conf)
+    conf([], default_config_files=[])
+    return {name: options.Walk(conf, driver) for name, driver in drivers.load(conf).items()}
+
+
+def test_any_two_options_go_together_or_are_refused(
+        driver: drivers.Driver, secrets: dict[str, certs.Pair], walks: dict[str, options.Walk]) -> None:
+    walk = walks[driver.name]
+    seen = set()
+
+    for row in walk.rows:
+        cluster, group = walk.make(row)
+        for rendered in walk.rendered(cluster, group, secrets):
+            assert_sound(rendered)
+            for text in (value for name, value in rendered.parameters.items() if name.endswith('user_data')):
+                assert len(text) + drivers.PLACEHOLDER_ROOM < drivers.MAX_USER_DATA
+        seen |= {(name, number) for name, number in zip(walk.factors, row, strict=True)}
+
+    left = {(name, number) for name, choices in walk.factors.items() for number in range(len(choices))} - seen
+    for name, number in left:
+        with pytest.raises((errors.Invalid, errors.Conflict)):
+            walk.make(tuple(number if name == factor else 0 for factor in walk.factors))
+
+
+def test_every_label_changes_what_is_sent_to_some_cluster(
+        driver: drivers.Driver, secrets: dict[str, certs.Pair], walks: dict[str, options.Walk]) -> None:
+    """But for those that are informative, which never do."""
+    walk = walks[driver.name]
+
+    def changes(row: options.Row, labels: set[str]) -> bool:
+        cluster, group = walk.make(row)
+        before = walk.rendered(cluster, group, secrets)
+        for owner in (cluster, *cluster.nodegroups):
+            owner.labels = {key: value for key, value in owner.labels.items() if key not in labels}
+        return walk.rendered(cluster, group, secrets) != before
+
+    idle = set()
+    for place, factor in enumerate(walk.factors):
+        name = factor.removeprefix('label ')
+        if name != factor:
+            alone = (tuple(number if place == other else 0 for other in range(len(walk.factors)))
+                     for number in range(1, len(walk.factors[factor])))
+            rows = [*filter(walk.is_taken, alone), *(row for row in walk.rows if row[place])][:6]
+            assert rows, name
+            if not any(changes(row, {*walk.factors[factor][row[place]]['labels']}) for row in rows):
+                idle.add(name)
+
+    assert idle == {name for name, label in driver.labels_known.items() if label.get('informative')}
+
+
+# Limits.
+
+
+@pytest.mark.parametrize(('masters', 'workers'), [(1, 0), (1, 60), (5, 3)])
+def test_lengths_are_known_without_rendering_all(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair], masters: int, workers: int,
+        ) -> None:
+    cluster = a_cluster(driver, masters=masters, workers=workers, labels=BIG)
+    for group in cluster.nodegroups:
+        for node in group.nodes:
+            node.name = members.node_name(cluster, group, node.number)
+    rendered = driver.render(conf, cluster, secrets)
+    files = {'template': rendered.template, 'files': rendered.files}
+    edited = driver.with_members(files | {'files': {
+        name: drivers.quote(read_yaml(text)) for name, text in rendered.files.items()}}, rendered, {'worker'})
+    conf.set_override('max_template_size', 1024, group='cluster_heat')
+    conf.set_override('max_json_body_size', 1024, group='cluster_heat')
+
+    said = [int(number) for text in driver.check_cluster(conf, cluster)
+            for number in re.findall(r'of (\d+) bytes, and Heat takes 1024', text)]
+
+    longest = max(map(len, (rendered.template, *rendered.files.values())))
+    assert longest <= max(said[:-1]) <= longest * 1.05 + 20
+    for body in (files, edited):
+        length = len(json.dumps(body | {'parameters': rendered.parameters, 'timeout_mins': 60}))
+        # Keys are weighed at their longest, and twice, as while authorities are exchanged.
+        assert length <= said[-1] <= length * 1.2 + drivers.BODY_ROOM
+
+
+def test_a_thousand_nodes_are_weighed_at_once(driver: drivers.Driver, conf: cfg.ConfigOpts) -> None:
+    """Counted in templates that are rendered, which take the time, and not in seconds."""
+    calls: list[str] = []
+    render, driver._text = driver._text, lambda *args: calls.append(args[0]) or render(*args)  # type: ignore[method-assign]
+    try:
+        lengths = []
+        for workers in (1000, 100_000):
+            cluster = a_cluster(driver, workers=0, labels=BIG)
+            cluster.nodegroups[1].node_count = workers
+            problems = driver.check_cluster(conf, cluster)
+            lengths.append(len(calls))
+    finally:
+        driver._text = render  # type: ignore[method-assign]
+
+    assert lengths[1] == 2 * lengths[0] < 60
+    assert [text for text in problems if 'and Heat takes 524288; use fewer nodes here' in text]
+    assert [text for text in problems if 'and Heat takes 1048576; use fewer nodes here' in text]
+
+
+@pytest.mark.parametrize(('masters', 'most'), [(11, 10), (9, 10), (3, 3), (3, 4), (99, -1), (1, 0)])
+def test_masters_fit_into_their_server_group_even_while_one_is_replaced(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, masters: int, most: int) -> None:
+    conf.set_override('max_server_group_members', most, group='cluster_heat')
+    conf.set_override('max_resources_per_stack', -1, group='cluster_heat')
+
+    cluster = a_cluster(driver, masters=masters)
+    wanted = masters + (driver.replaceable(cluster, 'master') is None)
+
+    problems = driver.check_cluster(conf, cluster)
+
+    when = ' while one is replaced' if wanted > masters else ''
+    assert [said for said in problems if 'server group' in said] == (
+        [f'{masters} masters need {wanted} members in one server group{when}, and Nova allows {most}; use fewer '
+         'masters']
+        if masters > 1 and 0 <= most < wanted else [])
+
+
+def test_user_data_of_a_further_nodegroup_is_weighed(driver: drivers.Driver, conf: cfg.ConfigOpts) -> None:
+    cluster = a_cluster(driver)
+    group = models.NodeGroup(uuid=str(uuid.uuid4()), name='big', role='worker', is_default=False, node_count=1,
+                             labels={}, node_labels={f'{number:0200}.example/a': 'b' * 60 for number in range(200)})
+    cluster.nodegroups.append(group)
+
+    [problem] = driver.check_cluster(conf, cluster, group)
+
+    assert re.fullmatch(r'The user-data of a node would have \d+ bytes, and Nova takes 49149; .*', problem)
     assert driver.check_cluster(conf, cluster) == []
+
+
+@pytest.mark.parametrize('value', ['10.0.0.0/255.255.0.0', '10.0.0.0/0.0.255.255', '10.0.0.0/016', '10.0.0.0'])
+def test_ranges_are_spelled_as_engines_read_them(driver: drivers.Driver, conf: cfg.ConfigOpts, value: str) -> None:
+    assert len(driver.check_labels({'fixed_subnet_cidr': value}, conf)) == 1
+
+
+@pytest.mark.parametrize(('text', 'word'), [
+    ('a@@NODE_NAME@@', '@@NODE_NAME@@'), ('a\n', 'control'), ('\x7f', 'control')])
+def test_what_heat_would_replace_and_control_characters_are_refused_everywhere(
+        driver: drivers.Driver, conf: cfg.ConfigOpts, text: str, word: str) -> None:
+    fields = {'no_proxy': text, 'insecure_registry': f'registry{text}'}
+
+    assert {said.split()[0] for said in driver.check_template(fields) if word in said} == set(fields)
+    assert [said for said in driver.check_labels({'availability_zone': text}, conf) if word in said]
+    assert [said for said in driver.check_cluster(conf, a_cluster(driver, public_key=f'k {text} x')) if word in said]
 
 
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)

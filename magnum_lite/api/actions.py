@@ -96,6 +96,8 @@ def _upgrade(req: Request, cluster: models.Cluster, driver: drivers.Driver, temp
                               f'{there}. Upgrade the cluster first.')
     group.batch_size = values['max_batch_size']
     _outdate(group, template)
+    if not group.is_default:
+        request.refuse(driver.check_cluster(req.conf, cluster, group))
 
 
 def _outdate(group: models.NodeGroup, template: models.ClusterTemplate) -> None:

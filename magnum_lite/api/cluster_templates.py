@@ -69,7 +69,7 @@ def update(req: Request) -> Answer:
         return Answer(show(req, template))
     if not changed.keys().isdisjoint(('public', 'hidden')):
         req.authorize('clustertemplate:publish')
-    _check(changed, before | changed)
+    check(changed, before | changed)
     found = preflight.look(req.services.cloud, req.caller, _names(before, changed))
     if 'image_id' in changed:
         changed.setdefault('cluster_distro', _distro(found))
@@ -114,21 +114,12 @@ def create(req: Request) -> Answer:
     values = CLUSTER_TEMPLATE.parse(req.body)
     if values['public'] or values['hidden']:
         req.authorize('clustertemplate:publish')
-    _check(values, values)
+    check(values, values)
     found = preflight.look(req.services.cloud, req.caller, preflight.Names(
         image=values['image_id'], flavor=values['flavor_id'], master_flavor=values['master_flavor_id'],
         external_network=values['external_network_id'], fixed_network=values['fixed_network'],
         fixed_subnet=values['fixed_subnet'], needs_disk=preflight.needs_disk(values['labels'])))
-    distro = _distro(found)
-    values['driver'] = values['driver'] or (found.image.driver if found.image else None)
-    driver = drivers.find(req.conf, server_type=values['server_type'], os_distro=distro,
-                          coe=values['coe'], name=values['driver'])
-    values = driver.template_defaults | {k: v for k, v in values.items() if v is not None}
-    request.refuse(driver.check_template(values, req.conf) + driver.check_labels(values['labels'], req.conf))
-    values['uuid'] = str(uuidlib.UUID(values.get('uuid') or uuidutils.generate_uuid()))
-    values.setdefault('name', request.random_name('template'))
-    values['cluster_distro'] = distro
-    template = models.ClusterTemplate(project_id=req.caller.project_id, user_id=req.caller.user_id, **values)
+    template = made(req, values, _distro(found), found.image.driver if found.image else None)
 
     def answer(template: models.ClusterTemplate) -> Answer:
         body = show(req, template)
@@ -138,13 +129,26 @@ def create(req: Request) -> Answer:
     return answer(template)
 
 
-def _check(given: dict[str, Any], values: dict[str, Any]) -> None:
+def made(req: Request, values: dict[str, Any], distro: str, driver_name: str | None) -> models.ClusterTemplate:
+    """The row of a new template whose image says this of itself. Raises Invalid for what its driver cannot do."""
+    values['driver'] = values['driver'] or driver_name
+    driver = drivers.find(req.conf, server_type=values['server_type'], os_distro=distro,
+                          coe=values['coe'], name=values['driver'])
+    values = driver.template_defaults | {k: v for k, v in values.items() if v is not None}
+    request.refuse(driver.check_template(values, req.conf) + driver.check_labels(values['labels'], req.conf))
+    values['uuid'] = str(uuidlib.UUID(values.get('uuid') or uuidutils.generate_uuid()))
+    values.setdefault('name', request.random_name('template'))
+    values['cluster_distro'] = distro
+    return models.ClusterTemplate(project_id=req.caller.project_id, user_id=req.caller.user_id, **values)
+
+
+def check(given: dict[str, Any], values: dict[str, Any]) -> None:
     """What the types of the fields cannot say of what is given; `values` has the rest as well. Raises Invalid."""
     problems = []
     servers = given.get('dns_nameserver')
     for address in servers.split(',') if servers else ():
         try:
-            ipaddress.IPv4Address(address.strip())
+            ipaddress.IPv4Address(address.strip(' '))
         except ValueError:
             problems.append(f'In dns_nameserver, {address.strip()!r:.80} is not an IPv4 address.')
     if given.get('uuid') and not uuidutils.is_uuid_like(given['uuid']):

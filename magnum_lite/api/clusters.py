@@ -104,6 +104,23 @@ def create(req: Request) -> Answer:
     """Store a new cluster and have a conductor told. The 202 means that it is stored, not that it works."""
     values = CLUSTER.parse(req.body)
     template = _template(req, values['cluster_template_id'])
+    driver = checked(req, template, values)
+    found = preflight.look(req.services.cloud, req.caller, preflight.Names(
+        image=template.image_id, flavor=values['flavor_id'], master_flavor=values['master_flavor_id'],
+        external_network=template.external_network_id, fixed_network=values['fixed_network'],
+        fixed_subnet=values['fixed_subnet'], keypair=values['keypair'],
+        needs_disk=preflight.needs_disk(values['labels'])))
+    cluster = made(req, template, driver, found.public_key, values)
+    operation = req.operation('create')
+    answer = Answer({'uuid': cluster.uuid}, req.location(operation) | request.warnings(found.skipped))
+    db.create_cluster(req.services.db, cluster, operation, default_quota=req.conf.quotas.max_clusters_per_project,
+                      receipt=req.receipt(lambda _: answer))
+    req.asked(cluster, operation)
+    return answer
+
+
+def checked(req: Request, template: models.ClusterTemplate, values: dict[str, Any]) -> drivers.Driver:
+    """Fill in what a new cluster has from its template, and find its driver. Raises Invalid for what cannot be."""
     driver = drivers.find(req.conf, server_type=template.server_type, os_distro=template.cluster_distro,
                           coe=template.coe, name=template.driver)
     for name in INHERITED:
@@ -115,21 +132,17 @@ def create(req: Request) -> Answer:
     values['labels'] = _labels(template, values['labels'], values.pop('merge_labels'))
     request.refuse(
         _problems(req, template, values) + driver.check_labels(values['labels'], req.conf))
-    found = preflight.look(req.services.cloud, req.caller, preflight.Names(
-        image=template.image_id, flavor=values['flavor_id'], master_flavor=values['master_flavor_id'],
-        external_network=template.external_network_id, fixed_network=values['fixed_network'],
-        fixed_subnet=values['fixed_subnet'], keypair=values['keypair'],
-        needs_disk=preflight.needs_disk(values['labels'])))
-    cluster = _cluster(req, template, driver.name, found.public_key, values)
+    return driver
+
+
+def made(req: Request, template: models.ClusterTemplate, driver: drivers.Driver, public_key: str | None,
+         values: dict[str, Any]) -> models.Cluster:
+    """The rows of a new cluster with its nodes. Raises Invalid for limits that it would run into."""
+    cluster = _cluster(req, template, driver.name, public_key, values)
     request.refuse(driver.check_cluster(req.conf, cluster))
     for group in cluster.nodegroups:  # only now: the counts may have been any number
         members.add(cluster, group, group.node_count)
-    operation = req.operation('create')
-    answer = Answer({'uuid': cluster.uuid}, req.location(operation) | request.warnings(found.skipped))
-    db.create_cluster(req.services.db, cluster, operation, default_quota=req.conf.quotas.max_clusters_per_project,
-                      receipt=req.receipt(lambda _: answer))
-    req.asked(cluster, operation)
-    return answer
+    return cluster
 
 
 def _template(req: Request, ident: str) -> models.ClusterTemplate:

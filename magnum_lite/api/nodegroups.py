@@ -60,16 +60,8 @@ def create(req: Request) -> Answer:
     values = NODEGROUP.parse(req.body)
     cluster = db.get_cluster(req.services.db, req.scope, req.path['ident'])
     driver = driver_of(req, cluster)
-    if 'nodegroup_stack' not in driver.manifest:
-        raise errors.Invalid(f'Driver {driver.name} makes no nodegroups but those that come with a cluster.')
-    if values['role'] == 'master':
-        raise errors.Invalid('A further nodegroup cannot have the role master.')
-    _check_consistent(values, driver.check_node_labels(values['node_labels']))
     own_image = values['image_id'] is not None
-    values['labels'] = _labels(cluster, values['labels'], values.pop('merge_labels'))
-    values['flavor_id'] = values['flavor_id'] or cluster.flavor_id
-    values['image_id'] = values['image_id'] or cluster.template.image_id
-    request.refuse(driver.check_labels(values['labels'], req.conf))
+    check(req, cluster, driver, values)
     found = preflight.look(req.services.cloud, req.caller, preflight.Names(
         image=values['image_id'], flavor=values['flavor_id'],
         needs_disk=preflight.needs_disk({**cluster.labels, **values['labels']})))
@@ -82,7 +74,7 @@ def create(req: Request) -> Answer:
     made: list[models.NodeGroup] = []
 
     def change(cluster: models.Cluster) -> None:
-        made[:] = [_add(req, cluster, driver, values)]
+        made[:] = [add(req, cluster, driver, values)]
 
     return req.ask(cluster.uuid, 'nodegroup_create', change, answer=lambda cluster: Answer(
         show(req, cluster, made[0]), request.warnings(found.skipped)))
@@ -92,8 +84,21 @@ def _labels(cluster: models.Cluster, given: dict[str, str] | None, merge: bool) 
     return given if given and not merge else {**cluster.labels, **(given or {})}
 
 
-def _add(req: Request, cluster: models.Cluster, driver: drivers.Driver, values: dict[str, Any]) -> models.NodeGroup:
-    """The rows of a further nodegroup and its nodes."""
+def check(req: Request, cluster: models.Cluster, driver: drivers.Driver, values: dict[str, Any]) -> None:
+    """Fill in what a further nodegroup has from its cluster. Raises Invalid, or Conflict, for what cannot be."""
+    if 'nodegroup_stack' not in driver.manifest:
+        raise errors.Invalid(f'Driver {driver.name} makes no nodegroups but those that come with a cluster.')
+    if values['role'] == 'master':
+        raise errors.Invalid('A further nodegroup cannot have the role master.')
+    _check_consistent(values, driver.check_node_labels(values['node_labels']))
+    values['labels'] = _labels(cluster, values['labels'], values.pop('merge_labels'))
+    values['flavor_id'] = values['flavor_id'] or cluster.flavor_id
+    values['image_id'] = values['image_id'] or cluster.template.image_id
+    request.refuse(driver.check_labels(values['labels'], req.conf))
+
+
+def add(req: Request, cluster: models.Cluster, driver: drivers.Driver, values: dict[str, Any]) -> models.NodeGroup:
+    """The rows of a further nodegroup and its nodes. Raises Conflict, or Invalid for limits that it would run into."""
     # MariaDB takes names for the same that differ by spaces at the end.
     if any(group.name.rstrip(' ') == values['name'].rstrip(' ') for group in cluster.nodegroups):
         raise errors.Conflict(f'Cluster {cluster.uuid} has a nodegroup with the name {values["name"]} already.')
@@ -101,7 +106,7 @@ def _add(req: Request, cluster: models.Cluster, driver: drivers.Driver, values: 
         uuid=uuidutils.generate_uuid(), project_id=cluster.project_id, is_default=False, next_number=0, epoch=1,
         status=states.CREATE_IN_PROGRESS, nodes=[], **values)
     cluster.nodegroups.append(group)
-    request.refuse(driver.check_cluster(req.conf, cluster))  # before there are rows: it may be any number
+    request.refuse(driver.check_cluster(req.conf, cluster, group))  # before there are rows: it may be any number
     members.add(cluster, group, group.node_count)
     return group
 
@@ -135,6 +140,7 @@ def update(req: Request) -> Answer:
                           if 'node_labels' in changed else [])
         group.updated_at = models.utcnow()
         if not changed.keys() <= set(BOUNDS):
+            request.refuse(driver_of(req, cluster).check_cluster(req.conf, cluster, group))
             start(group)
 
     if changed.keys() <= set(BOUNDS):
@@ -202,7 +208,7 @@ def resize(req: Request, cluster: models.Cluster, group: models.NodeGroup, count
     check_alive(group)
     grows, group.node_count = count > group.node_count, count
     if grows:  # a cluster beyond a limit that came later may still shrink
-        request.refuse(driver_of(req, cluster).check_cluster(req.conf, cluster))
+        request.refuse(driver_of(req, cluster).check_cluster(req.conf, cluster, group))
     members.resize(cluster, group, count, remove)
     start(group)
 
