@@ -30,6 +30,8 @@ from magnum_lite.conductor import health, steps
 from magnum_lite.models import Cluster
 
 LIFE = datetime.timedelta(days=1)
+#: Who asks: the user may list nodes, the group delete them. In the order of the certificate.
+PROBER = {'organizationName': 'magnum-lite:health', 'commonName': 'system:kube-proxy'}
 READY = {'kind': 'Table', 'columnDefinitions': [{'name': 'Name'}, {'name': 'Status'}],
          'rows': [{'cells': ['m-0', 'Ready']}, {'cells': ['w-0', 'Ready,SchedulingDisabled']}]}
 
@@ -250,8 +252,8 @@ def test_a_cluster_that_is_well(world: steps.World, engine: Engine, ca: certs.Pa
 
     assert look(world, cluster) == ('HEALTHY', {'api': 'ok', 'm-0.Ready': 'True', 'w-0.Ready': 'True'})
     assert engine.asked == [
-        ('/readyz?verbose', '*/*', {'commonName': 'system:kube-proxy'}),
-        (NODES, 'application/json;as=Table;v=v1;g=meta.k8s.io', {'commonName': 'system:kube-proxy'})]
+        ('/readyz?verbose', '*/*', PROBER),
+        (NODES, 'application/json;as=Table;v=v1;g=meta.k8s.io', PROBER)]
 
 
 @pytest.mark.parametrize(('path', 'answer', 'status', 'reason'), [
@@ -277,17 +279,19 @@ def test_what_answers_mean(world: steps.World, engine: Engine, ca: certs.Pair, p
     assert '/elsewhere' not in [path for path, *_ in engine.asked]
 
 
-def test_members_that_were_removed_do_not_count(world: steps.World, engine: Engine, ca: certs.Pair) -> None:
+def test_members_that_were_removed_do_not_count_and_are_forgotten(
+        world: steps.World, engine: Engine, ca: certs.Pair) -> None:
     """The engine goes on to know them, as not ready. Who joined by other ways counts."""
     cluster = asked(world, address(engine), authority=ca)
     with world.db.read() as session:
         there = session.scalars(sa.select(models.Node).where(models.Node.name.like('%worker-0'))).one().name
     gone = members.name_prefix(cluster) + '0123abcd-pool-7'
-    cells = [[there, 'Ready'], [gone, 'NotReady'], ['by-hand', 'NotReady']]
+    cells = [[there, 'Ready'], [gone, 'NotReady'], [f'{gone}-not-yet', 'Ready'], ['by-hand', 'NotReady']]
     engine.answers[NODES] = (200, json.dumps(READY | {'rows': [{'cells': c} for c in cells]}).encode())
 
     assert look(world, cluster) == ('UNHEALTHY', {
         'api': 'ok', f'{there}.Ready': 'True', 'by-hand.Ready': 'False'})
+    assert engine.forgotten == [f'/api/v1/nodes/{gone}']
 
 
 def test_a_thousand_nodes_fit(world: steps.World, engine: Engine, ca: certs.Pair) -> None:

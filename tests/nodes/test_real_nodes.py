@@ -319,7 +319,12 @@ def test_nodes_come_and_go_and_a_dead_one_is_seen(
 
     resize(WORKERS, '0')
     assert node_names(service, cluster) == {name for name in before | {new} if not name.endswith('worker-0')}
-    is_healthy(service, cluster)  # although the engine still knows the one that was removed
+    removed = next(name for name in before if name.endswith('worker-0'))
+    poll(lambda: removed not in {n['metadata']['name'] for n in kubectl(kubeconfig, 'get', 'nodes')['items']}, 120,
+         'the engine forgets the node that was removed')
+    poll(lambda: removed not in {pod['spec'].get('nodeName') for pod in kubectl(kubeconfig, 'get', 'pods')['items']},
+         120, 'and its pods, which are made anew for other nodes')
+    is_healthy(service, cluster)
 
     crashed = next(name for name in before if name.endswith('worker-1'))
     subprocess.run([str(NODE_TOOLS / 'kill'), crashed], check=True, stdout=subprocess.DEVNULL)
