@@ -7,6 +7,7 @@ its own rules is left out, and so is known to be refused.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,10 +59,11 @@ class Walk:
     refused: set[tuple[tuple[str, int], tuple[str, int]]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        """Find the rows."""
+        """Find the rows, for an operator who lets clusters have users in the cloud."""
+        self.conf.set_override('trustee_domain_id', 'users', 'trust')
         self.factors = ASKED | self._fields() | self._labels()
         names, sizes = list(self.factors), [len(choices) for choices in self.factors.values()]
-        alone = {(f, c) for f, size in enumerate(sizes) for c in range(1, size) if self.is_taken(self._only((f, c)))}
+        alone = {(f, c) for f, size in enumerate(sizes) for c in range(1, size) if self.is_taken(self.only((f, c)))}
         left = {pair for pair in itertools.combinations(sorted(alone), 2) if pair[0][0] != pair[1][0]}
         single = set(alone)
         while left or single:
@@ -70,25 +72,31 @@ class Walk:
             if not new and left:
                 pair = min(left)
                 left.discard(pair)
-                if self.is_taken(row := self._only(*pair)):
+                if self.is_taken(row := self.only(*pair)):
                     new = {pair}
                 else:
                     self.refused.add(tuple((names[f], c) for f, c in pair))  # type: ignore[arg-type]
                     continue
             elif not new:
-                row = self._only(min(single))
+                row = self.only(min(single))
             self.rows.append(row)
             left -= new
             single -= {(f, c) for f, c in enumerate(row)}
-        self.rows.insert(0, self._only())
+        self.rows.insert(0, self.only())
 
     def _fields(self) -> dict[str, list[Choice]]:
-        return {f'field {name}': [{}, *({'template': {name: value}} for value in item['schema'].get('enum', ())
-                                        if value is not None)]
-                for name, item in self.driver.manifest.get('template_fields', {}).items()}
+        """A value comes with the label that it needs."""
+        found: dict[str, list[Choice]] = {}
+        for name, item in self.driver.manifest.get('template_fields', {}).items():
+            found[f'field {name}'] = [{}]
+            for value in item['schema'].get('enum', ()):
+                label = item.get('needs_label', {}).get(value)
+                found[f'field {name}'].append({'template': {name: value}, 'labels': {
+                    label: self.driver.labels_known[label]['schema']['examples'][0]} if label else {}})
+        return found
 
     def _labels(self) -> dict[str, list[Choice]]:
-        """A checksum comes with what it is of, and ranges do not overlap."""
+        """A checksum and a version come with what they are of, and ranges do not overlap."""
         found: dict[str, list[Choice]] = {}
         known = self.driver.labels_known
         for number, (name, label) in enumerate(known.items()):
@@ -97,13 +105,16 @@ class Walk:
                 values = [f'10.{200 + number % 50}.0.0/16']
             if 'maximum' in label['schema']:
                 values = values[:1]
-            together = {name.replace('_url', '_sha256'): 'e' * 64} if name.replace('_url', '_sha256') in known else {}
+            url = re.sub('_version$', '_tarball_url', name)
+            checksum = url.replace('_url', '_sha256')
+            together = {url: 'https://mirror.example/x.tgz', checksum: 'e' * 64} if checksum in known else {}
             if not name.endswith('_sha256'):
                 found[f'label {name}'] = [{}, *({'labels': together | {name: str(value).lower() if value in (
                     True, False) else str(value)}} for value in dict.fromkeys(values))]
         return found
 
-    def _only(self, *chosen: tuple[int, int]) -> Row:
+    def only(self, *chosen: tuple[int, int]) -> Row:
+        """The row with these choices of factors, by their numbers, and nothing else."""
         return tuple(dict(chosen).get(f, 0) for f in range(len(self.factors)))
 
     def _most(self, left: set[tuple[tuple[int, int], tuple[int, int]]], alone: set[tuple[int, int]]) -> Row:
@@ -116,13 +127,13 @@ class Walk:
         for f, c in sorted(wanted, key=lambda choice: (-len(wanted[choice]), choice)):
             if f not in chosen and (not chosen or wanted[f, c] & set(chosen.items())):
                 chosen[f] = c
-        row = self._only(*chosen.items())
+        row = self.only(*chosen.items())
         while not self.is_taken(row) and chosen:  # half of it, then what else goes with that
             kept: dict[int, int] = {}
             for f, c in chosen.items():
-                if self.is_taken(self._only(*kept.items(), (f, c))):
+                if self.is_taken(self.only(*kept.items(), (f, c))):
                     kept[f] = c
-            chosen, row = kept, self._only(*kept.items())
+            chosen, row = kept, self.only(*kept.items())
         return row
 
     def bodies(self, row: Row) -> dict[str, dict[str, Any]]:

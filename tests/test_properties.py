@@ -21,7 +21,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from oslo_config import cfg
-from test_drivers import functions, parse, read_yaml, unpacked, walk
+from test_drivers import functions, is_ignition, parse, read_yaml, unpacked, walk
 
 from magnum_lite import certs, config, drivers, errors
 from magnum_lite.api import nodegroups, offline
@@ -146,11 +146,13 @@ def told(driver: drivers.Driver, cluster: Any, group: Any, secrets: dict[str, ce
         trees = parse(rendered)
         texts = {name: by_heat(value, trees) for name, value in rendered.parameters.items()
                  if name.endswith('user_data')}
+        # A pair of surrogates is one character in JSON, and none in YAML.
+        nodes = {name: (json.loads if is_ignition(text) else read_yaml)(text) for name, text in texts.items()}
         everything[stack] = {
             'templates': trees,
             'parameters': {name: value for name, value in rendered.parameters.items() if name not in texts},
-            'nodes': {name: {key: item for key, item in read_yaml(text).items()
-                             if key not in ('write_files', 'storage')} for name, text in texts.items()},
+            'nodes': {name: {key: item for key, item in node.items() if key not in ('write_files', 'storage')}
+                      for name, node in nodes.items()},
             'files': {name: {path: content(path, inner) for path, inner in unpacked(text).items()}
                       for name, text in texts.items()}}
     return everything

@@ -88,7 +88,7 @@ def _is_inner(tree: ast.AST, wanted: ast.AST) -> bool:
 def test_package_is_read_in_an_afternoon() -> None:
     total = sum(len(path.read_text().splitlines()) for path in PACKAGE.rglob('*.py'))
 
-    assert total < 11500  # doc/decisions/0008
+    assert total < 12000  # doc/decisions/0013
 
 
 def test_floors_hold() -> None:
