@@ -61,6 +61,8 @@ QUIET_S = 150 if IS_LONG else plan.SILENCE_S + 15
 #: Seconds for the cloud to tidy up behind a stack.
 TIDY_S = 60
 DRIVERS = pathlib.Path(__file__).with_name('drivers')
+#: Of the users of clusters.
+DOMAIN = 'magnum'
 TEMPLATE = {'name': 'chaos', 'coe': 'chaos', 'image_id': 'debian', 'flavor_id': 'm1.tiny',
             'master_flavor_id': 'm1.tiny'}
 
@@ -128,7 +130,7 @@ def service(sandbox: Sandbox, tmp_path: pathlib.Path) -> Iterator[Service]:
         'conductor': {'lease': LEASE_S, 'tick': 1, 'watch_interval': 1.5},
         'heat_notifications': {'transport_url': services.RABBITMQ, 'pool': pool},
         'drivers': {'path': DRIVERS}, 'quotas': {'max_clusters_per_project': 1000},
-        'trust': {'trustee_domain_name': 'magnum'},
+        'trust': {'trustee_domain_name': DOMAIN},
         'oslo_messaging_rabbit': {'heartbeat_timeout_threshold': 10}})
     try:
         yield made
@@ -178,7 +180,7 @@ def test_chaos(service: Service, projects: list[Project], sandbox: Sandbox, say:
         # Who wakes up last has what he may have done looked at.
         problems += after_tidying(lambda: [problem for player in everybody for problem in differences(player)])
         problems += [problem for project in projects for problem in leaks(service, project, everybody, sandbox)]
-        problems += untidy(service, everybody)
+        problems += untidy(service, everybody, sandbox)
         deleted_at = time.monotonic()
         problems += delete_all(everybody)
         say_figures(world, everybody, settled_s, time.monotonic() - deleted_at, time.monotonic() - began, say)
@@ -305,11 +307,18 @@ def _users(project: Project, stack_ids: set[str], sandbox: Sandbox) -> list[str]
     return found
 
 
-def untidy(service: Service, everybody: list[players.Player]) -> list[str]:
-    """What in the database is not as it must be when all is done."""
-    keys = collections.Counter(r['cluster_id'] for r in service.rows('SELECT cluster_id FROM cluster_keys'))
+def untidy(service: Service, everybody: list[players.Player], sandbox: Sandbox) -> list[str]:
+    """What in the database is not as it must be when all is done; and whose users are not in the cloud, or are."""
+    keys: dict[str, list[str]] = collections.defaultdict(list)
+    for row in service.rows('SELECT cluster_id, purpose FROM cluster_keys ORDER BY purpose'):
+        keys[row['cluster_id']].append(row['purpose'])
     sent = {r['uuid'] for r in service.rows('SELECT uuid FROM clusters WHERE stack_id IS NOT NULL')}
-    found = [f'cluster {uuid} has {keys[uuid]} keys' for uuid in sent | set(keys) if keys[uuid] != 1]
+    found = [f'cluster {uuid} has the keys {keys[uuid]}' for uuid in sent | set(keys)
+             if keys[uuid] != ['ca', *(['cloud-user'] if uuid in sent else [])]]
+    identity = sandbox.admin.identity
+    users = {u.name for u in identity.users(domain_id=identity.find_domain(DOMAIN, ignore_missing=False).id)}
+    found += [f'cluster {uuid} has a user in the cloud or should have: {uuid in users}'
+              for uuid in (users & {player.uuid for player in everybody}) ^ sent]
     found += [f'operation has not ended: {row}' for row in service.rows(
         'SELECT cluster_id, kind, generation, begun_at FROM operations WHERE outcome IS NULL')]
     for player in everybody:
