@@ -15,7 +15,7 @@ import threading
 import time
 import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import fakes
@@ -87,14 +87,33 @@ def scratch_database(kind: str, folder: pathlib.Path) -> Iterator[str]:
 
 @pytest.fixture
 def conf(tmp_path: pathlib.Path) -> Iterator[cfg.ConfigOpts]:
-    """The configuration, with state in a folder of the test and callers that are believed."""
+    """The configuration, with state in a folder of the test, callers that are believed, and no broker."""
     config.register(config.CONF)
     with config_fixture.Config(config.CONF) as fixture:
         fixture.conf([], project='magnum-lite', default_config_files=[])
         fixture.config(state_path=str(tmp_path), host='tester')
         fixture.config(group='api', auth_strategy='noauth')
         fixture.config(group='conductor', retry_interval=0.01, watch_interval=0.05)
+        use(fixture.conf, 'fake://')
         yield fixture.conf
+
+
+@pytest.fixture(autouse=True)
+def no_connection_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close what was opened to brokers: its heartbeat would go on, and warn in the log of some later test."""
+    opened: list[oslo_messaging.Transport] = []
+
+    def recorded(get: Callable[..., oslo_messaging.Transport]) -> Callable[..., oslo_messaging.Transport]:
+        def get_and_note(*args: Any, **kwargs: Any) -> oslo_messaging.Transport:
+            opened.append(get(*args, **kwargs))
+            return opened[-1]
+        return get_and_note
+
+    for name in ('get_rpc_transport', 'get_notification_transport'):
+        monkeypatch.setattr(oslo_messaging, name, recorded(getattr(oslo_messaging, name)))
+    yield
+    for transport in opened:
+        transport.cleanup()
 
 
 @pytest.fixture
