@@ -642,15 +642,7 @@ def _operation(session: orm.Session, scope: Scope, uuid: str) -> Operation:
 
 
 @transaction
-def list_operations(db: Database, cluster_uuid: str) -> Sequence[Operation]:
-    """The whole history of a cluster, oldest first."""
-    with db.read() as session:
-        return session.scalars(sa.select(Operation).where(
-            Operation.cluster_id == cluster_uuid).order_by(Operation.id)).all()
-
-
-@transaction
-def page_operations(db: Database, scope: Scope, ident: str, page: Page) -> Sequence[Operation]:
+def list_operations(db: Database, scope: Scope, ident: str, page: Page) -> Sequence[Operation]:
     """One page of the history of a cluster. Two statements, and one more for a marker. Raises NotFound."""
     with db.read() as session:
         cluster = _one(session, Cluster, 'Cluster', scope, ident)

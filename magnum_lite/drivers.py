@@ -6,9 +6,10 @@ and reads its outputs (`render`, `read_outputs`). All knowledge of an engine is 
 a subclass of `Driver`. Folders whose name begins with `_` hold what others include. A folder may extend another one,
 wherever that lies, and then says only what is different.
 
-Jinja decides which resources exist; values travel as Heat parameters; what a node gets is read back as data and
-serialised here, so a value never becomes syntax. Nothing in this file knows an engine, and nothing here does I/O but
-reading folders. A folder of an operator is trusted as the service's own code is.
+Jinja decides which resources exist; values travel as Heat parameters; what a node gets is read back as data, which
+`userdata` writes down, so a value never becomes syntax. What runs is never rendered anew: `texts` edits what Heat has
+(`stacktext`). Nothing in this file knows an engine, and nothing here does I/O but reading folders. A folder of an
+operator is trusted as the service's own code is.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import base64
 import collections
 import difflib
 import functools
-import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -27,8 +27,7 @@ import re
 import shlex
 import traceback
 import types
-import urllib.parse
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,7 +38,7 @@ import yaml
 from jinja2 import sandbox
 from oslo_config import cfg
 
-from magnum_lite import clients, errors, members, models
+from magnum_lite import clients, errors, members, models, stacktext, userdata
 
 BUILT_IN = Path(__file__).with_name('templates')
 ENTRY_POINTS = 'magnum_lite.drivers'
@@ -53,17 +52,12 @@ BODY_ROOM, EDITED = 16384, 1.05
 PLACEHOLDER_ROOM = 1536
 #: Parts of a manifest of which a folder that extends another one changes single entries; any other it replaces.
 MERGED = ('labels', 'facts', 'parameters', 'template_fields')
-#: What stands for itself in the data of a URL (RFC 2396, 2: reserved and mark). The @ of placeholders is among it, and
-#: so is whatever Heat puts in their place: addresses, names of nodes, ids, tokens, and URLs of its own.
-URL_SAFE = "~!*'();:@&=+$,/"
 #: A wait condition gives up this long before its stack, so that its reason is what the user reads; at least three
 #: quarters of a short timeout remain. Heat takes 1 to 43,200 s.
 TIMEOUT_MARGIN_S = 300
 MAX_WAIT_S = 43200
 #: Most characters of all that is kept of the reasons of one look, and of one of them. A thousand nodes fit.
 MAX_REASON, MAX_REASON_LINE = 100_000, 300
-#: Of how many times the user-data may be that the members of a role have: each is a parameter of their stack.
-USER_DATA_SLOTS = 8
 #: PEM sizes (public part, private part) at the upper end, to weigh user-data before a key exists.
 KEY_SIZES = {'ecdsa-p256': (750, 250), 'rsa-2048': (1300, 1720)}
 
@@ -222,18 +216,6 @@ def _is_url(value: object) -> bool:
     return not isinstance(value, str) or bool(re.fullmatch(r'(https?://[^\s/@]+|file://)/[!-~]+', value))
 
 
-def quote(value: Any) -> str:
-    """Write `value` as JSON that is also YAML, in ASCII. Raises `jinja2.UndefinedError` for what is not defined."""
-    def undefined(found: Any) -> Any:
-        if isinstance(found, jinja2.Undefined):
-            str(found)  # raises, with the name
-        raise TypeError(f'{type(found).__name__} cannot be printed')
-
-    # JSON's pairs of surrogates are two characters to YAML, so that characters beyond the basic plane take YAML's form.
-    text = json.dumps(value, ensure_ascii=False, default=undefined)
-    return re.sub(r'[^ -~]', lambda m: f'\\u{ord(m[0]):04x}' if m[0] <= '\uffff' else f'\\U{ord(m[0]):08x}', text)
-
-
 def _unfit(text: str) -> str | None:
     """Say why a text cannot be handed on to nodes; None if it can."""
     if re.search(r'[\x00-\x1f\x7f]', text):
@@ -269,7 +251,7 @@ class Driver:
         self.name = self.folder.name
         self._path = [*manifests, *shared]
         self._env = sandbox.ImmutableSandboxedEnvironment(
-            loader=jinja2.FileSystemLoader(self._path), undefined=jinja2.StrictUndefined, finalize=quote,
+            loader=jinja2.FileSystemLoader(self._path), undefined=jinja2.StrictUndefined, finalize=userdata.quote,
             trim_blocks=True, lstrip_blocks=True,
             keep_trailing_newline=True, autoescape=False)
         self._env.filters.update(FILTERS)
@@ -283,6 +265,9 @@ class Driver:
         self.signing = Signing(**self.manifest.get('signing', {}))
         access = self.manifest.get('access')
         self.access = Access(access['authority'], access['groups']) if access else None
+        stacks = (self.manifest.get('nodegroup_stack', {}), self.manifest['stack'])
+        version = self.labels_known.get(self.manifest.get('upgrade', {}).get('version', ''), {}).get('parameter')
+        self.texts = stacktext.Texts(stacks, version)
         self._cross_check()
 
     def __repr__(self) -> str:
@@ -619,98 +604,6 @@ class Driver:
         context = self._context(conf, cluster, group) | {'outputs': outputs}
         return self._render(self.manifest['nodegroup_stack'], context, secrets, login)
 
-    # What Heat has already, and how it changes.
-
-    @functools.cached_property
-    def _files(self) -> dict[str, dict[str, Any]]:
-        """What the manifest says of every file of its stacks, by name."""
-        stacks = (self.manifest.get('nodegroup_stack', {}), self.manifest['stack'])
-        return {name: item for stack in stacks for name, item in stack.get('files', {}).items()}
-
-    def role_of(self, resource_type: str) -> str | None:
-        """The role whose members are made from a file, by its name, which is their resource type in a stack."""
-        role: str | None = self._files.get(resource_type, {}).get('role')
-        return role
-
-    def _member_files(self, text: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """The files of a stack's text that list members: (name, role, content)."""
-        for name, content in (text.get('files') or {}).items():
-            item = self._files.get(name, {})
-            if item.get('members'):
-                yield name, item['role'], yaml.load(content, Loader=_Loader)
-
-    def numbers(self, text: Mapping[str, Any]) -> dict[str, set[int]]:
-        """The numbers of the members in a stored text, {'template': str, 'files': {name: str}}, by role."""
-        return {role: {int(number) for number in content.get('resources') or {}}
-                for _, role, content in self._member_files(text)}
-
-    def with_members(self, text: Mapping[str, Any], rendered: Rendered, roles: Collection[str]) -> dict[str, Any]:
-        """The stored text with the members of `rendered`: those that it has stay as they are written, to the letter.
-
-        All else stays too, members of other roles than `roles` among it, so that a newer release of templates changes
-        nothing that runs. A new member is written like its neighbours, because the stored file that it is made from may
-        know other properties than ours. It reads user-data from a parameter that no old one reads, if there is one: a
-        new value in a parameter is to Heat a change of all that read it.
-        """
-        files, root = dict(text['files']), yaml.load(text['template'], Loader=_Loader)
-        fresh = {name: content for name, _, content in self._member_files({'files': rendered.files})}
-        for name, role, content in self._member_files(text):
-            if role not in roles:
-                continue
-            there = content.get('resources') or {}
-            sample = next(iter(there.values()), None)
-            wanted = {number: there.get(number) or _alike(sample, member)
-                      for number, member in (fresh[name].get('resources') or {}).items()}
-            if wanted != there:
-                content |= {'resources': wanted, 'outputs': fresh[name]['outputs']}
-                for slots in self._slots(root, name, role, content).values():
-                    _take_slot(root, name, content, slots, set(wanted) - set(there))
-                files[name] = quote(content)
-        changed = root != yaml.load(text['template'], Loader=_Loader)
-        return {'template': quote(root) if changed else text['template'], 'files': files}
-
-    def _slots(self, root: Mapping[str, Any], file: str, role: str, content: Mapping[str, Any]) -> dict[
-            str, dict[str, str]]:
-        """For each parameter of a root template that is user-data of a role: what members in a file may read.
-
-        That is {property of the file's resource: parameter of the root template}, or {} if they read it otherwise.
-        """
-        stacks = (self.manifest['stack'], self.manifest.get('nodegroup_stack', {}))
-        found = {}
-        for name in {name for stack in stacks for name, item in stack.get('user_data', {}).items()
-                     if item['role'] == role} & set(root.get('parameters') or ()):
-            handed = next((key for item in _holders(root, file) for key, value in item['properties'].items()
-                           if value == {'get_param': name}), None)
-            ends = ('', *(f'_{n}' for n in range(2, USER_DATA_SLOTS + 1)))
-            slots = {f'{handed}{end}': f'{name}{end}' for end in ends}
-            members_read = all(any(_reads(member, slot) for slot in slots)
-                               for member in (content.get('resources') or {}).values())
-            found[name] = slots if handed and members_read else {}
-        return found
-
-    def user_data_of(self, rendered: Rendered, text: Mapping[str, Any], young: Mapping[str, Collection[int]]) -> dict[
-            str, Any]:
-        """The parameters of `rendered` for members of `text` that may be made now: user-data, and the engine's version.
-
-        `young` are their numbers by role. What nobody reads any more is emptied.
-        """
-        values, root = {}, yaml.load(text['template'], Loader=_Loader)
-        for file, role, content in self._member_files(text):
-            for name, slots in self._slots(root, file, role, content).items():
-                if not slots and young.get(role):
-                    values[name] = rendered.parameters[name]
-                for slot, parameter in slots.items():
-                    readers = {int(number) for number, member in (content.get('resources') or {}).items()
-                               if _reads(member, slot)}
-                    if not readers.isdisjoint(young.get(role, ())):
-                        values[parameter] = rendered.parameters[name]
-                    elif parameter == name and not readers:
-                        values[name] = ''
-        version = self.labels_known.get(self.manifest.get('upgrade', {}).get('version', ''), {}).get('parameter')
-        if any(young.values()) and version in rendered.parameters:
-            values[version] = rendered.parameters[version]
-        return values
-
     def wants_cloud_user(self, conf: cfg.ConfigOpts, cluster: models.Cluster) -> bool:
         """Whether a cluster that is made now gets a user of its own in the cloud."""
         wanted = self.manifest.get('cloud_user')
@@ -725,7 +618,7 @@ class Driver:
                  further: models.NodeGroup | None = None) -> dict[str, Any]:
         """Collect what templates and expressions see; `groups` are those of the stack, by role. No secret is in it."""
         def seen(group: models.NodeGroup) -> _Wanted:
-            return _Wanted(group, lambda: self.numbers((further or cluster).stack_text or {}),
+            return _Wanted(group, lambda: self.texts.numbers((further or cluster).stack_text or {}),
                            conf.cluster_heat.nodes_per_wave)
 
         groups = {group.role: seen(group) for group in reversed(cluster.nodegroups) if group.is_default}
@@ -763,16 +656,34 @@ class Driver:
             login: clients.Login | None) -> dict[str, str]:
         """Make the user-data of each role, by parameter name."""
         texts = {}
-        envelope = self._ignition if self.manifest.get('envelope') == 'ignition' else self._cloud_config
+        envelope = userdata.ignition if self.manifest.get('envelope') == 'ignition' else userdata.cloud_config
         for parameter, item in stack.get('user_data', {}).items():
             inner = {**context, 'role': item['role'], 'group': context['groups'][item['role']], 'secrets': secrets,
                      'login': login}
             _, node = self._template(item['template'], inner)
             try:
-                texts[parameter] = envelope(node, inner)
+                texts[parameter] = envelope(node, functools.partial(self._content, inner))
             except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
                 raise self._error(item['template'], f'{type(exc).__name__} {exc} in what a node gets') from exc
         return texts
+
+    def _content(self, context: dict[str, Any], item: dict[str, Any]) -> str:
+        """Make the content of a node's file: `text`, `file`, `environment`, `documents` or `template` says of what."""
+        if 'text' in item:
+            return str(item['text'])
+        if 'file' in item:
+            for folder in self._path:
+                if (found := folder / 'files' / item['file']).is_file():
+                    return found.read_text(encoding='utf-8')
+            raise FileNotFoundError(item['file'])
+        if 'environment' in item:
+            return ''.join(f'{name}={shlex.quote("" if value is None else str(value))}\n'
+                           for name, value in item['environment'].items())
+        if 'template' in item:
+            documents = list(yaml.load_all(self._text(item['template'], context), Loader=_Loader))
+        else:
+            documents = item['documents']
+        return ''.join(f'---\n{userdata.quote(document)}\n' for document in documents)
 
     def _template(self, name: str, context: dict[str, Any]) -> tuple[str, Any]:
         """Render a template and read it as YAML: (text, data)."""
@@ -805,64 +716,6 @@ class Driver:
             return value
         except Exception as exc:
             raise self._error(f'manifest.yaml, expression {expression!r}', exc) from exc
-
-    # What a node gets, in the form that its operating system reads.
-
-    def _cloud_config(self, node: dict[str, Any], context: dict[str, Any]) -> str:
-        """Make cloud-config of `node`: {files: [...], mask: [unit, ...], start: [...], ssh_authorized_keys: [...]}."""
-        files = []
-        for item in node['files']:
-            content = self._content(item, context)
-            entry = {'path': item['path'], 'permissions': item.get('mode', '0644'), 'content': content}
-            if item.get('compress'):
-                entry |= {'encoding': 'gz+b64', 'content': _packed(content)}
-            files.append(entry)
-        config: dict[str, Any] = {'write_files': files}
-        if node.get('ssh_authorized_keys'):
-            config['ssh_authorized_keys'] = node['ssh_authorized_keys']
-        config['runcmd'] = [
-            ['systemctl', 'daemon-reload'], *(['systemctl', 'mask', '--now', unit] for unit in node.get('mask', ())),
-            *(['systemctl', 'start', '--no-block', unit] for unit in node.get('start', ()))]
-        return f'#cloud-config\n{quote(config)}\n'
-
-    def _ignition(self, node: dict[str, Any], context: dict[str, Any]) -> str:
-        """Make Ignition of the same `node`, by version 3.3.0 of its specification: what reads any later one reads it.
-
-        Units are enabled, because there is nothing yet that could start them: they must be wanted by a target.
-        """
-        files = []
-        for item in node['files']:
-            content = self._content(item, context)
-            contents = {'source': 'data:,' + urllib.parse.quote(content, safe=URL_SAFE)}
-            if '@@' not in content:  # Heat cannot reach into what is packed
-                packed = {'source': 'data:;base64,' + _packed(content), 'compression': 'gzip'}
-                contents = min(contents, packed, key=lambda form: len(str(form)))
-            files.append({'path': item['path'], 'mode': int(item.get('mode', '0644'), 8), 'overwrite': True,
-                          'contents': contents})
-        config: dict[str, Any] = {'ignition': {'version': '3.3.0'}, 'storage': {'files': files}}
-        if node.get('ssh_authorized_keys'):
-            config['passwd'] = {'users': [{'name': 'core', 'sshAuthorizedKeys': node['ssh_authorized_keys']}]}
-        config['systemd'] = {'units': [*({'name': unit, 'mask': True} for unit in node.get('mask', ())),
-                                       *({'name': unit, 'enabled': True} for unit in node.get('start', ()))]}
-        return json.dumps(config, separators=(',', ':'))
-
-    def _content(self, item: dict[str, Any], context: dict[str, Any]) -> str:
-        """Make the content of a file: `text`, `file`, `environment`, `documents` or `template` says of what."""
-        if 'text' in item:
-            return str(item['text'])
-        if 'file' in item:
-            for folder in self._path:
-                if (found := folder / 'files' / item['file']).is_file():
-                    return found.read_text(encoding='utf-8')
-            raise FileNotFoundError(item['file'])
-        if 'environment' in item:
-            return ''.join(f'{name}={shlex.quote("" if value is None else str(value))}\n'
-                           for name, value in item['environment'].items())
-        if 'template' in item:
-            documents = list(yaml.load_all(self._text(item['template'], context), Loader=_Loader))
-        else:
-            documents = item['documents']
-        return ''.join(f'---\n{quote(document)}\n' for document in documents)
 
     # What comes back.
 
@@ -933,7 +786,6 @@ class Driver:
             reason[key] = text
         return Health(healthy, reason, tuple(forget))
 
-
     # How a user gets in.
 
     def render_access(self, cluster: models.Cluster, *, authority: str, user: str, certificate: str,
@@ -983,11 +835,6 @@ def _noise(length: int) -> str:
 LOGIN_SIZE = clients.Login(_noise(64), _noise(50), _noise(200), _noise(40), _noise(4000))
 
 
-def _packed(content: str) -> str:
-    """gzip in base64. Without a time in it the same content gives the same text."""
-    return base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()
-
-
 class _Sample:
     """A nodegroup as templates see it, with other members."""
 
@@ -1003,49 +850,6 @@ def _sample(cluster: models.Cluster, group: Any, count: int) -> _Sample:
     number = (group.next_number or 0) + group.node_count
     return _Sample(group, [models.Node(number=number + n, name=members.node_name(cluster, group, number), epoch=1)
                            for n in range(count)])
-
-
-def _alike(sample: Mapping[str, Any] | None, member: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The resource of a member, with just the properties that another one has."""
-    if sample is None:
-        return member
-    return {**sample, 'properties': {name: member['properties'].get(name, value)
-                                     for name, value in sample['properties'].items()}}
-
-
-def _holders(root: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
-    """The resources of a root template that are made from a file."""
-    return [item for item in root['resources'].values() if item['type'] == file and 'properties' in item]
-
-
-def _reads(member: Mapping[str, Any], parameter: str) -> bool:
-    return {'get_param': parameter} in member.get('properties', {}).values()
-
-
-def _take_slot(root: dict[str, Any], file: str, content: dict[str, Any], slots: Mapping[str, str],
-               new: Collection[str]) -> None:
-    """Have new members read a parameter of their own, in place; what nobody reads goes, but for the first.
-
-    If all are taken they share the one with the fewest readers.
-    """
-    first, *others = slots or ['']
-    readers = collections.Counter(slot for number, member in content['resources'].items() if number not in new
-                                  for slot in slots if _reads(member, slot))
-    if others and new:
-        free = min(slots, key=lambda slot: readers[slot])
-        readers[free] += 1
-        content['resources'] |= {number: member | {'properties': {
-            key: {'get_param': free} if value == {'get_param': first} else value
-            for key, value in member['properties'].items()}}
-            for number, member in content['resources'].items() if number in new}
-    for slot in others:
-        for declared, name, spec in (
-                (content['parameters'], slot, content['parameters'][first]),
-                (root['parameters'], slots[slot], root['parameters'][slots[first]]),
-                *((item['properties'], slot, {'get_param': slots[slot]}) for item in _holders(root, file))):
-            declared.pop(name, None)
-            if readers[slot]:
-                declared[name] = spec
 
 
 @functools.cache

@@ -263,6 +263,13 @@ def counted_statements(database: db.Database) -> Iterator[list[str]]:
         sa.event.remove(database.engine, 'before_cursor_execute', note)
 
 
+def history_of(database: db.Database, cluster_uuid: str) -> list[models.Operation]:
+    """All operations of a cluster, oldest first."""
+    with database.read() as session:
+        return list(session.scalars(sa.select(models.Operation).where(
+            models.Operation.cluster_id == cluster_uuid).order_by(models.Operation.id)))
+
+
 BROKERS = ['fake://', *([RABBITMQ] if rabbitmq_answers() else [])]
 
 

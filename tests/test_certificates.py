@@ -16,7 +16,7 @@ import oslo_messaging
 import pytest
 import sqlalchemy as sa
 import yaml
-from conftest import BROKERS, Api, counted_statements, use
+from conftest import BROKERS, Api, counted_statements, history_of, use
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from oslo_config import cfg
@@ -152,7 +152,7 @@ def test_kubeconfig_disturbs_no_work(api: Api, services: Services, complete: str
     before = api('GET', f'/v1/clusters/{complete}').json
     api('POST', f'/v1/clusters/{complete}/kubeconfig')
 
-    created, issued = db.list_operations(services.db, complete)
+    created, issued = history_of(services.db, complete)
     assert api('GET', f'/v1/clusters/{complete}').json == before
     assert (created.outcome, issued.kind, issued.outcome) == (None, 'kubeconfig', 'complete')
     assert issued.created_at == issued.begun_at == issued.ended_at
@@ -323,7 +323,7 @@ def test_broker_that_is_down_is_a_503_at_once(
     assert time.monotonic() - began < 5
     assert (answer.status_code, kubeconfig.status_code) == (503, 503)
     assert 'No conductor can be reached now, and only they can sign' in answer.json['errors'][0]['title']
-    assert [o.kind for o in db.list_operations(services.db, complete)] == ['create'], 'nothing was issued'
+    assert [o.kind for o in history_of(services.db, complete)] == ['create'], 'nothing was issued'
 
 
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning', 'ignore::ResourceWarning')

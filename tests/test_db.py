@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from conftest import counted_statements
+from conftest import counted_statements, history_of
 from oslo_config import cfg
 from oslo_db import exception as db_exc
 from sqlalchemy import orm
@@ -560,7 +560,7 @@ def test_asking_twice_to_delete_is_one_operation(any_database: db.Database) -> N
     for _ in range(2):
         db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))
 
-    history = db.list_operations(any_database, cluster.uuid)
+    history = history_of(any_database, cluster.uuid)
     assert [(o.kind, o.outcome, o.generation) for o in history] == [('create', 'superseded', 1), ('delete', None, 2)]
     assert {g.status for g in db.get_cluster(any_database, P1, cluster.uuid).nodegroups} == {'DELETE_IN_PROGRESS'}
 
@@ -577,7 +577,7 @@ def test_asking_again_after_a_while_has_the_delete_sent_again_once_a_minute(any_
 
     assert seen[1::2] == [2, 3, 3, 4]
     assert {(o.kind, o.generation) for o in seen[::2]} == {('delete', 2)}
-    assert len(db.list_operations(any_database, cluster.uuid)) == 2
+    assert len(history_of(any_database, cluster.uuid)) == 2
     with any_database.write() as session:
         assert len(db.end_operations(session, db.get_cluster(any_database, P1, cluster.uuid), 'complete')) == 1
 

@@ -14,7 +14,7 @@ from typing import Any
 import fakes
 import pytest
 import sqlalchemy as sa
-from conftest import Api
+from conftest import Api, history_of
 
 from magnum_lite import certs, clients, db, doctor, keystore, models
 from magnum_lite.conductor import steps
@@ -247,7 +247,7 @@ def test_row_without_its_stack_is_asked_to_be_deleted(
                              f'know, {complete.id}']
     row = db.get_cluster(database, db.Scope('p1'), cluster)
     assert row.status == 'DELETE_IN_PROGRESS' and row.check_at is not None
-    operation = db.list_operations(database, cluster)[-1]
+    operation = history_of(database, cluster)[-1]
     assert (operation.kind, operation.user_id) == ('delete', 'doctor')
     assert examine() == 0
 

@@ -23,7 +23,7 @@ import pytest
 import yaml
 from oslo_config import cfg
 
-from magnum_lite import certs, clients, config, drivers, errors, members, models
+from magnum_lite import certs, clients, config, drivers, errors, members, models, userdata
 
 FOLDERS = sorted(p.name for p in drivers.BUILT_IN.iterdir() if (p / 'manifest.yaml').is_file())
 SCRIPTS = sorted(drivers.BUILT_IN.glob('*/files/*.sh'))
@@ -282,8 +282,8 @@ def test_lengths_are_known_without_rendering_all(
             node.name = members.node_name(cluster, group, node.number)
     rendered = driver.render(conf, cluster, secrets)
     files = {'template': rendered.template, 'files': rendered.files}
-    edited = driver.with_members(files | {'files': {
-        name: drivers.quote(read_yaml(text)) for name, text in rendered.files.items()}}, rendered, {'worker'})
+    edited = driver.texts.with_members(files | {'files': {
+        name: userdata.quote(read_yaml(text)) for name, text in rendered.files.items()}}, rendered.files, {'worker'})
     conf.set_override('max_template_size', 1024, group='cluster_heat')
     conf.set_override('max_json_body_size', 1024, group='cluster_heat')
 
@@ -482,7 +482,7 @@ def test_nothing_in_the_root_stack_rests_on_a_master_that_can_be_replaced(
     changed = {name for name in before.files if before.files[name] != after.files[name]}
     masters = {name for name, item in driver.manifest['stack']['files'].items()
                if item.get('role') == 'master' and item.get('members')}
-    assert masters <= changed <= masters | {n for n in before.files if driver.role_of(n) == 'master'}
+    assert masters <= changed <= masters | {n for n in before.files if driver.texts.role_of(n) == 'master'}
 
 
 @pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
@@ -555,9 +555,9 @@ def test_new_members_bring_their_user_data_and_the_version_of_the_engine(
     rendered = driver.render(conf, a_cluster(driver, labels={'kube_tag': 'v1.34.1'}), secrets)
 
     text = {'template': rendered.template, 'files': rendered.files}
-    assert driver.user_data_of(rendered, text, {'worker': set()}) == {}
+    assert driver.texts.values(text, rendered.parameters, {'worker': set()}) == {}
     version = {'coe_version': 'v1.34.1'} if 'coe_version' in rendered.parameters else {}
-    assert driver.user_data_of(rendered, text, {'worker': {0}}) == {
+    assert driver.texts.values(text, rendered.parameters, {'worker': {0}}) == {
         'worker_user_data': rendered.parameters['worker_user_data'], **version}
 
 
@@ -569,12 +569,12 @@ def test_user_data_that_is_handed_on_in_another_way_is_for_all(
     other = {'list_join': ['', [{'get_param': 'user_data'}]]}
     content['resources'] = {'0': {**content['resources']['0'], 'properties': {
         **content['resources']['0']['properties'], 'user_data': other}}}
-    text = {'template': rendered.template, 'files': {**rendered.files, file: drivers.quote(content)}}
+    text = {'template': rendered.template, 'files': {**rendered.files, file: userdata.quote(content)}}
 
-    grown = driver.with_members(text, rendered, {'worker'})
+    grown = driver.texts.with_members(text, rendered.files, {'worker'})
 
-    assert (driver.numbers(grown)['worker'], grown['template']) == ({0, 1}, rendered.template)
-    sent = driver.user_data_of(rendered, grown, {'worker': {1}})
+    assert (driver.texts.numbers(grown)['worker'], grown['template']) == ({0, 1}, rendered.template)
+    sent = driver.texts.values(grown, rendered.parameters, {'worker': {1}})
     assert {name for name in sent if 'user_data' in name} == {'worker_user_data'}
 
 
@@ -608,7 +608,7 @@ def test_hostile_text_comes_back_as_data(
 @pytest.mark.parametrize('value', [HOSTILE, '\x00', '\ufffe', '', ' ', 'null', '0x1', '2001-01-01', '-', '{', [], {},
                                    {'a': [None, True, 1.5]}])
 def test_what_is_printed_reads_back_as_itself(value: Any) -> None:
-    assert read_yaml(drivers.quote(value)) == value
+    assert read_yaml(userdata.quote(value)) == value
 
 
 def test_user_data_is_sound_and_within_the_limit(

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from oslo_config import cfg
 from test_drivers import functions, is_ignition, parse, read_yaml, unpacked, walk
 
-from magnum_lite import certs, config, drivers, errors
+from magnum_lite import certs, config, drivers, errors, userdata
 from magnum_lite.api import nodegroups, offline
 
 settings.register_profile('repeatable', derandomize=True, database=None, deadline=None, max_examples=15,
@@ -285,7 +285,7 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers(-2**63, 2**63) | s
 @given(value=VALUES)
 @settings(max_examples=150)
 def test_what_is_printed_reads_back_as_itself(value: Any) -> None:
-    text = drivers.quote(value)
+    text = userdata.quote(value)
 
     assert yaml.load(text, Loader=yaml.SafeLoader) == yaml.load(text, Loader=yaml.CSafeLoader) == value
     assert text.isascii() and '\n' not in text

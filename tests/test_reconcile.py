@@ -12,7 +12,7 @@ from typing import Any
 import fakes
 import pytest
 import sqlalchemy as sa
-from conftest import Api
+from conftest import Api, history_of
 from oslo_config import cfg
 from oslo_db import exception as db_exc
 
@@ -92,7 +92,7 @@ def test_create_reaches_complete_with_one_stack(story: Story, cluster: str) -> N
     assert stack.name == f'c1-{cluster}'
     assert story.count(models.Key) == len(story.world.drivers[row.driver].keys)
     assert {group.status for group in row.nodegroups} == {'CREATE_COMPLETE'}
-    [operation] = db.list_operations(story.world.db, cluster)
+    [operation] = history_of(story.world.db, cluster)
     assert (operation.kind, operation.outcome, operation.code) == ('create', 'complete', None)
     assert operation.begun_at is not None and operation.ended_at is not None
 
@@ -137,7 +137,7 @@ def test_delete_leaves_nothing(story: Story, api: Api, cluster: str) -> None:
     assert story.cloud.all_stacks() == []
     assert story.cloud.granted == set()
     assert [story.count(m) for m in (models.NodeGroup, models.Node, models.Key)] == [0, 0, 0]
-    assert [(o.kind, o.outcome) for o in db.list_operations(story.world.db, cluster)] == [
+    assert [(o.kind, o.outcome) for o in history_of(story.world.db, cluster)] == [
         ('create', 'complete'), ('delete', 'complete')]
 
 
@@ -160,7 +160,7 @@ def test_delete_during_create_removes_the_stack(story: Story, api: Api, cluster:
     story.run(4)
 
     assert (story.clusters(), story.cloud.all_stacks()) == ([], [])
-    assert [(o.kind, o.outcome) for o in db.list_operations(story.world.db, cluster)] == [
+    assert [(o.kind, o.outcome) for o in history_of(story.world.db, cluster)] == [
         ('create', 'superseded'), ('delete', 'complete')]
 
 
@@ -265,7 +265,7 @@ def test_conductor_that_dies_in_a_diagnosis(story: Story, cluster: str, moment: 
 
     assert deaths, 'the call was never made, so this shows nothing'
     assert story.clusters()[0].status == 'CREATE_FAILED'
-    assert [o.outcome for o in db.list_operations(story.world.db, cluster)] == ['failed']
+    assert [o.outcome for o in history_of(story.world.db, cluster)] == ['failed']
 
 
 class DiesInTheDatabase:
@@ -344,7 +344,7 @@ def test_stack_that_fails_says_why(story: Story, api: Api, cluster: str) -> None
     assert body['status'] == 'CREATE_FAILED'
     assert body['status_reason'].startswith('No compute host has room for a server of this flavor: kube-minion: Res')
     assert 'No valid host was found' in body['faults']['default-worker']
-    [operation] = db.list_operations(story.world.db, cluster)
+    [operation] = history_of(story.world.db, cluster)
     assert (operation.outcome, operation.code) == ('failed', 'NO_VALID_HOST')
     assert story.cloud.calls.count('failures') == 1
 
@@ -375,7 +375,7 @@ def test_stack_that_somebody_deleted_is_said(story: Story, api: Api, cluster: st
     story.cloud.stacks_by_project.clear()
     story.run(1)
 
-    [operation] = db.list_operations(story.world.db, cluster)
+    [operation] = history_of(story.world.db, cluster)
     assert (operation.outcome, operation.code) == ('failed', 'STACK_GONE')
 
 
@@ -388,7 +388,7 @@ def test_stack_that_heat_refuses_fails_at_once(story: Story, cluster: str) -> No
 
     [row] = story.clusters()
     assert row.status == 'CREATE_FAILED'
-    [operation] = db.list_operations(story.world.db, cluster)
+    [operation] = history_of(story.world.db, cluster)
     assert operation.code == 'STACK_LIMIT'
 
 
@@ -673,7 +673,7 @@ def test_conductor_that_slept_while_another_made_the_user_leaves_it(story: Story
 def test_create_that_is_stopped_leaves_no_user(story: Story, api: Api, cluster: str) -> None:
     story.make_due()
     story.round()
-    [operation] = db.list_operations(story.world.db, cluster)
+    [operation] = history_of(story.world.db, cluster)
     assert len(story.cloud.cluster_logins) == 1
     assert api('DELETE', f'/v1/operations/{operation.uuid}').status_code == 202
     story.run(6)

@@ -256,9 +256,10 @@ class Place:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
         (folder / 'docker').chmod(0o755)
-        for name in ('swarm.sh', 'swarm-invite.sh'):
+        for name in ('swarm.sh', 'docker.sh', 'swarm-invite.sh'):
             text = (FILES / name).read_text().replace('/etc/docker/tls', f'{folder}/tls').replace(
-                '/etc/magnum-lite/pki', f'{folder}/pki').replace('/etc/magnum-lite', str(folder))
+                '/etc/magnum-lite/pki', f'{folder}/pki').replace('/etc/magnum-lite', str(folder)).replace(
+                '/opt/magnum-lite', str(folder))
             (folder / name).write_text(text.replace('PATH=', f'PATH={folder}:'))
         with socket.create_server(('127.0.0.1', 0)) as free:
             self.port = free.getsockname()[1]

@@ -13,11 +13,11 @@ import fakes
 import pytest
 import sqlalchemy as sa
 import yaml
-from conftest import Api
+from conftest import Api, history_of
 from oslo_db import exception as db_exc
 from test_reconcile import ADMIN, DiesInTheDatabase, Story, dying, with_time_passing
 
-from magnum_lite import clients, db, drivers, errors, members, models, states
+from magnum_lite import clients, db, errors, members, models, stacktext, states
 from magnum_lite.api.request import Services
 from magnum_lite.conductor import steps
 from magnum_lite.models import Cluster, Node, NodeGroup, Operation
@@ -88,7 +88,7 @@ def numbers(story: Story, cluster: str, group: str = 'default-worker') -> dict[i
 
 
 def history(story: Story, cluster: str) -> list[tuple[str, str | None]]:
-    return [(o.kind, o.outcome) for o in db.list_operations(story.world.db, cluster)]
+    return [(o.kind, o.outcome) for o in history_of(story.world.db, cluster)]
 
 
 def failed_member(stack: fakes.FakeStack, number: int, reason: str) -> list[clients.FailedResource]:
@@ -203,7 +203,7 @@ def test_members_of_many_times_share_so_many_parameters(story: Story, running: s
         story.run(3)
 
     read = user_data_read(stack)
-    assert len(read) == 11 and len(set(read.values())) == drivers.USER_DATA_SLOTS
+    assert len(read) == 11 and len(set(read.values())) == stacktext.USER_DATA_SLOTS
     assert list(read.values()).count('user_data') == 2, 'the one that most have is left alone'
 
 
@@ -668,7 +668,7 @@ def test_rotation_replaces_everybody_three_times_so_that_nobody_meets_a_stranger
         row = loaded(story, balanced)
         if row.rotation and (row.rotation not in phases):
             phases[row.rotation] = (*trust(story, balanced), workers(row).epoch)
-            assert db.list_operations(story.world.db, balanced)[-1].text == (
+            assert history_of(story.world.db, balanced)[-1].text == (
                 None if row.rotation == 1 else f'Phase {row.rotation} of 3')
 
     row, (new, beside) = loaded(story, balanced), trust(story, balanced)
@@ -768,7 +768,7 @@ def test_delete_in_a_rotation_leaves_no_key(story: Story, api: Api, balanced: st
 def test_create_that_is_stopped_leaves_nothing_in_the_cloud(story: Story, api: Api, cluster: str) -> None:
     story.make_due()
     story.round()
-    [operation] = db.list_operations(story.world.db, cluster)
+    [operation] = history_of(story.world.db, cluster)
     db.request_cancel(story.world.db, ADMIN, operation.uuid)
     story.run(4)
 
@@ -783,7 +783,7 @@ def test_create_that_is_stopped_leaves_nothing_in_the_cloud(story: Story, api: A
 
 
 def test_create_that_is_stopped_before_it_began_makes_no_stack(story: Story, cluster: str) -> None:
-    [operation] = db.list_operations(story.world.db, cluster)
+    [operation] = history_of(story.world.db, cluster)
     db.request_cancel(story.world.db, ADMIN, operation.uuid)
     story.run(2)
 
@@ -830,7 +830,7 @@ def test_what_cannot_be_stopped_is_said(story: Story, api: Api, running: str) ->
     with pytest.raises(errors.Conflict, match='is not the only one'):
         db.request_cancel(story.world.db, ADMIN, first.uuid)
     api('DELETE', f'/v1/clusters/{running}')
-    deleting = db.list_operations(story.world.db, running)[-1]
+    deleting = history_of(story.world.db, running)[-1]
 
     with pytest.raises(errors.Conflict, match='cannot be stopped'):
         db.request_cancel(story.world.db, ADMIN, deleting.uuid)
@@ -940,7 +940,7 @@ def test_forced_delete_gives_up_on_what_blocks_and_says_what_it_left(story: Stor
     story.run(2)
 
     assert story.clusters() == []
-    last = db.list_operations(story.world.db, running)[-1]
+    last = history_of(story.world.db, running)[-1]
     assert last.outcome == 'complete'
     assert stack.id in last.text and 'Port lb-vip (p1)' in last.text
 
@@ -956,7 +956,7 @@ def test_forced_delete_does_without_a_cloud_that_is_away(story: Story, api: Api,
     story.run(4)
 
     assert story.clusters() == []
-    assert 'Heat does not answer' in db.list_operations(story.world.db, running)[-1].text
+    assert 'Heat does not answer' in history_of(story.world.db, running)[-1].text
 
 
 def age(story: Story, seconds: float) -> None:
@@ -1297,7 +1297,7 @@ def test_look_at_a_cluster_at_rest_survives_a_cloud_that_is_away(story: Story, r
 
 def test_conductor_that_slept_through_the_stop_of_its_create_removes_the_stack_it_made(
         story: Story, api: Api, cluster: str) -> None:
-    [operation] = db.list_operations(story.world.db, cluster)
+    [operation] = history_of(story.world.db, cluster)
 
     def others_work() -> None:
         db.request_cancel(story.world.db, ADMIN, operation.uuid)

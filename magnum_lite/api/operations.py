@@ -44,7 +44,7 @@ class Progress:
 def index(req: Request) -> dict[str, Any]:
     """The history of a cluster, oldest first unless asked otherwise."""
     scope, page = req.listing(models.Operation)
-    rows = db.page_operations(req.services.db, scope, req.path['ident'], page)
+    rows = db.list_operations(req.services.db, scope, req.path['ident'], page)
     path = f'clusters/{rows[0].cluster_id}/{PLURAL}' if rows else ''
     return req.collection(OPERATION, PLURAL, rows, page, brief=True, path=path)
 

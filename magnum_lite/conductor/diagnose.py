@@ -110,7 +110,7 @@ def _by_member(task: steps.Task, failed: Sequence[clients.FailedResource], leave
         holder = nested.get(leaf.stack_id)
         while holder is not None and not holder.name.isdigit():
             holder = nested.get(holder.stack_id)
-        role = task.driver.role_of(holder.type) if holder else None
+        role = task.driver.texts.role_of(holder.type) if holder else None
         if holder and role:
             members.setdefault((role, int(holder.name)), []).append(leaf)
     return members

@@ -463,7 +463,7 @@ def choose_members(task: Task, owner: Owner) -> set[str]:
 
     While masters are replaced one by one nothing else is changed beside it: whatever fails then is a master's.
     """
-    there, most = task.driver.numbers(owner.stack_text or {}), task.world.conf.cluster_heat.nodes_per_wave
+    there, most = task.driver.texts.numbers(owner.stack_text or {}), task.world.conf.cluster_heat.nodes_per_wave
     for group in task.groups_of(owner):
         if states.is_busy(group.status) and task.driver.replaceable(task.cluster, group.stack_role) is None:
             waiting = {node.number for node in members.wanted(group)} - there.get(group.stack_role, set())
@@ -480,7 +480,7 @@ def _now(task: Task, roles: set[str]) -> set[str]:
 
 def _note_arrivals(task: Task, owner: Owner) -> None:
     """Note, in memory, that the members of a stack that is complete are there: what follows may fail without them."""
-    there = task.driver.numbers(owner.stack_text or {})
+    there = task.driver.texts.numbers(owner.stack_text or {})
     for group in task.groups_of(owner):
         for node in members.wanted(group):
             if node.status == states.CREATE_IN_PROGRESS and node.number in there.get(group.stack_role, set()):
@@ -508,14 +508,14 @@ def send(task: Task, owner: Owner, stack: clients.Stack, lacking: set[str], *, s
     cluster, driver = task.cluster, task.driver
     rendered = _rendered(task, owner)
     changed = lacking if settled else _now(task, {group.stack_role for group in task.groups_of(owner)})
-    text = driver.with_members(owner.stack_text or {}, rendered, changed)
+    text = driver.texts.with_members(owner.stack_text or {}, rendered.files, changed)
     # Members that are still to report, or have failed to, may be made anew; nobody else reads user-data. Nor is it
     # known who is missing from a stack that has another text than the stored one.
     stale = stack.revision != owner.revision
     young = {group.stack_role: {node.number for node in members.wanted(group)
                                 if stale or not node.status.endswith('_COMPLETE')}
              for group in task.groups_of(owner) if group.stack_role in changed}
-    gone = driver.numbers(owner.stack_text or {})
+    gone = driver.texts.numbers(owner.stack_text or {})
     before = owner.sent_generation
     with task.save(owner, guarded=True, stack_text=text, revision=owner.revision + 1,
                    sent_generation=cluster.generation) as session:
@@ -531,7 +531,7 @@ def send(task: Task, owner: Owner, stack: clients.Stack, lacking: set[str], *, s
     try:
         task.stacks.update(
             stack.id, template=text['template'], files=text['files'],
-            parameters=driver.user_data_of(rendered, text, young), timeout_min=task.timeout_min,
+            parameters=driver.texts.values(text, rendered.parameters, young), timeout_min=task.timeout_min,
             tags=_tags(task, owner))
     except clients.Refused as e:
         raise errors.Failed(diagnose.code_of(str(e)), f'Heat refused the change of the stack. {e}') from e

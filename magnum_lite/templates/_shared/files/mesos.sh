@@ -4,8 +4,6 @@
 # Masters run ZooKeeper, mesos-master and Marathon, workers Docker and mesos-agent. Nobody is asked where the others are:
 # the addresses of all masters are known before any of them boots. A master reports success when a leading master and
 # Marathon answer it, a worker when the leading master counts its agent.
-#
-# Docker is set up by the functions that a swarm's nodes use.
 
 [ ! -e /opt/magnum-lite/docker.sh ] || . /opt/magnum-lite/docker.sh
 [ ! -e /opt/magnum-lite/flannel.sh ] || . /opt/magnum-lite/flannel.sh

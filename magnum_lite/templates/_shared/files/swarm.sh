@@ -6,15 +6,16 @@
 # one, with a certificate that they sign themselves, as they hold the key of the authority; workers ask swarm-invite.sh on
 # a manager, with a certificate of another authority that soon expires, and that is good for nothing else.
 
-# shellcheck disable=SC2034  # node.sh says it
-INSTEAD='name the label docker_tarball_url, in which openssl and socat may be, too'
+. /opt/magnum-lite/docker.sh
+
 TLS=/etc/docker/tls PKI=/etc/magnum-lite/pki INVITATION=/etc/magnum-lite/pki/invitation
 
 set_up_node() {
     # Containers get to know a node by its name, and so does the service.
     [ "$(uname -n)" = "$NODE_NAME" ] || hostnamectl set-hostname "$NODE_NAME"
     step 'install docker'
-    install_docker
+    # shellcheck disable=SC2046  # it is a list of programs
+    install_docker openssl:openssl $([ "$NODE_ROLE" != master ] || echo socat:socat)
     if [ -n "$DOCKER_VOLUME" ]; then
         step 'mount volumes'
         mount_volume "$DOCKER_VOLUME" /var/lib/docker
@@ -59,31 +60,6 @@ set_up_node() {
     rm -rf "$PKI"
 }
 
-# Programs that a node needs, and the package of each. What a package has started is stopped: it comes back as ours.
-install_docker() {
-    if [ -n "$DOCKER_TARBALL_URL" ]; then
-        have tar || packages tar
-        fetch "$DOCKER_TARBALL_URL" "$DOCKER_TARBALL_SHA256" "$STATE/docker.tgz"
-        mkdir -p "$STATE/docker" "$BIN"
-        tar -xzf "$STATE/docker.tgz" -C "$STATE/docker"
-        find "$STATE/docker" -type f -perm -100 -exec install -m 755 -t "$BIN" {} +
-        rm -r "$STATE/docker.tgz" "$STATE/docker"
-        hash -r
-    fi
-    missing=
-    for pair in iptables:iptables ip:iproute2 openssl:openssl; do
-        have "${pair%:*}" || missing="$missing ${pair#*:}"
-    done
-    [ "$NODE_ROLE" != master ] || have socat || missing="$missing socat"
-    if ! have dockerd; then
-        if have zypper; then missing="$missing docker"; else missing="$missing docker.io"; fi
-    fi
-    # shellcheck disable=SC2086  # it is a list of names
-    [ -z "$missing" ] || packages $missing
-    have docker || packages docker-cli
-    systemctl stop docker.service docker.socket 2>/dev/null || true
-}
-
 # The key of the authority is on this server anyway, so that a short life of its certificate would bring nothing: it ends
 # with the authority.
 make_certificate() {
@@ -109,48 +85,6 @@ END
     openssl req -new -key "$TLS/server.key" -subj "/CN=$NODE_NAME" -out "$PKI/server.csr"
     openssl x509 -req -in "$PKI/server.csr" -CA "$TLS/ca.crt" -CAkey "$PKI/ca.key" \
         -set_serial "0x$(openssl rand -hex 16)" -days "$days" -extfile "$PKI/extensions" -out "$TLS/server.crt"
-}
-
-# In the units of distributions a socket of systemd is dockerd's; where dockerd listens stands in its configuration here.
-start_docker() {
-    systemctl mask --now docker.socket
-    mkdir -p /etc/docker
-    cp /etc/magnum-lite/daemon.json /etc/docker/daemon.json
-    cat >/etc/systemd/system/docker.service <<END
-[Unit]
-Description=Docker
-Wants=network-online.target
-After=network-online.target containerd.service
-
-[Service]
-Type=notify
-Environment=PATH=$PATH
-ExecStart=$(command -v dockerd)
-ExecReload=/bin/kill -s HUP \$MAINPID
-TimeoutStartSec=300
-Delegate=yes
-KillMode=process
-Restart=always
-RestartSec=2
-StartLimitInterval=0
-LimitNOFILE=1048576
-LimitNPROC=infinity
-TasksMax=infinity
-OOMScoreAdjust=-500
-
-[Install]
-WantedBy=multi-user.target
-END
-    systemctl daemon-reload
-    systemctl enable docker.service
-    restart_docker
-}
-
-restart_docker() {
-    if ! timeout 320 systemctl restart docker.service; then
-        journalctl -u docker.service -n 8 -o cat --no-pager
-        return 1
-    fi
 }
 
 # api ADDRESS COMMAND...: ask the Docker API of a manager as one.
