@@ -17,6 +17,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -315,12 +316,15 @@ def _until_told(conf: cfg.ConfigOpts, server: wsgi.Server | None, worker: servic
     if worker is not None:
         worker.stop()
     if server is not None:
-        server.stop()
+        # Of a request that hangs cheroot would wait for the end (11.1).
+        threads.append(threading.Thread(target=server.stop, daemon=True))
+        threads[-1].start()
+    enough = time.monotonic() + conf.conductor.graceful_shutdown_timeout + 1
     for thread in threads:
-        thread.join(conf.conductor.graceful_shutdown_timeout + 1)
+        thread.join(max(enough - time.monotonic(), 0))
     sys.stdout.flush()
     sys.stderr.flush()
-    # A call to the cloud that hangs has a thread that would hold up the interpreter. Its cluster was handed back.
+    # A call that hangs has a thread that would hold up the interpreter. The cluster of a conductor's was handed back.
     os._exit(1 if failed else 0)
 
 

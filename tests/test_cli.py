@@ -130,6 +130,30 @@ def test_signals_while_a_signal_is_handled_stop_a_process_all_the_same() -> None
     assert done.returncode == 0
 
 
+def test_request_that_hangs_does_not_keep_a_process_from_its_end() -> None:
+    done = subprocess.run([sys.executable, '-c', textwrap.dedent("""
+        import os, signal, socket, sys, threading
+        from cheroot import wsgi
+        from oslo_config import cfg
+        from magnum_lite import cli, config
+
+        def hang(environ, start_response):
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait()
+
+        config.register(cfg.CONF)
+        cfg.CONF([], project='magnum-lite', default_config_files=[])
+        cfg.CONF.set_override('graceful_shutdown_timeout', 0.5, 'conductor')
+        server = wsgi.Server(('127.0.0.1', 0), hang, numthreads=2, shutdown_timeout=0.5)
+        server.prepare()
+        client = socket.create_connection(server.bind_addr)
+        client.sendall(b'GET / HTTP/1.1\\r\\nHost: here\\r\\n\\r\\n')
+        cli._until_told(cfg.CONF, server, None)
+        """)], timeout=30, check=False)
+
+    assert done.returncode == 0
+
+
 def run(conf: pathlib.Path, *argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, '--config-file', conf, *argv], capture_output=True, text=True, check=False,
                           timeout=100)

@@ -42,6 +42,8 @@ PREFIX = 'fn-'
 START_S = 90
 #: Seconds that a process may take to stop. This one is a promise of the product.
 STOP_S = 10
+#: Seconds for a process to write down what its threads do.
+REPORT_S = 3
 VERSION = {'OpenStack-API-Version': 'container-infra latest'}
 
 Extra = Mapping[str, Mapping[str, Any]]
@@ -217,8 +219,10 @@ class Process:
         try:
             status = self.popen.wait(STOP_S + 20)
         except subprocess.TimeoutExpired:
+            self.popen.send_signal(signal.SIGUSR2)  # it says what its threads do
+            time.sleep(REPORT_S)
             self.kill()
-            raise AssertionError(f'the {self.kind} did not stop at all:\n{self.fresh_log()}') from None
+            raise AssertionError(f'the {self.kind} did not stop at all:\n{self.text}') from None
         took_s = time.monotonic() - begun
         assert took_s <= STOP_S, f'the {self.kind} took {took_s:.1f} s to stop:\n{self.fresh_log()}'
         assert status == 0, f'the {self.kind} ended with status {status}:\n{self.fresh_log()}'
