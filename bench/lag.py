@@ -5,10 +5,11 @@
                                   [--modes notifications polling] [--heat-transport-url URL]
 
 The service runs as in tests/functional, processes, broker and a database of its own on the MariaDB that Heat uses, too:
-so one statement tells, every few milliseconds, which stacks are done and which clusters say so. The time that this
-statement takes is the resolution, and is told. A cluster is one stack with a member that reports to a wait condition
-and is nothing else (tests/chaos/drivers). They come in batches of `--at-once`: when all of a batch wait, and Heat has
-nothing else to do, each is signalled at a random time, every `--fail`th with a failure. All are deleted at the end.
+so one statement tells, every few milliseconds, which stacks are done and which clusters say so; the URL's user has to
+be allowed to read both. The time that this statement takes is the resolution, and is told. A cluster is one stack with
+a member that reports to a wait condition and is nothing else (tests/chaos/drivers). They come in batches of
+`--at-once`: when all of a batch wait, and Heat has nothing else to do, each is signalled at a random time, every
+`--fail`th with a failure. All are deleted at the end.
 
 "Heat" is the time from the signal to the stack's end in Heat's database; "message" the time from there to the arrival
 of the notification, which is negative where Heat sends it before it commits; "row" from there to the cluster's end in
@@ -87,6 +88,9 @@ class Watch:
         self._statement = sa.text(
             f'SELECT s.id, s.status, c.status AS ours FROM stack s JOIN {database}.clusters c ON c.stack_id = s.id '
             'WHERE s.id IN :ids').bindparams(sa.bindparam('ids', expanding=True))
+        # Who may not read both databases is told so now, and not by clusters that never end.
+        with self._engine.connect() as connection:
+            connection.execute(self._statement, {'ids': ['']}).all()
         self.lags: dict[str, Lag] = {}
         self.pauses: list[float] = []
         self._stop = threading.Event()

@@ -78,8 +78,8 @@ conductor_opts = [
                  help='Longest pause between two tries of a failed call, in seconds: how late the end of an outage '
                       'is noticed.'),
     cfg.FloatOpt('graceful_shutdown_timeout', default=8, min=0,
-                 help='Seconds that a process told to stop gives to calls and requests under way; a conductor then hands '
-                      'its clusters back. Keep it below the time after which your process manager kills.'),
+                 help='Seconds that a process told to stop gives to calls and requests under way; a conductor then '
+                      'hands its clusters back. Keep it below the time after which your process manager kills.'),
 ]
 
 cluster_heat_opts = [
