@@ -22,19 +22,32 @@ from typing import Any
 
 import pytest
 import yaml
-from functional.service import PREFIX, Service, connect, is_old, poll, remove_leftovers, unique_name
+from functional.service import (
+    PREFIX,
+    Service,
+    connect,
+    is_old,
+    poll,
+    remove_leftovers,
+    start_service,
+    unique_name,
+)
 from openstack import config as cloud_config
 from openstack import exceptions as sdk_exc
 
 TOOLS = pathlib.Path(os.environ.get('MAGNUM_LITE_CLOUD_TOOLS')
                      or pathlib.Path(__file__).parents[3] / 'shared' / 'cloud')
 SIGNAL = TOOLS / 'signal'
-#: `pytestmark` of a module of tests on a real cloud whose nodes are played.
-MARKS = [
+#: `pytestmark` of a module of tests on a real cloud.
+ON_A_CLOUD = [
     pytest.mark.functional,
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),  # the SDK's, of its own code
     pytest.mark.skipif(not os.environ.get('OS_CLOUD'), reason='OS_CLOUD names no cloud'),
+]
+#: The same where nodes are played.
+MARKS = [
+    *ON_A_CLOUD,
     pytest.mark.skipif(not SIGNAL.exists(), reason=f'nobody to play the nodes: there is no {SIGNAL.name} where '
                                                    'MAGNUM_LITE_CLOUD_TOOLS says'),
 ]
@@ -42,6 +55,8 @@ MARKS = [
 LONG_TICK_S = 60
 
 Say = Callable[[str], None]
+#: Starts a service with options of `start_service`; who made this stops it.
+Start = Callable[..., Service]
 #: Seconds for what a cloud does on a busy machine: a cluster's stack comes, or goes.
 STACK_S = 400
 #: Seconds for the cloud to tidy up behind a stack that is gone (users of its own, ports).
@@ -346,6 +361,19 @@ def ask(service: Service, project: Project, *, template: dict[str, Any] | None =
 
     found = send('clustertemplates', 201, **(TEMPLATE | (template or {})))
     return Cluster(service, project, send('clusters', 202, cluster_template_id=found['uuid'], **body)['uuid'])
+
+
+@contextlib.contextmanager
+def starting(sandbox: Sandbox, running: list[Service], folder: pathlib.Path, **always: Any) -> Iterator[Start]:
+    """Start services, each with a folder of its own in this one, and stop them at the end."""
+    with contextlib.ExitStack() as undo:
+        def start(**options: Any) -> Service:
+            made = start_service(sandbox.cloud_name, folder / str(len(running)), **{**always, **options})
+            running.append(made)
+            undo.callback(made.stop)
+            undo.callback(running.remove, made)
+            return made
+        yield start
 
 
 # -- a broker that can fail ----------------------------------------------------------------------------------------

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-from functional.cloud import LONG_TICK_S, Project, Sandbox, Say
-from functional.service import Service, start_service
+from functional.cloud import LONG_TICK_S, Project, Sandbox, Say, Start, starting
+from functional.service import Service
 
 
 @pytest.fixture(scope='module')
@@ -42,27 +40,23 @@ def running() -> list[Service]:
 
 
 @pytest.fixture(scope='module')
-def service(sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One API, one conductor."""
-    made = start_service(sandbox.cloud_name, tmp_path_factory.mktemp('service'),
-                         extra={'conductor': {'tick': LONG_TICK_S}})
-    running.append(made)
-    yield made
-    running.remove(made)
-    made.stop()
+def start(sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start services for all tests of a file."""
+    with starting(sandbox, running, tmp_path_factory.mktemp('services')) as made:
+        yield made
 
 
 @pytest.fixture
-def lone(sandbox: Sandbox, running: list[Service], tmp_path: pathlib.Path) -> Iterator[Callable[..., Service]]:
-    """Start services without conductors: tests that end processes have one of their own."""
-    with contextlib.ExitStack() as undo:
-        def start(**options: Any) -> Service:
-            made = start_service(sandbox.cloud_name, tmp_path / str(len(running)), conductors=0, **options)
-            running.append(made)
-            undo.callback(made.stop)
-            undo.callback(running.remove, made)
-            return made
-        yield start
+def lone(sandbox: Sandbox, running: list[Service], tmp_path: pathlib.Path) -> Iterator[Start]:
+    """Start services without conductors for one test: those that end processes have one of their own."""
+    with starting(sandbox, running, tmp_path / 'services', conductors=0) as made:
+        yield made
+
+
+@pytest.fixture(scope='module')
+def service(start: Start) -> Service:
+    """One API, one conductor."""
+    return start(extra={'conductor': {'tick': LONG_TICK_S}})
 
 
 @pytest.fixture(autouse=True)

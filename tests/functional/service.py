@@ -33,6 +33,9 @@ import openstack.connection
 import requests
 import sqlalchemy as sa
 from openstack import config as cloud_config
+from oslo_config import cfg
+
+from magnum_lite import certs, config, db, keystore, models
 
 MARIADB = os.environ.get('TEST_MARIADB', 'mysql+pymysql://root@127.0.0.1:3306/?charset=utf8mb4')
 RABBITMQ = os.environ.get('TEST_RABBITMQ', 'rabbit://guest:guest@127.0.0.1:5672/')
@@ -408,6 +411,18 @@ class Service:
         """What the service's database answers to a statement."""
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(sa.text(statement), values).mappings()]
+
+    def pair(self, cluster_uuid: str, purpose: str, rotation: int = 0) -> certs.Pair:
+        """A key pair of a cluster as conductors read it; `rotation`: in this phase of the exchange of authorities."""
+        conf = cfg.ConfigOpts()
+        config.register(conf)
+        conf(['--config-file', str(self.conf_file)], project='magnum-lite')
+        database = db.Database(conf)
+        try:
+            row = models.Cluster(uuid=cluster_uuid, rotation=rotation)
+            return keystore.KeyStore(conf).load(database, row)[purpose]
+        finally:
+            database.engine.dispose()
 
 
 def start_service(cloud_name: str, folder: str | os.PathLike[str], *, database_url: str | None = None,

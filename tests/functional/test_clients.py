@@ -6,7 +6,6 @@ OS_CLOUD names the cloud; `service.py` and `cloud.py` say what else is needed. T
 from __future__ import annotations
 
 import contextlib
-import os
 import pathlib
 import time
 import uuid
@@ -14,19 +13,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from functional.cloud import STACK_S, TIDY_S, Project, Sandbox, Say
+from functional.cloud import ON_A_CLOUD, STACK_S, TIDY_S, Project, Sandbox, Say
 from functional.service import _identity, _write_conf, poll
 from oslo_config import cfg
 
 from magnum_lite import clients, config
 
 pytest_plugins = ('functional.fixtures',)
-pytestmark = [
-    pytest.mark.functional,
-    pytest.mark.timeout(900),
-    pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),  # the SDK's, of its own code
-    pytest.mark.skipif(not os.environ.get('OS_CLOUD'), reason='OS_CLOUD names no cloud'),
-]
+pytestmark = ON_A_CLOUD
 
 NODE = '''
 heat_template_version: 2018-08-31

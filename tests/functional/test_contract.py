@@ -5,26 +5,17 @@ Real processes, tokens, look-ups and database. No conductor works, so nothing is
 
 from __future__ import annotations
 
-import os
 import pathlib
 import random
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import requests
-from functional.cloud import Project, Sandbox, Say
-from functional.fixtures import say  # noqa: F401
-from functional.service import Service, start_service
+from functional.cloud import ON_A_CLOUD, Project, Say, Start
 
-pytestmark = [
-    pytest.mark.functional,
-    pytest.mark.timeout(900),
-    pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),  # the SDK's, of its own code
-    pytest.mark.skipif(not os.environ.get('OS_CLOUD'), reason='OS_CLOUD names no cloud'),
-]
+pytest_plugins = ('functional.fixtures',)
+pytestmark = ON_A_CLOUD
 
 DRIVERS = pathlib.Path(__file__).parent / 'drivers'
 TEMPLATE = {'name': 'fn-contract', 'coe': 'paper', 'image_id': 'debian', 'flavor_id': 'm1.small',
@@ -33,26 +24,6 @@ ROUNDS, CLIENTS = 4, 3
 #: Seconds after the first request within which the API is killed: it has answered none, some, or all by then.
 LONGEST_LIFE_S = 2.0
 PAUSE_S = 0.2
-
-
-@pytest.fixture(scope='module')
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """A project of the cloud."""
-    sandbox = Sandbox(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('cloud'))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('OS_CLIENT_CONFIG_FILE', str(sandbox.clouds_file))
-        with sandbox.project() as made:
-            yield made
-        sandbox.close()
-
-
-@pytest.fixture
-def service(project: Project, tmp_path: pathlib.Path) -> Iterator[Service]:
-    """An API without conductors."""
-    made = start_service(os.environ['OS_CLOUD'], tmp_path, conductors=0, extra={'drivers': {'path': DRIVERS}})
-    yield made
-    made.print_logs()
-    made.stop()
 
 
 class Client(threading.Thread):
@@ -83,7 +54,8 @@ class Client(threading.Thread):
         self.answers = [self.ask(), self.ask()]
 
 
-def test_killed_api_makes_each_cluster_once(service: Service, project: Project, say: Say) -> None:  # noqa: F811
+def test_killed_api_makes_each_cluster_once(lone: Start, project: Project, say: Say) -> None:
+    service = lone(extra={'drivers': {'path': DRIVERS}})
     status, body = service.request('POST', '/v1/clustertemplates', TEMPLATE, headers=project.headers)
     assert status == 201, body
     clients: list[Client] = []

@@ -5,27 +5,20 @@ The cloud is shared: what others have there is found as well, and must stay as i
 
 from __future__ import annotations
 
-import os
-import pathlib
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
-from functional.cloud import STACK_S, Project, Sandbox
-from functional.service import Service, poll, start_service
+from functional.cloud import ON_A_CLOUD, STACK_S, Project, Sandbox, Start
+from functional.service import Service, poll
 from sqlalchemy import orm
 
 from magnum_lite import models
 
-pytestmark = [
-    pytest.mark.functional,
-    pytest.mark.timeout(900),
-    pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),  # the SDK's, of its own code
-    pytest.mark.skipif(not os.environ.get('OS_CLOUD'), reason='OS_CLOUD names no cloud'),
-]
+pytest_plugins = ('functional.fixtures',)
+pytestmark = ON_A_CLOUD
 STACK = {'heat_template_version': '2018-08-31', 'resources': {'r': {'type': 'OS::Heat::RandomString'}}}
 #: Runs the command with stacks counting as old at once.
 AGED = ('import datetime, sys; from magnum_lite import cli, doctor; doctor.YOUNG = datetime.timedelta(0); '
@@ -33,22 +26,9 @@ AGED = ('import datetime, sys; from magnum_lite import cli, doctor; doctor.YOUNG
 
 
 @pytest.fixture
-def sandbox(tmp_path: pathlib.Path) -> Iterator[Sandbox]:
-    """The cloud."""
-    made = Sandbox(os.environ['OS_CLOUD'], tmp_path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('OS_CLIENT_CONFIG_FILE', str(made.clouds_file))
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def service(sandbox: Sandbox, tmp_path: pathlib.Path) -> Iterator[Service]:
+def service(lone: Start) -> Service:
     """An API, and as yet no conductor."""
-    made = start_service(sandbox.cloud_name, tmp_path / 'service', conductors=0)
-    yield made
-    made.print_logs()
-    made.stop()
+    return lone()
 
 
 def examine(service: Service, projects: list[Project], *options: str, aged: bool = True) -> list[str]:

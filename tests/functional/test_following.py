@@ -18,17 +18,13 @@ from typing import Any
 import kombu
 import pytest
 import requests
-from functional.cloud import STACK_S, Project, Sandbox
-from functional.service import RABBITMQ, Service, poll, start_service, unique_name
+from functional.cloud import ON_A_CLOUD, STACK_S, Project, Sandbox, Start
+from functional.service import RABBITMQ, Service, poll, unique_name
 
 DRIVERS = pathlib.Path(__file__).parents[1] / 'chaos' / 'drivers'
 
-pytestmark = [
-    pytest.mark.functional,
-    pytest.mark.timeout(900),
-    pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),  # the SDK's, of its own code
-    pytest.mark.skipif(not os.environ.get('OS_CLOUD'), reason='OS_CLOUD names no cloud'),
-]
+pytest_plugins = ('functional.fixtures',)
+pytestmark = ON_A_CLOUD
 
 BROKER = os.environ.get('MAGNUM_LITE_HEAT_RABBITMQ', RABBITMQ)
 INTERVAL_S = 60
@@ -40,14 +36,10 @@ FLOOD = 200
 
 
 @pytest.fixture(scope='module')
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """A project of the cloud."""
-    sandbox = Sandbox(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('cloud'))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('OS_CLIENT_CONFIG_FILE', str(sandbox.clouds_file))
-        with sandbox.project() as made:
-            yield made
-        sandbox.close()
+def project(sandbox: Sandbox) -> Iterator[Project]:
+    """A project for all tests."""
+    with sandbox.project() as made:
+        yield made
 
 
 @pytest.fixture(scope='module')
@@ -60,16 +52,14 @@ def pool() -> Iterator[str]:
 
 
 @pytest.fixture(scope='module')
-def service(project: Project, pool: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(start: Start, project: Project, pool: str) -> Service:
     """The service, which looks at stacks once a minute."""
-    made = start_service(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('service'), extra={
+    made = start(extra={
         'conductor': {'watch_interval': INTERVAL_S}, 'drivers': {'path': DRIVERS},
         'heat_notifications': {'transport_url': BROKER, 'pool': pool}})
     status, body = made.request('POST', '/v1/clustertemplates', TEMPLATE, headers=project.headers)
     assert status == 201, body
-    yield made
-    made.print_logs()
-    made.stop()
+    return made
 
 
 Create = Callable[[str], str]

@@ -6,16 +6,13 @@ the rules of another pod network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from functional.cloud import MARKS, TEMPLATE, Cluster, Project, Sandbox, Say, ask
-from functional.service import Service, start_service
+from functional.cloud import MARKS, TEMPLATE, Project, Sandbox, Say, Start, ask
+from functional.service import Service
 from keystoneauth1 import exceptions, session
 from keystoneauth1.identity import v3
-from oslo_config import cfg
 
-from magnum_lite import certs, config, db, keystore, models
+from magnum_lite import certs, keystore
 
 pytest_plugins = ('functional.fixtures',)
 pytestmark = MARKS
@@ -25,25 +22,10 @@ DOMAIN = 'magnum'
 
 
 @pytest.fixture(scope='module')
-def integrated(sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def integrated(start: Start) -> Service:
     """A service whose operator has provided for users of clusters."""
-    made = start_service(sandbox.cloud_name, tmp_path_factory.mktemp('integrated'), extra={
+    return start(extra={
         'trust': {'trustee_domain_name': DOMAIN}, 'identity': {'project_roles': 'member,load-balancer_member'}})
-    running.append(made)
-    yield made
-    running.remove(made)
-    made.stop()
-
-
-def login_of(service: Service, cluster: Cluster) -> certs.Pair:
-    """Id and password of the user, as the key store of the conductors has them."""
-    conf = cfg.ConfigOpts()
-    config.register(conf)
-    conf(['--config-file', str(service.conf_file)], project='magnum-lite')
-    database = db.Database(conf)
-    pairs = keystore.KeyStore(conf).load(database, models.Cluster(uuid=cluster.uuid, rotation=0))
-    database.engine.dispose()
-    return pairs[keystore.CLOUD_USER]
 
 
 def session_of(project: Project, login: certs.Pair, project_id: str) -> session.Session:
@@ -65,7 +47,7 @@ def test_cluster_acts_on_the_cloud_as_a_user_of_its_own(
     identity = sandbox.admin.identity
     domain = identity.find_domain(DOMAIN, ignore_missing=False)
     user = identity.find_user(cluster.uuid, domain_id=domain.id)
-    login = login_of(integrated, cluster)
+    login = integrated.pair(cluster.uuid, keystore.CLOUD_USER)
     assert user is not None and user.id == login.certificate
     own = session_of(project, login, project.id)
     balancers = own.get('/v2.0/lbaas/loadbalancers', endpoint_filter={'service_type': 'load-balancer'}).json()

@@ -14,42 +14,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
-from functional.cloud import TEMPLATE, Project, Sandbox, post
-from functional.service import Service, poll, start_service
+from functional.cloud import ON_A_CLOUD, TEMPLATE, Project, Sandbox, Start, post
+from functional.service import Service, poll
 
-pytestmark = [
-    pytest.mark.functional,
-    pytest.mark.timeout(900),
-    pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),  # the SDK's, of its own code
-    pytest.mark.skipif(not os.environ.get('OS_CLOUD'), reason='OS_CLOUD names no cloud'),
-]
+pytest_plugins = ('functional.fixtures',)
+pytestmark = ON_A_CLOUD
 
 #: Runs `openstack coe` with these words, as an admin or not, and returns status and all that it says.
 Coe = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(scope='module')
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    made = Sandbox(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('cloud'))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('OS_CLIENT_CONFIG_FILE', str(made.clouds_file))
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def project(sandbox: Sandbox) -> Iterator[Project]:
-    with sandbox.project() as made:
-        yield made
-
-
-@pytest.fixture
-def service(sandbox: Sandbox, tmp_path: pathlib.Path) -> Iterator[Service]:
-    """One API, one conductor."""
-    made = start_service(sandbox.cloud_name, tmp_path / 'service')
-    yield made
-    made.print_logs()
-    made.stop()
 
 
 @pytest.fixture
@@ -98,21 +70,18 @@ def test_quotas_statistics_and_conductors(coe: Coe, project: Project, service: S
     assert '403' in coe('service', 'list')[1]
 
 
-def test_conductor_that_is_silent_is_down(sandbox: Sandbox, project: Project, tmp_path: pathlib.Path) -> None:
-    service = start_service(sandbox.cloud_name, tmp_path, extra={'DEFAULT': {'service_down_time': 3}})
-    try:
-        admin = {'X-Auth-Token': str(sandbox.admin.auth_token)}
+def test_conductor_that_is_silent_is_down(sandbox: Sandbox, lone: Start) -> None:
+    service = lone(conductors=1, extra={'DEFAULT': {'service_down_time': 3}})
+    admin = {'X-Auth-Token': str(sandbox.admin.auth_token)}
 
-        def state() -> str:
-            code, body = service.request('GET', '/v1/mservices', headers=admin)
-            assert code == 200, body
-            return str(body['mservices'][0]['state'])
+    def state() -> str:
+        code, body = service.request('GET', '/v1/mservices', headers=admin)
+        assert code == 200, body
+        return str(body['mservices'][0]['state'])
 
-        assert state() == 'up'
-        service.kill_conductor()
-        poll(lambda: state() == 'down', 20, 'the conductor is down')
-    finally:
-        service.stop()
+    assert state() == 'up'
+    service.kill_conductor()
+    poll(lambda: state() == 'down', 20, 'the conductor is down')
 
 
 def test_template_is_changed_in_the_newest_dialect(coe: Coe, project: Project, service: Service) -> None:

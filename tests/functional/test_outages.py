@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import math
 import os
-import pathlib
 import re
 import threading
 import time
@@ -25,18 +24,13 @@ from typing import Any
 
 import pytest
 import requests
-import sqlalchemy as sa
-from functional.cloud import Cluster, Forwarder, Project, Sandbox, Say
+from functional.broken import Broken, breakable
+from functional.cloud import ON_A_CLOUD, Cluster, Project, Sandbox, Say
 from functional.proxy import MODES, Proxy
-from functional.service import Process, Service, connect, own_database, own_vhost, start_service
+from functional.service import Process, Service, connect
 
 pytest_plugins = ('functional.fixtures',)
-pytestmark = [
-    pytest.mark.functional,
-    pytest.mark.timeout(3600),
-    pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),  # the SDK's, of its own code
-    pytest.mark.skipif(not os.environ.get('OS_CLOUD'), reason='OS_CLOUD names no cloud'),
-]
+pytestmark = [pytest.mark.timeout(3600), *ON_A_CLOUD]
 
 IS_LONG = 'OUTAGE_SECONDS' in os.environ
 SECONDS = float(os.environ.get('OUTAGE_SECONDS', '12'))
@@ -52,51 +46,13 @@ TEMPLATE = {'name': 'paper', 'coe': 'paper', 'image_id': 'debian', 'flavor_id': 
             'master_flavor_id': 'm1.tiny'}
 
 
-@dataclass
-class Broken:
-    """What can be broken for one service."""
-
-    service: Service
-    heat: Proxy
-    keystone: Proxy
-    broker: Forwarder
-    database: Forwarder
-
-
-def through(url: str) -> tuple[Forwarder, str]:
-    """A forwarder to the server of a URL, and the URL that leads through it."""
-    parsed = sa.make_url(url)
-    made = Forwarder(parsed.host or '', parsed.port or 0)
-    return made, parsed.set(host='127.0.0.1', port=made.port).render_as_string(hide_password=False)
-
-
-def proxy_of(sandbox: Sandbox, service_type: str) -> Proxy:
-    """A proxy in front of a service of the cloud."""
-    found = sa.make_url(sandbox.admin.endpoint_for(service_type))
-    return Proxy(found.host or '', found.port or 80, slow_s=SLOW_S, retry_after_s=RETRY_AFTER_S)
-
-
 @pytest.fixture(scope='module')
-def broken(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
+def broken(sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
     """One API and one conductor, which reach everything through something that can break."""
-    folder = tmp_path_factory.mktemp('service')
-    with contextlib.ExitStack() as undo:
-        heat, keystone = proxy_of(sandbox, 'orchestration'), proxy_of(sandbox, 'identity')
-        undo.callback(heat.close)
-        undo.callback(keystone.close)
-        region = undo.enter_context(sandbox.region({'orchestration': heat.url, 'identity': keystone.url}))
-        database, database_url = through(undo.enter_context(own_database(folder)))
-        broker, broker_url = through(undo.enter_context(own_vhost()))
-        identity = {'auth_url': keystone.url, 'region_name': region}
-        service = start_service(
-            sandbox.cloud_name, folder, database_url=database_url, transport_url=broker_url, extra={
-                'conductor': {'lease': LEASE_S, 'tick': 2, 'watch_interval': 1.5, 'retry_interval': 1,
-                              'workers': 16},
-                'drivers': {'path': pathlib.Path(__file__).with_name('drivers')},
-                'quotas': {'max_clusters_per_project': 1000},
-                'keystone_auth': identity, 'keystone_authtoken': identity | {'interface': 'public'}})
-        undo.callback(service.stop)
-        yield Broken(service, heat, keystone, broker, database)
+    with breakable(sandbox, running, tmp_path_factory.mktemp('service'), {
+            'conductor': {'lease': LEASE_S, 'tick': 2, 'watch_interval': 1.5, 'retry_interval': 1, 'workers': 16},
+            'quotas': {'max_clusters_per_project': 1000}}, slow_s=SLOW_S, retry_after_s=RETRY_AFTER_S) as made:
+        yield made
 
 
 # -- what is asked for -----------------------------------------------------------------------------------------------
@@ -162,8 +118,6 @@ def stories(sandbox: Sandbox, broken: Broken) -> Iterator[Callable[[int], list[S
             everybody(Story.prepare, found)
             return found
         yield make
-        # Their clusters go with their projects, but not their rows, which the next test must not stumble over.
-        broken.service.print_logs()
 
 
 def everybody(do: Callable[[Story], None], found: list[Story]) -> None:

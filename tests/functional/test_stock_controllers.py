@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 from functional import stock
-from functional.cloud import MARKS, STACK_S, Cluster, Project, Sandbox, Say, ask
-from functional.service import Service, poll, start_service
+from functional.cloud import MARKS, STACK_S, Cluster, Project, Sandbox, Say, Start, ask
+from functional.service import Service, poll
 
 pytest_plugins = ('functional.fixtures',)
 pytestmark = MARKS
@@ -35,14 +35,9 @@ NO_SERVER = 'kube-minion'
 
 
 @pytest.fixture(scope='module')
-def service(sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(start: Start) -> Service:
     """One API, one conductor, which looks at stacks every second."""
-    made = start_service(sandbox.cloud_name, tmp_path_factory.mktemp('service'), extra={
-        'conductor': {'tick': 2, 'watch_interval': 1}, 'drivers': stock.PAPER_ONLY})
-    running.append(made)
-    yield made
-    running.remove(made)
-    made.stop()
+    return start(extra={'conductor': {'tick': 2, 'watch_interval': 1}, 'drivers': stock.PAPER_ONLY})
 
 
 @pytest.fixture(scope='module')

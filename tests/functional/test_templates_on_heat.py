@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 import time
 from concurrent import futures
@@ -15,7 +14,7 @@ from typing import Any
 
 import options
 import pytest
-from functional.cloud import Project, Sandbox, Say
+from functional.cloud import ON_A_CLOUD, Project, Sandbox, Say
 from heatclient import exc as heat_exc
 from heatclient.v1 import client as heat_client
 from oslo_config import cfg
@@ -25,12 +24,7 @@ from magnum_lite import config, drivers
 from magnum_lite.api import offline
 
 pytest_plugins = ('functional.fixtures',)
-pytestmark = [
-    pytest.mark.functional,
-    pytest.mark.timeout(300),
-    pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),  # the SDK's, of its own code
-    pytest.mark.skipif(not os.environ.get('OS_CLOUD'), reason='OS_CLOUD names no cloud'),
-]
+pytestmark = [pytest.mark.timeout(300), *ON_A_CLOUD]
 
 
 #: What there is in the cloud, for what `options` names.

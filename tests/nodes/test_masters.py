@@ -1,79 +1,53 @@
 """Masters that are replaced on nodes that really boot: an upgrade, and an exchange of authorities.
 
-Needs what test_real_nodes needs. Each takes 5 to 20 minutes, so they are run by hand: NODES_MASTERS says with how many
-masters (1 or 3).
+`booted` says what is needed; the nodes have the Kubernetes layer. Each test takes 5 to 20 minutes, so they are run by
+hand: NODES_MASTERS says with how many masters (1 or 3).
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import json
 import os
 import pathlib
-import secrets
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from functional.service import Service, poll, start_service
-from nodes import test_real_nodes as real
-from nodes.test_real_nodes import LACK, LAYER, PREFIX, _b64, deploy, kubectl, node_names, where_it_runs
-from oslo_config import cfg
+from functional.service import Service, poll
+from nodes import booted, kubernetes
+from nodes.booted import (
+    IMAGE,
+    KUBERNETES,
+    NODE_TOOLS,
+    TIMEOUT_MIN,
+    crash,
+    make_template,
+    names_of,
+    on_node,
+    show,
+    upgrade,
+)
+from nodes.kubernetes import deploy, fields_of, kubectl, ready, run, where_it_runs, write_kubeconfig
 
-from magnum_lite import certs, config, db, keystore, models
-
-kubeconfig, version = real.kubeconfig, real.version  # fixtures
-MASTERS = int(os.environ.get('NODES_MASTERS') or 0)
-TIMEOUT_MIN = 15
-pytestmark = [pytest.mark.nodes, pytest.mark.timeout(TIMEOUT_MIN * 60 * 3),
-              pytest.mark.skipif(LACK is not None, reason=f'real nodes: {LACK}'),
-              pytest.mark.skipif(not MASTERS, reason='run by hand: NODES_MASTERS says with how many masters'),
-              pytest.mark.filterwarnings('ignore:Support for InfluxDB')]
-
-
-@pytest.fixture(scope='module')
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    started = start_service(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('masters'), extra={
-        'health': {'interval': 3}})
-    yield started
-    started.print_logs()
-    started.stop()
-
-
-def make_template(service: Service, version: str, image: str, **labels: str) -> dict[str, Any]:
-    status, body = service.request('POST', '/v1/clustertemplates', {
-        'name': f'{PREFIX}-{secrets.token_hex(3)}', 'coe': 'kubernetes', 'image_id': image,
-        'flavor_id': os.environ.get('NODES_FLAVOR', 'm1.small'),
-        'master_flavor_id': os.environ.get('NODES_FLAVOR', 'm1.small'),
-        'external_network_id': os.environ.get('NODES_EXTERNAL_NETWORK', 'public'), 'master_lb_enabled': True,
-        'labels': {'kube_tag': version, 'network_manifest_url': 'file:///opt/k8s/podnet.yaml',
-                   'flannel_network_cidr': '10.244.0.0/16', **labels}})
-    assert status == 201, body
-    return dict(body)
+service, template, cluster = booted.service, booted.template, booted.cluster  # fixtures
+version, kubeconfig = kubernetes.version, kubernetes.kubeconfig
+MASTERS, WORKERS = int(os.environ.get('NODES_MASTERS') or 0), 1
+pytestmark = [*booted.marks(KUBERNETES / 'usr/bin/kubectl', timeout_min=TIMEOUT_MIN * 3),
+              pytest.mark.skipif(not MASTERS, reason='run by hand: NODES_MASTERS says with how many masters')]
 
 
 @pytest.fixture(scope='module')
-def cluster(service: Service, version: str) -> Iterator[dict[str, Any]]:
-    template = make_template(service, version, os.environ.get('NODES_IMAGE', 'debian'))
-    status, body = service.request('POST', '/v1/clusters', {
-        'name': f'{PREFIX}-{secrets.token_hex(3)}', 'cluster_template_id': template['uuid'],
-        'master_count': MASTERS, 'node_count': 1, 'create_timeout': TIMEOUT_MIN})
-    assert status == 202, body
-    try:
-        yield service.wait(body['uuid'], 'CREATE_COMPLETE', timeout_s=TIMEOUT_MIN * 60)
-    finally:
-        service.request('DELETE', f'/v1/clusters/{body["uuid"]}')
-        service.wait(body['uuid'], 'GONE', timeout_s=300)
+def fields(version: str) -> dict[str, Any]:
+    """Fields of the cluster template."""
+    return fields_of(version) | {'master_lb_enabled': True}
 
 
 class Watcher:
-    """Asks for a ConfigMap, each time over a new connection, and notes when that did not work, and the nodes' names."""
+    """Asks for a ConfigMap, each time over a new connection, and notes when that did not work."""
 
-    def __init__(self, kubeconfig: pathlib.Path, name: str = 'kept') -> None:
+    def __init__(self, kubeconfig: pathlib.Path, name: str) -> None:
         self._kubeconfig, self._name, self._stop = kubeconfig, name, threading.Event()
         self.asked: list[tuple[float, float, str]] = []
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -84,8 +58,8 @@ class Watcher:
         while not self._stop.is_set():
             at = time.monotonic()
             done = subprocess.run(
-                [str(LAYER / 'usr/bin/kubectl'), '--kubeconfig', str(self._kubeconfig), '--request-timeout=5s', 'get',
-                 'configmap', self._name, '-o', 'name'], capture_output=True, text=True, check=False)
+                [str(KUBERNETES / 'usr/bin/kubectl'), '--kubeconfig', str(self._kubeconfig), '--request-timeout=5s',
+                 'get', 'configmap', self._name, '-o', 'name'], capture_output=True, text=True, check=False)
             self.asked.append((at - self._began, time.monotonic() - self._began,
                                '' if done.returncode == 0 else done.stderr.strip()[-160:]))
             self._stop.wait(0.3)
@@ -106,12 +80,6 @@ class Watcher:
         return gaps
 
 
-def run(kubeconfig: pathlib.Path, *words: str) -> str:
-    """What kubectl prints. Raises if it fails."""
-    return subprocess.run([str(LAYER / 'usr/bin/kubectl'), '--kubeconfig', str(kubeconfig), *words],
-                          capture_output=True, text=True, check=True).stdout
-
-
 def etcd_members(kubeconfig: pathlib.Path, master: str) -> list[tuple[str, str]]:
     """(name, state) of the members of etcd, as one of them says."""
     pki = '/etc/kubernetes/pki/etcd'
@@ -121,41 +89,33 @@ def etcd_members(kubeconfig: pathlib.Path, master: str) -> list[tuple[str, str]]
     return sorted((line.split(', ')[2], line.split(', ')[1]) for line in text.splitlines())
 
 
-def ready(kubeconfig: pathlib.Path) -> dict[str, str]:
-    """Name -> status of the condition Ready of each node that the API knows."""
-    return {n['metadata']['name']: next(c['status'] for c in n['status']['conditions'] if c['type'] == 'Ready')
-            for n in kubectl(kubeconfig, 'get', 'nodes')['items']}
-
-
 def test_upgrade_replaces_masters_and_workers_and_keeps_the_rest(
         service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path, version: str) -> None:
-    before = node_names(service, cluster)
+    before = names_of(service, cluster)
     kubectl(kubeconfig, 'create', 'configmap', 'kept', '--from-literal=a=b')
     run(kubeconfig, 'create', 'deployment', 'web', '--image=docker.io/library/busybox:local', '--', 'sleep', '9999')
-    newer = make_template(service, version, os.environ.get('NODES_OTHER_IMAGE', 'ubuntu'),
-                          api_server_cert_sans='api.example')
-    watcher = Watcher(kubeconfig)
+    newer = make_template(service, image_id=os.environ.get('NODES_OTHER_IMAGE', 'ubuntu'), master_lb_enabled=True,
+                          **fields_of(version, api_server_cert_sans='api.example'))
+    watcher = Watcher(kubeconfig, 'kept')
     began = time.monotonic()
-    status, body = service.request('POST', f'/v1/clusters/{cluster["uuid"]}/actions/upgrade', {
-        'cluster_template': newer['uuid']})
-    assert status == 202, body
+    upgrade(service, cluster, newer)
     seen: list[set[str]] = [before]
 
     def is_done() -> bool:
-        names = node_names(service, cluster)
+        names = names_of(service, cluster)
         if names != seen[-1]:
             seen.append(names)
             print(f'{time.monotonic() - began:.0f} s: {sorted(names)}')
-        return bool(service.request('GET', f'/v1/clusters/{cluster["uuid"]}')[1]['status'] != 'UPDATE_IN_PROGRESS')
+        return bool(show(service, cluster)['status'] != 'UPDATE_IN_PROGRESS')
 
     poll(is_done, TIMEOUT_MIN * 120, lambda: f'it is done: {seen}')
     print(f'upgrade of {MASTERS} masters and a worker: {time.monotonic() - began:.0f} s')
     gaps = watcher.stop()
     print(f'asked {len(watcher.asked)} times; no answer from-to: {[(round(a, 1), round(b, 1)) for a, b in gaps]}')
 
-    shown = service.request('GET', f'/v1/clusters/{cluster["uuid"]}')[1]
+    shown = show(service, cluster)
     assert shown['status'] == 'UPDATE_COMPLETE', shown
-    names = node_names(service, cluster)
+    names = names_of(service, cluster)
     masters = {name for name in names if '-master-' in name}
     assert not names & before and len(masters) == MASTERS and len(names) == MASTERS + 1
     found = ready(kubeconfig)
@@ -178,57 +138,31 @@ def test_upgrade_replaces_masters_and_workers_and_keeps_the_rest(
 
 def test_new_master_that_dies_when_it_has_joined_takes_nothing_along_and_is_replaced(
         service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path, version: str) -> None:
-    def upgrade(template: dict[str, Any]) -> None:
-        status, body = service.request('POST', f'/v1/clusters/{cluster["uuid"]}/actions/upgrade', {
-            'cluster_template': template['uuid']})
-        assert status == 202, body
-
     def log_of(node: str) -> str:
-        return subprocess.run([str(real.NODE_TOOLS / 'exec'), node, '--', 'cat', '/var/log/magnum-lite-node.log'],
-                              capture_output=True, text=True, check=False).stdout
+        return subprocess.run([str(NODE_TOOLS / 'exec'), node, '--', 'cat', '/var/log/magnum-lite-node.log'],
+                              capture_output=True, text=True, check=False).stdout  # the node may not be there yet
 
-    before = node_names(service, cluster)
-    newest = make_template(service, version, os.environ.get('NODES_IMAGE', 'debian'))
-    upgrade(newest)
-    [new] = poll(lambda: node_names(service, cluster) - before, 60, 'a new master is asked for')
+    before = names_of(service, cluster)
+    newest = make_template(service, image_id=IMAGE, master_lb_enabled=True, **fields_of(version))
+    upgrade(service, cluster, newest)
+    [new] = poll(lambda: names_of(service, cluster) - before, 60, 'a new master is asked for')
     poll(lambda: 'wait for the node to be ready' in log_of(new), TIMEOUT_MIN * 60, lambda: log_of(new), every_s=1)
     began = time.monotonic()
-    subprocess.run([str(real.NODE_TOOLS / 'exec'), new, '--', 'systemctl', 'kill', '-s', 'KILL',
-                    'magnum-lite-node.service'], check=True)
+    on_node(new, 'systemctl', 'kill', '-s', 'KILL', 'magnum-lite-node.service')
     service.wait(cluster['uuid'], 'UPDATE_FAILED', timeout_s=TIMEOUT_MIN * 60)
     print(f'failed after {time.monotonic() - began:.0f} s: '
-          f'{service.request("GET", "/v1/clusters/" + cluster["uuid"])[1]["status_reason"]}')
+          f'{show(service, cluster)["status_reason"]}')
 
     [old, *_] = masters = sorted(name for name in before if '-master-' in name)
     assert etcd_members(kubeconfig, old) == [(name, 'started') for name in masters]
-    upgrade(newest)
+    upgrade(service, cluster, newest)
     service.wait(cluster['uuid'], 'UPDATE_COMPLETE', timeout_s=TIMEOUT_MIN * 120)
     print(f'done after {time.monotonic() - began:.0f} s')
-    masters = sorted(name for name in node_names(service, cluster) if '-master-' in name)
+    masters = sorted(names_of(service, cluster, 'master'))
     assert len(masters) == MASTERS and new not in masters and not set(masters) & before
     assert etcd_members(kubeconfig, masters[0]) == [(name, 'started') for name in masters]
 
 
-def write_kubeconfig(service: Service, cluster: dict[str, Any], path: pathlib.Path, rotation: int) -> None:
-    """An administrator's kubeconfig as it is right in a phase of the exchange of authorities."""
-    conf = cfg.ConfigOpts()
-    config.register(conf)
-    conf(['--config-file', str(service.conf_file)], project='magnum-lite')
-    database = db.Database(conf)
-    ca = keystore.KeyStore(conf).load(database, models.Cluster(uuid=cluster['uuid'], rotation=rotation))['ca']
-    database.engine.dispose()
-    admin = certs.issue_client(ca, common_name='admin', organization='system:masters', life=datetime.timedelta(hours=1))
-    data = json.loads(path.read_text())
-    data['clusters'][0]['cluster']['certificate-authority-data'] = _b64(ca.trusted)
-    data['users'][0]['user'] = {'client-certificate-data': _b64(admin.certificate),
-                                'client-key-data': _b64(admin.private_key)}
-    other = path.with_suffix('.new')
-    other.touch(0o600)
-    other.write_text(json.dumps(data))
-    other.replace(path)
-
-
-@pytest.mark.skipif(not hasattr(models, 'ROTATION_PHASES'), reason='authorities cannot be exchanged yet')
 def test_authorities_are_exchanged(
         service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path) -> None:
     def rotation() -> int:
@@ -239,7 +173,7 @@ def test_authorities_are_exchanged(
                                 u=cluster['uuid'])[-1]['certificate'])
 
     kubectl(kubeconfig, 'create', 'configmap', 'trusted', '--from-literal=a=b')
-    old, before = authority(), node_names(service, cluster)
+    old, before = authority(), names_of(service, cluster)
     watcher = Watcher(kubeconfig, 'trusted')
     began = time.monotonic()
     status, body = service.request('PATCH', f'/v1/certificates/{cluster["uuid"]}')
@@ -247,7 +181,7 @@ def test_authorities_are_exchanged(
     seen: list[Any] = [(0, before)]
 
     def is_done() -> bool:
-        now = (rotation(), node_names(service, cluster))
+        now = (rotation(), names_of(service, cluster))
         if now[0] and now[0] != seen[-1][0]:
             poll(lambda: len(service.rows("SELECT id FROM cluster_keys WHERE cluster_id = :u AND purpose = 'ca'",
                                           u=cluster['uuid'])) == 2, 60, 'the next keys are there')
@@ -256,7 +190,7 @@ def test_authorities_are_exchanged(
             seen.append(now)
             print(f'{time.monotonic() - began:.0f} s: phase {now[0]} {sorted(n.split("-", 3)[3] for n in now[1])}',
                   flush=True)
-        shown = service.request('GET', f'/v1/clusters/{cluster["uuid"]}')[1]
+        shown = show(service, cluster)
         return bool(shown['status'] != 'UPDATE_IN_PROGRESS')
 
     poll(is_done, TIMEOUT_MIN * 240, lambda: f'it is done: {seen}')
@@ -264,10 +198,10 @@ def test_authorities_are_exchanged(
     gaps = watcher.stop()
     print(f'asked {len(watcher.asked)} times; no answer from-to: {[(round(a, 1), round(b, 1)) for a, b in gaps]}')
 
-    shown = service.request('GET', f'/v1/clusters/{cluster["uuid"]}')[1]
+    shown = show(service, cluster)
     assert shown['status'] == 'UPDATE_COMPLETE', shown
     assert authority() != old
-    names = node_names(service, cluster)
+    names = names_of(service, cluster)
     assert not names & before and len(names) == MASTERS + 1
     found = ready(kubeconfig)
     print(found)
@@ -281,14 +215,14 @@ def test_authorities_are_exchanged(
 def test_master_that_is_killed_is_not_missed(
         service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path) -> None:
     """Last, and best alone: the cluster is a master short afterwards."""
-    names = node_names(service, cluster)
-    victim = sorted(name for name in names if '-master-' in name)[0]
-    [worker] = names - {name for name in names if '-master-' in name}
+    names = names_of(service, cluster)
+    victim = min(names_of(service, cluster, 'master'))
+    [worker] = names_of(service, cluster, 'worker')
     kubectl(kubeconfig, 'create', 'configmap', 'survived', '--from-literal=a=b')
     assert ready(kubeconfig) == dict.fromkeys(names, 'True')
     watcher = Watcher(kubeconfig, 'survived')
     began = time.monotonic()
-    subprocess.run([str(real.NODE_TOOLS / 'kill'), victim], check=True)
+    crash(victim)
 
     def sees_it() -> bool:
         with contextlib.suppress(AssertionError):

@@ -1,144 +1,38 @@
 """A cluster on nodes that really boot: asked for over the API, finished by the nodes' own reports, used with kubectl.
 
-Needs a cloud named by OS_CLOUD, nodes for its servers with the Kubernetes layer, and their watcher, started with a
---match that takes names beginning with `real-` (NODES_PREFIX: another beginning). NODES_HOME says where the nodes are.
+`booted` says what is needed; the nodes have the Kubernetes layer.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import datetime
-import json
 import os
 import pathlib
 import secrets
 import subprocess
 import types
-from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
-from functional.cloud import TOOLS, Project, Sandbox
-from functional.service import Service, connect, poll, start_service
+from functional.cloud import Project, Sandbox
+from functional.service import Service, connect, poll
 from functional.test_main_job import has_client
 from keystoneauth1 import session
 from keystoneauth1.identity import v3
-from oslo_config import cfg
+from nodes import booted, kubernetes
+from nodes.booted import KUBERNETES, PREFIX, crash, is_healthy, names_of, resize, show
+from nodes.kubernetes import deploy, kubectl, ready, run, where_it_runs
 
-from magnum_lite import certs, config, db, keystore, models
-
-NODES_HOME = pathlib.Path(os.environ.get('NODES_HOME', ''))
-#: The tools of the nodes stand beside those of the cloud.
-NODE_TOOLS = TOOLS.parent / 'nodes'
-LAYER = NODES_HOME / 'overlay' / 'kubernetes'
-PREFIX = os.environ.get('NODES_PREFIX', 'real')
+service, template, cluster = booted.service, booted.template, booted.cluster  # fixtures
+version, kubeconfig = kubernetes.version, kubernetes.kubeconfig
 MASTERS, WORKERS = 1, 2
-#: A node with all of its images takes a minute on an idle machine; a busy one is given more.
-TIMEOUT_MIN = 15
-
-
-def _lack() -> str | None:
-    """What is missing for this test, in words; None if nothing is."""
-    if not os.environ.get('OS_CLOUD'):
-        return 'no cloud is named by OS_CLOUD'
-    if not os.environ.get('NODES_HOME'):
-        return 'NODES_HOME does not say where the nodes are'
-    if not (LAYER / 'usr/bin/kubectl').exists():
-        return f'the Kubernetes layer of the nodes is not built ({LAYER})'
-    try:
-        pid = int((NODES_HOME / 'run' / 'noded.pid').read_text())
-        os.kill(pid, 0)
-    except (OSError, ValueError):
-        return f'the watcher that makes nodes does not run ({NODES_HOME}/run/noded.pid)'
-    return None
-
-
-LACK = _lack()
-pytestmark = [pytest.mark.nodes, pytest.mark.timeout(TIMEOUT_MIN * 60 + 300),
-              pytest.mark.skipif(LACK is not None, reason=f'real nodes: {LACK}'),
-              # openstacksdk says it to everybody who connects, and of its own code
-              pytest.mark.filterwarnings('ignore:Support for InfluxDB', 'ignore::PendingDeprecationWarning')]
+pytestmark = booted.marks(KUBERNETES / 'usr/bin/kubectl')
 
 
 @pytest.fixture(scope='module')
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    started = start_service(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('real'), extra={'health': {'interval': 3}})
-    yield started
-    started.print_logs()
-    started.stop()
-
-
-@pytest.fixture(scope='module')
-def version() -> str:
-    """The version of Kubernetes that the layer holds."""
-    return (LAYER / 'opt/k8s/VERSION').read_text().strip()
-
-
-@pytest.fixture(scope='module')
-def template(service: Service, version: str) -> Iterator[dict[str, Any]]:
-    status, body = service.request('POST', '/v1/clustertemplates', {
-        'name': f'{PREFIX}-{secrets.token_hex(3)}', 'coe': 'kubernetes',
-        'image_id': os.environ.get('NODES_IMAGE', 'debian'),
-        'flavor_id': os.environ.get('NODES_FLAVOR', 'm1.small'),
-        'master_flavor_id': os.environ.get('NODES_FLAVOR', 'm1.small'),
-        'external_network_id': os.environ.get('NODES_EXTERNAL_NETWORK', 'public'),
-        # There is no registry: images, Kubernetes and the pod network lie in the nodes.
-        'labels': {'kube_tag': version, 'network_manifest_url': 'file:///opt/k8s/podnet.yaml',
-                   'flannel_network_cidr': '10.244.0.0/16'}})
-    assert status == 201, body
-    yield body
-    service.request('DELETE', f'/v1/clustertemplates/{body["uuid"]}')
-
-
-@pytest.fixture(scope='module')
-def cluster(service: Service, template: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The cluster, after its nodes have said that they are ready."""
-    status, body = service.request('POST', '/v1/clusters', {
-        'name': f'{PREFIX}-{secrets.token_hex(3)}', 'cluster_template_id': template['uuid'],
-        'master_count': MASTERS, 'node_count': WORKERS, 'create_timeout': TIMEOUT_MIN})
-    assert status == 202, body
-    try:
-        yield service.wait(body['uuid'], 'CREATE_COMPLETE', timeout_s=TIMEOUT_MIN * 60)
-    finally:
-        service.request('DELETE', f'/v1/clusters/{body["uuid"]}')
-        service.wait(body['uuid'], 'GONE', timeout_s=300)
-
-
-@pytest.fixture(scope='module')
-def kubeconfig(service: Service, cluster: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """An administrator's kubeconfig, signed by the cluster's authority as its key store holds it."""
-    conf = cfg.ConfigOpts()
-    config.register(conf)
-    conf(['--config-file', str(service.conf_file)], project='magnum-lite')
-    database = db.Database(conf)
-    ca = keystore.KeyStore(conf).load(
-        database, models.Cluster(uuid=cluster['uuid'], rotation=0))['ca']
-    database.engine.dispose()
-    admin = certs.issue_client(
-        ca, common_name='admin', organization='system:masters', life=datetime.timedelta(hours=1))
-    path = tmp_path_factory.mktemp('admin') / 'kubeconfig'
-    path.touch(0o600)
-    path.write_text(json.dumps({
-        'apiVersion': 'v1', 'kind': 'Config', 'current-context': 'c',
-        'clusters': [{'name': 'c', 'cluster': {
-            'server': cluster['api_address'], 'certificate-authority-data': _b64(ca.certificate)}}],
-        'users': [{'name': 'u', 'user': {'client-certificate-data': _b64(admin.certificate),
-                                         'client-key-data': _b64(admin.private_key)}}],
-        'contexts': [{'name': 'c', 'context': {'cluster': 'c', 'user': 'u'}}]}))
-    return path
-
-
-def _b64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
-
-
-def kubectl(kubeconfig: pathlib.Path, *words: str) -> Any:
-    """What kubectl answers, as JSON. Raises AssertionError with its words if it fails."""
-    done = subprocess.run([str(LAYER / 'usr/bin/kubectl'), '--kubeconfig', str(kubeconfig), '--request-timeout=20s',
-                           *words, '-o', 'json'], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def fields(version: str) -> dict[str, Any]:
+    """Fields of the cluster template."""
+    return kubernetes.fields_of(version)
 
 
 def test_the_addresses_of_the_nodes_are_shown(cluster: dict[str, Any]) -> None:
@@ -213,12 +107,12 @@ def test_a_member_may_do_all_and_a_reader_may_look(
     assert len(kubectl(member, 'get', 'nodes')['items']) == MASTERS + WORKERS
     pods = [pod['metadata']['name'] for pod in kubectl(reader, '-n', 'kube-system', 'get', 'pods')['items']]
     pod = next(pod for pod in pods if pod.startswith('kube-proxy'))
-    delete = [str(LAYER / 'usr/bin/kubectl'), '-n', 'kube-system', 'delete', 'pod', pod, '--wait=false', '--kubeconfig']
-    refused = subprocess.run([*delete, str(reader)], capture_output=True, text=True, check=False)
-    assert refused.returncode and 'Forbidden' in refused.stderr
+    delete = ('-n', 'kube-system', 'delete', 'pod', pod, '--wait=false')
+    with pytest.raises(AssertionError, match='Forbidden'):
+        run(reader, *delete)
     with pytest.raises(AssertionError, match='Forbidden'):
         kubectl(reader, '-n', 'kube-system', 'get', 'secrets')
-    assert subprocess.run([*delete, str(member)], check=False).returncode == 0
+    run(member, *delete)
 
 
 def test_stock_client_gets_a_kubeconfig_that_works(
@@ -240,56 +134,13 @@ def test_stock_client_gets_a_kubeconfig_that_works(
         'True'] * (MASTERS + WORKERS)
 
 
-def deploy(kubeconfig: pathlib.Path, replicas: int) -> None:
-    """Ask for a Deployment `web` of which a node has one pod at most."""
-    labels = {'app': 'web'}
-    apart = {'requiredDuringSchedulingIgnoredDuringExecution': [
-        {'labelSelector': {'matchLabels': labels}, 'topologyKey': 'kubernetes.io/hostname'}]}
-    container = {'name': 'web', 'image': 'docker.io/library/busybox:local', 'command': ['sleep', '9999']}
-    subprocess.run([str(LAYER / 'usr/bin/kubectl'), '--kubeconfig', str(kubeconfig), 'apply', '-f', '-'], check=True,
-                   text=True, input=json.dumps({
-                       'apiVersion': 'apps/v1', 'kind': 'Deployment', 'metadata': {'name': 'web'}, 'spec': {
-                           'replicas': replicas, 'selector': {'matchLabels': labels}, 'template': {
-                               'metadata': {'labels': labels}, 'spec': {
-                                   'containers': [container], 'affinity': {'podAntiAffinity': apart},
-                                   'terminationGracePeriodSeconds': 0}}}}))
-
-
-def where_it_runs(kubeconfig: pathlib.Path) -> list[str]:
-    """The nodes on which a pod of the Deployment is ready."""
-    return sorted(pod['spec']['nodeName'] for pod in kubectl(kubeconfig, 'get', 'pods', '-l', 'app=web')['items']
-                  if any(c['type'] == 'Ready' and c['status'] == 'True' for c in pod['status'].get('conditions', ())))
-
-
 def test_deployment_runs_on_every_worker(
         service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path) -> None:
-    workers = sorted(name for name in node_names(service, cluster) if '-worker-' in name)
+    workers = sorted(names_of(service, cluster, 'worker'))
     deploy(kubeconfig, WORKERS)
 
     poll(lambda: where_it_runs(kubeconfig) == workers, 120,
          lambda: f'it runs on {workers}: {where_it_runs(kubeconfig)}')
-
-
-def show(service: Service, cluster: dict[str, Any]) -> dict[str, Any]:
-    """What the API says of the cluster now."""
-    status, body = service.request('GET', f'/v1/clusters/{cluster["uuid"]}')
-    assert status == 200, body
-    return dict(body)
-
-
-def node_names(service: Service, cluster: dict[str, Any]) -> set[str]:
-    """The names of its nodes, by the API."""
-    status, body = service.request('GET', f'/v1/clusters/{cluster["uuid"]}/nodes')
-    assert status == 200, body
-    return {node['name'] for node in body['nodes']}
-
-
-def is_healthy(service: Service, cluster: dict[str, Any]) -> None:
-    """Wait until the engine and just the nodes that there are are well."""
-    wanted = {'api': 'ok'} | {f'{name}.Ready': 'True' for name in node_names(service, cluster)}
-    poll(lambda: show(service, cluster)['health_status_reason'] == wanted, 120,
-         lambda: f'all is well: {show(service, cluster)}')
-    assert show(service, cluster)['health_status'] == 'HEALTHY'
 
 
 def test_health_is_what_the_engine_says(service: Service, cluster: dict[str, Any]) -> None:
@@ -299,26 +150,16 @@ def test_health_is_what_the_engine_says(service: Service, cluster: dict[str, Any
 def test_nodes_come_and_go_and_a_dead_one_is_seen(
         service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path) -> None:
     """One joins that was not there when the cluster was made, a named one goes, and what was crashed is unhealthy."""
-    def resize(count: int, *remove: str) -> None:
-        status, body = service.request('POST', f'/v1/clusters/{cluster["uuid"]}/actions/resize', {
-            'node_count': count, 'nodes_to_remove': list(remove)})
-        assert status == 202, body
-        service.wait(cluster['uuid'], 'UPDATE_COMPLETE', timeout_s=TIMEOUT_MIN * 60)
-
-    def ready() -> set[str]:
-        return {n['metadata']['name'] for n in kubectl(kubeconfig, 'get', 'nodes')['items']
-                if any(c['type'] == 'Ready' and c['status'] == 'True' for c in n['status']['conditions'])}
-
-    before = node_names(service, cluster)
-    resize(WORKERS + 1)
-    [new] = node_names(service, cluster) - before
-    assert new in ready()
+    before = names_of(service, cluster)
+    resize(service, cluster, WORKERS + 1)
+    [new] = names_of(service, cluster) - before
+    assert ready(kubeconfig)[new] == 'True'
     deploy(kubeconfig, WORKERS + 1)
     poll(lambda: new in where_it_runs(kubeconfig), 120,
          lambda: f'the Deployment has come to the new one: {where_it_runs(kubeconfig)}')
 
-    resize(WORKERS, '0')
-    assert node_names(service, cluster) == {name for name in before | {new} if not name.endswith('worker-0')}
+    resize(service, cluster, WORKERS, '0')
+    assert names_of(service, cluster) == {name for name in before | {new} if not name.endswith('worker-0')}
     removed = next(name for name in before if name.endswith('worker-0'))
     poll(lambda: removed not in {n['metadata']['name'] for n in kubectl(kubeconfig, 'get', 'nodes')['items']}, 120,
          'the engine forgets the node that was removed')
@@ -327,7 +168,7 @@ def test_nodes_come_and_go_and_a_dead_one_is_seen(
     is_healthy(service, cluster)
 
     crashed = next(name for name in before if name.endswith('worker-1'))
-    subprocess.run([str(NODE_TOOLS / 'kill'), crashed], check=True, stdout=subprocess.DEVNULL)
+    crash(crashed)
     poll(lambda: show(service, cluster)['health_status'] == 'UNHEALTHY', 120,
          lambda: f'the crashed one is seen: {show(service, cluster)}')
     assert [k for k, v in show(service, cluster)['health_status_reason'].items() if v != 'True' and v != 'ok'] == [

@@ -1,110 +1,52 @@
 """A swarm on nodes that really boot: asked for over the API, finished by the nodes' own reports, used with docker.
 
-Needs a cloud named by OS_CLOUD, nodes for its servers, and their watcher, started with a --match that takes names
-beginning with `real-` (NODES_PREFIX: another beginning). NODES_HOME says where the nodes are. NODES_NETWORK=flannel:
+`booted` says what is needed. NODES_MASTERS=3: behind a load balancer, and they are replaced. NODES_NETWORK=flannel:
 with that, for which nodes need what mesos-layer adds.
 """
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import ipaddress
 import json
 import os
 import pathlib
-import secrets
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
-from functional.cloud import TOOLS
-from functional.service import Service, poll, start_service
+from functional.service import Service, poll
+from nodes import booted
+from nodes.booted import (
+    MESOS,
+    NODES_HOME,
+    TIMEOUT_MIN,
+    artefact,
+    containers_reach_each_other,
+    fails_with,
+    is_healthy,
+    names_of,
+    nodes,
+    on_node,
+    resize,
+    upgrade,
+)
 
 from magnum_lite import certs
 
-NODES_HOME = pathlib.Path(os.environ.get('NODES_HOME', ''))
-#: The tools of the nodes stand beside those of the cloud.
-NODE_TOOLS = TOOLS.parent / 'nodes'
+service, template, cluster = booted.service, booted.template, booted.cluster  # fixtures
 DOCKER = NODES_HOME / 'image/rootfs/usr/bin/docker'
 NETWORK = os.environ.get('NODES_NETWORK', 'docker')
-#: What tests/nodes/mesos-layer makes.
-LAYER = NODES_HOME / 'overlay/mesos'
-PREFIX = os.environ.get('NODES_PREFIX', 'real')
-#: NODES_MASTERS=3: behind a load balancer, and one of them is replaced.
 MASTERS, WORKERS = int(os.environ.get('NODES_MASTERS', '1')), 2
-#: A node takes ten seconds on an idle machine; a busy one is given more.
-TIMEOUT_MIN = 15
-
-
-def _lack() -> str | None:
-    """What is missing for this test, in words; None if nothing is."""
-    if not os.environ.get('OS_CLOUD'):
-        return 'no cloud is named by OS_CLOUD'
-    if not os.environ.get('NODES_HOME'):
-        return 'NODES_HOME does not say where the nodes are'
-    if not DOCKER.exists():
-        return f'the image of the nodes is not built ({DOCKER})'
-    if NETWORK == 'flannel' and not LAYER.exists():
-        return f'tests/nodes/mesos-layer has not made {LAYER}'
-    try:
-        os.kill(int((NODES_HOME / 'run' / 'noded.pid').read_text()), 0)
-    except (OSError, ValueError):
-        return f'the watcher that makes nodes does not run ({NODES_HOME}/run/noded.pid)'
-    return None
-
-
-LACK = _lack()
-pytestmark = [pytest.mark.nodes, pytest.mark.timeout(TIMEOUT_MIN * 60 + 300),
-              pytest.mark.skipif(LACK is not None, reason=f'real nodes: {LACK}'),
-              # openstacksdk says it to everybody who connects
-              pytest.mark.filterwarnings('ignore:Support for InfluxDB')]
-
-
-def artefact(name: str, label: str) -> dict[str, str]:
-    """The labels that name a tarball which mesos-layer has put on nodes."""
-    digest = hashlib.sha256((LAYER / 'opt/standins' / name).read_bytes()).hexdigest()
-    kind, _, _ = label.rpartition('_')
-    return {label: f'file:///opt/standins/{name}', f'{kind}_sha256': digest}
+pytestmark = booted.marks(MESOS if NETWORK == 'flannel' else DOCKER)
 
 
 @pytest.fixture(scope='module')
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    started = start_service(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('swarm'),
-                            extra={'health': {'interval': 3}})
-    yield started
-    started.print_logs()
-    started.stop()
-
-
-@pytest.fixture(scope='module')
-def template(service: Service) -> Iterator[dict[str, Any]]:
-    flavor = os.environ.get('NODES_FLAVOR', 'm1.small')
-    status, body = service.request('POST', '/v1/clustertemplates', {
-        'name': f'{PREFIX}-{secrets.token_hex(3)}', 'coe': 'swarm-mode',
-        'image_id': os.environ.get('NODES_IMAGE', 'debian'), 'flavor_id': flavor, 'master_flavor_id': flavor,
-        'external_network_id': os.environ.get('NODES_EXTERNAL_NETWORK', 'public'),
-        'master_lb_enabled': MASTERS > 1, 'network_driver': NETWORK,
-        'labels': artefact('flannel.tgz', 'flannel_tarball_url') if NETWORK == 'flannel' else {}})
-    assert status == 201, body
-    yield body
-    service.request('DELETE', f'/v1/clustertemplates/{body["uuid"]}')
-
-
-@pytest.fixture(scope='module')
-def cluster(service: Service, template: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The cluster, after its nodes have said that they are ready."""
-    status, body = service.request('POST', '/v1/clusters', {
-        'name': f'{PREFIX}-{secrets.token_hex(3)}', 'cluster_template_id': template['uuid'],
-        'master_count': MASTERS, 'node_count': WORKERS, 'create_timeout': TIMEOUT_MIN})
-    assert status == 202, body
-    try:
-        yield service.wait(body['uuid'], 'CREATE_COMPLETE', timeout_s=TIMEOUT_MIN * 60)
-    finally:
-        service.request('DELETE', f'/v1/clusters/{body["uuid"]}')
-        service.wait(body['uuid'], 'GONE', timeout_s=300)
+def fields() -> dict[str, Any]:
+    """Fields of the cluster template."""
+    return {'coe': 'swarm-mode', 'master_lb_enabled': MASTERS > 1, 'network_driver': NETWORK,
+            'labels': artefact('flannel.tgz', 'flannel_tarball_url') if NETWORK == 'flannel' else {}}
 
 
 class Docker:
@@ -144,34 +86,6 @@ class Docker:
 @pytest.fixture(scope='module')
 def docker(service: Service, cluster: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Docker:
     return Docker(service, cluster, tmp_path_factory.mktemp('user'))
-
-
-def on_node(name: str, *words: str) -> str:
-    """What a command in a node says."""
-    return subprocess.run([str(NODE_TOOLS / 'exec'), name, '--', *words], capture_output=True, text=True,
-                          check=True).stdout.strip()
-
-
-def show(service: Service, cluster: dict[str, Any]) -> dict[str, Any]:
-    """What the API says of the cluster now."""
-    status, body = service.request('GET', f'/v1/clusters/{cluster["uuid"]}')
-    assert status == 200, body
-    return dict(body)
-
-
-def nodes(service: Service, cluster: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Its nodes by name, by the API."""
-    status, body = service.request('GET', f'/v1/clusters/{cluster["uuid"]}/nodes')
-    assert status == 200, body
-    return {node['name']: node for node in body['nodes']}
-
-
-def is_healthy(service: Service, cluster: dict[str, Any]) -> None:
-    """Wait until the engine and just the nodes that there are are well."""
-    wanted = {'api': 'ok'} | {f'{name}.Ready': 'True' for name in nodes(service, cluster)}
-    poll(lambda: show(service, cluster)['health_status_reason'] == wanted, 120,
-         lambda: f'all is well: {show(service, cluster)}')
-    assert show(service, cluster)['health_status'] == 'HEALTHY'
 
 
 def test_a_user_sees_all_nodes_ready(service: Service, cluster: dict[str, Any], docker: Docker) -> None:
@@ -236,40 +150,18 @@ def test_a_service_runs_on_the_workers_and_its_tasks_reach_each_other(
     assert ' 0% packet loss' in on_node(workers[0], 'docker', 'exec', here, 'ping', '-c', '2', address)
 
 
-def containers_reach_each_other(here: str, there: str, network: ipaddress.IPv4Network) -> None:
-    """Run one on the bridge of each of two nodes: each has an address of its node's range, and is seen by that."""
-    addresses = {}
-    for name in (here, there):
-        on_node(name, 'docker', 'import', '/opt/images/busybox-rootfs.tar', 'here:busybox')
-        on_node(name, 'docker', 'run', '--detach', '--name', 'alone', 'here:busybox', 'httpd', '-f', '-h', '/www')
-        addresses[name] = on_node(name, 'docker', 'inspect', 'alone', '--format', '{{.NetworkSettings.IPAddress}}')
-
-    ranges = {ipaddress.IPv4Interface(f'{address}/24').network for address in addresses.values()}
-    assert len(ranges) == 2
-    assert all(found.subnet_of(network) for found in ranges)
-    assert ' 0% packet loss' in on_node(here, 'docker', 'exec', 'alone', 'ping', '-c', '2', addresses[there])
-    # Nobody hides it: the other one sees where it comes from.
-    on_node(there, 'iptables', '-I', 'FORWARD', '-s', f'{addresses[here]}/32', '-j', 'ACCEPT')
-    on_node(here, 'docker', 'exec', 'alone', 'ping', '-c', '2', addresses[there])
-    counted = on_node(there, 'iptables', '-nvxL', 'FORWARD', '1').split()
-    assert int(counted[0]) >= 2
-    assert '1450' in on_node(here, 'docker', 'exec', 'alone', 'ip', 'link', 'show', 'eth0')
-
-
 @pytest.mark.skipif(NETWORK != 'flannel', reason='NODES_NETWORK is not flannel')
 def test_containers_of_different_workers_reach_each_other_by_their_own_addresses(
         service: Service, cluster: dict[str, Any]) -> None:
-    workers = sorted(name for name in nodes(service, cluster) if '-worker-' in name)
-
-    containers_reach_each_other(*workers[:2], ipaddress.IPv4Network('10.101.0.0/16'))
+    containers_reach_each_other(names_of(service, cluster, 'worker'), ipaddress.IPv4Network('10.101.0.0/16'))
 
 
 @pytest.mark.skipif(NETWORK != 'flannel', reason='NODES_NETWORK is not flannel')
 def test_etcd_takes_the_certificate_of_nodes_and_no_other_client(
         service: Service, cluster: dict[str, Any], docker: Docker) -> None:
-    manager = next(node for name, node in nodes(service, cluster).items() if '-master-' in name)
+    manager = next(node for node in nodes(service, cluster).values() if node['role'] == 'master')
     url = f'https://{manager["private_address"]}:2379'
-    worker = next(name for name in nodes(service, cluster) if '-worker-' in name)
+    worker = min(names_of(service, cluster, 'worker'))
     tls = '/etc/magnum-lite/flannel'
 
     def ask(*words: str) -> str:
@@ -284,37 +176,28 @@ def test_health_is_what_the_engine_says(service: Service, cluster: dict[str, Any
     is_healthy(service, cluster)
 
 
-def resize(service: Service, cluster: dict[str, Any], count: int, *remove: str) -> None:
-    """Have so many workers, without those named."""
-    status, body = service.request('POST', f'/v1/clusters/{cluster["uuid"]}/actions/resize', {
-        'node_count': count, 'nodes_to_remove': list(remove)})
-    assert status == 202, body
-    service.wait(cluster['uuid'], 'UPDATE_COMPLETE', timeout_s=TIMEOUT_MIN * 60)
-
-
 def test_nodes_come_and_go(service: Service, cluster: dict[str, Any], docker: Docker) -> None:
-    before = set(nodes(service, cluster))
+    before = names_of(service, cluster)
     resize(service, cluster, WORKERS + 1)
-    [new] = set(nodes(service, cluster)) - before
+    [new] = names_of(service, cluster) - before
     assert docker.nodes()[new] == 'Ready Active'
 
     resize(service, cluster, WORKERS, '0')
-    assert set(nodes(service, cluster)) == {name for name in before | {new} if not name.endswith('worker-0')}
+    assert names_of(service, cluster) == {name for name in before | {new} if not name.endswith('worker-0')}
     is_healthy(service, cluster)  # although the engine may still know the one that was removed
     # It is down when its server has not been heard of for a while, and then it is forgotten.
-    poll(lambda: set(docker.nodes()) == set(nodes(service, cluster)), 60, lambda: f'it is forgotten: {docker.nodes()}')
+    poll(lambda: set(docker.nodes()) == names_of(service, cluster), 60, lambda: f'it is forgotten: {docker.nodes()}')
 
 
 @pytest.mark.skipif(MASTERS == 1 or NETWORK == 'flannel', reason='one manager, and those with flannel, stay')
-def test_managers_are_replaced_one_by_one(service: Service, cluster: dict[str, Any], docker: Docker) -> None:
-    before = set(nodes(service, cluster))
-    status, body = service.request('POST', f'/v1/clusters/{cluster["uuid"]}/actions/upgrade', {
-        'cluster_template': cluster['cluster_template_id'], 'max_batch_size': 2})
-    assert status == 202, body
+def test_managers_are_replaced_one_by_one(
+        service: Service, template: dict[str, Any], cluster: dict[str, Any], docker: Docker) -> None:
+    before = names_of(service, cluster)
+    upgrade(service, cluster, template, max_batch_size=2)
 
     service.wait(cluster['uuid'], 'UPDATE_COMPLETE', timeout_s=TIMEOUT_MIN * 60)
 
-    after = set(nodes(service, cluster))
+    after = names_of(service, cluster)
     assert len(after) == len(before)
     assert not after & before
     assert docker('service', 'ls', '--format', '{{.Name}}') == 'web', 'what the swarm knew it knows still'
@@ -324,16 +207,6 @@ def test_managers_are_replaced_one_by_one(service: Service, cluster: dict[str, A
 
 def test_a_worker_that_fails_says_where_and_why(service: Service, cluster: dict[str, Any]) -> None:
     """Its nodegroup names a tarball with another checksum."""
-    groups = f'/v1/clusters/{cluster["uuid"]}/nodegroups'
-    status, body = service.request('POST', groups, {
-        'name': 'broken', 'node_count': 1, 'labels': {
-            'docker_tarball_url': 'file:///opt/images/busybox-rootfs.tar', 'docker_tarball_sha256': '0' * 64}})
-    assert status == 202, body
-
-    failed = service.wait(cluster['uuid'], 'UPDATE_FAILED', timeout_s=TIMEOUT_MIN * 60)
-
-    assert "step 'install docker' failed (exit code 1)" in failed['status_reason']
-    assert f'busybox-rootfs.tar has another checksum than {"0" * 64}' in failed['status_reason']
-    assert '-broken-0: ' in failed['status_reason']
-    service.request('DELETE', f'{groups}/broken')
-    service.wait(cluster['uuid'], 'UPDATE_COMPLETE', timeout_s=300)
+    fails_with(service, cluster, {
+        'docker_tarball_url': 'file:///opt/images/busybox-rootfs.tar', 'docker_tarball_sha256': '0' * 64},
+        "step 'install docker' failed (exit code 1)", f'busybox-rootfs.tar has another checksum than {"0" * 64}')
