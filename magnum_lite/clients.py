@@ -491,12 +491,17 @@ class Cloud:
     def _own(self) -> openstack.connection.Connection:
         return self._connection(self._session(loading.load_auth_from_conf_options(self._conf, AUTH_GROUP)))
 
+    @property
+    def _keystone(self) -> Any:
+        """The SDK's Keystone, of version 3: its own types do not say which."""
+        return self._own.identity
+
     @functools.cached_property
     def _role_ids(self) -> list[str]:
         return self._ids_of(self._conf.identity.project_roles)
 
     def _ids_of(self, roles: list[str]) -> list[str]:
-        return [self._own.identity.find_role(name, ignore_missing=False).id for name in roles]
+        return [self._keystone.find_role(name, ignore_missing=False).id for name in roles]
 
     @functools.cached_property
     def _user_role_ids(self) -> list[str]:
@@ -505,7 +510,7 @@ class Cloud:
     @functools.cached_property
     def _user_domain_id(self) -> str:
         group = self._conf.trust
-        return str(group.trustee_domain_id or self._own.identity.find_domain(
+        return str(group.trustee_domain_id or self._keystone.find_domain(
             group.trustee_domain_name, ignore_missing=False).id)
 
     def _session_in(self, project_id: str, as_admin: bool = False) -> session.Session:
@@ -546,7 +551,7 @@ class Cloud:
             address = own.get_endpoint(service_type='orchestration', interface=self._group.interface,
                                        region_name=self._group.region_name) or ''
             ours = own.get_project_id()
-            if ours not in address:
+            if not ours or ours not in address:
                 raise Away(f'Looking for the orchestration service: no project in its address {address!r}')
             return address.replace(ours, project_id)
 
@@ -557,7 +562,7 @@ class Cloud:
         """Give the service user its roles on a project. Doing it twice does no harm."""
         with _calling('Granting the service its role on the project'):
             for role_id in self._role_ids:
-                self._own.identity.put(self._role_path(project_id, role_id), raise_exc=True)
+                self._keystone.put(self._role_path(project_id, role_id), raise_exc=True)
 
     def revoke_roles(self, project_id: str) -> None:
         """Take the roles back. A role, or a project, that is not there is what was wanted."""
@@ -565,7 +570,7 @@ class Cloud:
             role_ids = self._role_ids
         for role_id in role_ids:
             with contextlib.suppress(Gone), _calling('Taking back the role of the service on the project'):
-                self._own.identity.delete(self._role_path(project_id, role_id), raise_exc=True)
+                self._keystone.delete(self._role_path(project_id, role_id), raise_exc=True)
         with self._lock:
             self._sessions.pop(project_id, None)
 
@@ -576,7 +581,7 @@ class Cloud:
         """
         with _calling('Listing the roles of the service'):
             own = self._own.session
-            scopes = [a.scope for role_id in self._role_ids for a in self._own.identity.role_assignments(
+            scopes = [a.scope for role_id in self._role_ids for a in self._keystone.role_assignments(
                 user_id=own.get_user_id(), role_id=role_id)]
             found = {s['project']['id'] for s in scopes if 'project' in s and 'OS-INHERIT:inherited_to' not in s}
             return sorted(found - {own.get_project_id()})
@@ -587,7 +592,7 @@ class Cloud:
         The site's rules for the passwords of people do not hold for it: nobody would change it when it expires.
         """
         with _calling('Making the user of the cluster'):
-            identity = self._own.identity
+            identity = self._keystone
             user = {'password': password, 'enabled': True, 'options': dict.fromkeys((
                 'ignore_change_password_upon_first_use', 'ignore_password_expiry', 'ignore_lockout_failure_attempts',
                 'lock_password'), True)}
@@ -604,12 +609,12 @@ class Cloud:
         """Give the user of a cluster its roles on the project. Doing it twice does no harm."""
         with _calling('Granting the user of the cluster its role on the project'):
             for role_id in self._user_role_ids:
-                self._own.identity.put(self._role_path(project_id, role_id, user_id), raise_exc=True)
+                self._keystone.put(self._role_path(project_id, role_id, user_id), raise_exc=True)
 
     def remove_user(self, name: str, user_id: str = '') -> None:
         """Remove the user of a cluster, and with it its roles and tokens. One that is not there is what was wanted."""
         with contextlib.suppress(Gone), _calling('Removing the user of the cluster'):
-            identity = self._own.identity
+            identity = self._keystone
             user_id = user_id or identity.find_user(name, ignore_missing=False, domain_id=self._user_domain_id).id
             identity.delete(f'/users/{user_id}', raise_exc=True)
 
@@ -618,15 +623,18 @@ class Cloud:
         if not (self._conf.trust.trustee_domain_id or self._conf.trust.trustee_domain_name):
             return {}
         with _calling('Listing the users of clusters'):
-            return {user.name: user.id for user in self._own.identity.users(domain_id=self._user_domain_id)
+            return {user.name: user.id for user in self._keystone.users(domain_id=self._user_domain_id)
                     if _UUID.fullmatch(user.name)}
 
     def login(self, user_id: str, password: str) -> Login:
         """How a user logs in from inside a cluster, by what the catalog and the configuration say."""
         ca, region = self._conf.drivers.openstack_ca_file, self._group.region_name
+        interface = self._conf.trust.trustee_keystone_interface
         with _calling('Looking for Keystone in the catalog'):
-            url = self._own.session.get_endpoint(service_type='identity', region_name=region,
-                                                 interface=self._conf.trust.trustee_keystone_interface)
+            url = self._own.session.get_endpoint(service_type='identity', region_name=region, interface=interface)
+            if not url:
+                raise Refused(f'Looking for Keystone in the catalog: it has no {interface} address of identity'
+                              f'{f" in region {region}" if region else ""}')
             return Login(user_id, password, f'{url.rstrip("/").removesuffix("/v3")}/v3', region or '',
                          pathlib.Path(ca).read_text() if ca else '')
 
@@ -634,8 +642,8 @@ class Cloud:
         """Whether tokens can be had for a project: 'enabled', 'disabled' (it, or its domain) or 'gone'."""
         try:
             with _calling('Looking at the project'):
-                project = self._own.identity.get_project(project_id)
-                enabled = project.is_enabled and self._own.identity.get_domain(project.domain_id).is_enabled
+                project = self._keystone.get_project(project_id)
+                enabled = project.is_enabled and self._keystone.get_domain(project.domain_id).is_enabled
         except Gone:
             return 'gone'
         return 'enabled' if enabled else 'disabled'
@@ -687,8 +695,8 @@ class Cloud:
     def check_identity(self, *, timeout_s: float) -> None:
         """Have Keystone answer, for which no token is needed. Raises CloudError."""
         with _translated('Looking at Keystone'):
-            own = self._own.session
-            own.get(own.auth.auth_url, authenticated=False, timeout=timeout_s).json()
+            auth: Any = self._own.session.auth
+            self._own.session.get(auth.auth_url, authenticated=False, timeout=timeout_s).json()
 
     def check_orchestration(self, *, timeout_s: float) -> None:
         """Have Heat answer, API and engine: the least call that an API process cannot answer alone. Raises Away."""
@@ -701,6 +709,7 @@ class Cloud:
         """The roles that the service user has on its own project, and those of `project_roles` that do not exist."""
         with _translated('Looking at the roles of the service'):
             own = self._own
-            roles = list(own.session.auth.get_access(own.session).role_names)
-            known = {role.name for role in own.identity.roles()}
+            auth: Any = own.session.auth
+            roles = list(auth.get_access(own.session).role_names)
+            known = {role.name for role in self._keystone.roles()}
             return roles, [name for name in self._conf.identity.project_roles if name not in known]

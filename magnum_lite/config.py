@@ -219,7 +219,7 @@ cloud_opts = [
                     'from here.'),
 ]
 
-GROUPS: dict[str, list[cfg.Opt]] = {
+GROUPS: dict[str, Sequence[cfg.Opt]] = {
     'DEFAULT': default_opts,
     'api': api_opts,
     'conductor': conductor_opts,
@@ -248,7 +248,7 @@ def register(conf: cfg.ConfigOpts) -> None:
     conf.register_opts(cloud_opts, group=AUTH_GROUP)
 
 
-def load(argv: Sequence[str], *, default_files: Sequence[str] | None = None) -> cfg.ConfigOpts:
+def load(argv: Sequence[str], *, default_files: list[str] | None = None) -> cfg.ConfigOpts:
     """Read command line and files, set up the log, and return the configuration.
 
     Without --config-file the usual places are looked at (/etc/magnum-lite/magnum-lite.conf). A wrong value ends the
@@ -269,13 +269,13 @@ def load(argv: Sequence[str], *, default_files: Sequence[str] | None = None) -> 
     return CONF
 
 
-class WrongValue(cfg.Error):  # type: ignore[misc]
+class WrongValue(cfg.Error):
     """An option of ours has a value that it cannot have. The text names it, says where, and what is expected."""
 
 
 def _check_values(conf: cfg.ConfigOpts) -> None:
     """Read every option of ours: oslo.config looks at a value when it is used, which may be weeks after the start."""
-    for group, opts in [*GROUPS.items(), (AUTH_GROUP, cloud_opts)]:
+    for group, opts in (GROUPS | {AUTH_GROUP: cloud_opts}).items():
         for opt in opts:
             try:
                 getattr(conf if group == 'DEFAULT' else conf[group], opt.dest)
@@ -292,8 +292,8 @@ def _expected(opt: cfg.Opt) -> str:
     limits = '' if least is None else f' of {least} or more' if most is None else f' from {least} to {most}'
     if isinstance(kind, types.Integer | types.Float):
         return f'a {"whole " if isinstance(kind, types.Integer) else ""}number{limits}'
-    if getattr(kind, 'choices', None):
-        return f'one of {", ".join(map(str, kind.choices))}'
+    if choices := getattr(kind, 'choices', None):
+        return f'one of {", ".join(map(str, choices))}'
     return {types.Boolean: 'true or false', types.HostAddress: 'the name or the address of a host',
             types.Dict: 'pairs of name:value'}.get(type(kind), 'text')
 
@@ -327,7 +327,7 @@ def use_healthcheck_file() -> None:
     cfg.set_defaults(opts.DISABLE_BY_FILE_OPTS, disable_by_file_path='/etc/magnum-lite/healthcheck_disable')
 
 
-def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
+def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
     """For oslo-config-generator and oslo-config-validator: (group, options)."""
     use_exchange()
     use_healthcheck_file()

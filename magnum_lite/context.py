@@ -26,11 +26,11 @@ class Caller:
     roles: tuple[str, ...]
     request_id: str = ''
     is_admin: bool = False
-    oslo: context.RequestContext = field(repr=False)
+    oslo: LogContext = field(repr=False)
     auth: Any = field(default=None, repr=False)
 
 
-class LogContext(context.RequestContext):  # type: ignore[misc]
+class LogContext(context.RequestContext):
     """What the lines of one thread are about: the request, its caller, and the cluster and operation once known."""
 
     cluster_uuid: str | None = None

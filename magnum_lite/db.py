@@ -19,8 +19,8 @@ import re
 import statistics
 import uuid as uuidlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import sqlalchemy as sa
 from oslo_config import cfg
@@ -169,6 +169,12 @@ def transaction(
         retry_on_deadlock=True)(function))
 
 
+def _change(session: orm.Session, statement: sa.Delete | sa.Update) -> int:
+    """Execute a change of rows that the session does not go on to use. Returns how many it found."""
+    result = session.execute(statement.execution_options(synchronize_session=False))
+    return cast('sa.CursorResult[Any]', result).rowcount
+
+
 # -- what is done once ---------------------------------------------------------------------------------------------
 
 #: Makes the receipt of a request from what its transaction has written; None: the caller wants none.
@@ -215,7 +221,7 @@ def drop_receipts(db: Database, *, limit: int) -> int:
             Receipt.expires_at).limit(limit)).all()
     if ids:
         with db.write() as session:
-            session.execute(sa.delete(Receipt).where(Receipt.id.in_(ids)).execution_options(synchronize_session=False))
+            _change(session, sa.delete(Receipt).where(Receipt.id.in_(ids)))
     return len(ids)
 
 
@@ -274,7 +280,7 @@ def _paged(session: orm.Session, model: type[Listed], scope: Scope, page: Page,
     query = sa.select(model).where(visible).order_by(column.is_(None), order, model.id).limit(page.limit)
     if page.marker is None:
         return query
-    marked = model.id == int(page.marker) if model is Quota else model.uuid == page.marker
+    marked = model.id == int(page.marker) if issubclass(model, Quota) else model.uuid == page.marker
     last = session.execute(sa.select(column, model.id).where(visible, marked)).one_or_none()
     if last is None:
         raise errors.NotFound(f'The marker {page.marker} could not be found.')
@@ -581,10 +587,9 @@ def set_health(db: Database, scope: Scope, ident: str, *, status: str | None, re
             session.refresh(cluster, with_for_update=True)
             guard(cluster)
         # A look of a conductor that is under way loses its turn by this.
-        session.execute(sa.update(Cluster).where(Cluster.id == cluster.id).values(
+        _change(session, sa.update(Cluster).where(Cluster.id == cluster.id).values(
             health_status=status, health_status_reason=reason,
-            health_at=sa.case((Cluster.health_at.is_not(None), now(CLIENT_HEALTH_S)), else_=None),
-        ).execution_options(synchronize_session=False))
+            health_at=sa.case((Cluster.health_at.is_not(None), now(CLIENT_HEALTH_S)), else_=None)))
 
 
 #: Seconds that a delete is given before another request for it has it sent to Heat again, and again after as many.
@@ -610,9 +615,8 @@ def request_delete(db: Database, scope: Scope, ident: str, operation: Operation,
                     Operation.id.desc()).limit(1)).first()
             sent = 1 + cluster.generation - (running or cluster).generation
             age_s = (models.utcnow() - (cluster.updated_at or cluster.created_at)).total_seconds()
-            session.execute(sa.update(Cluster).where(Cluster.id == cluster.id).values(
-                check_at=now(), delete_forced=forced, generation=cluster.generation + (age_s > sent * RESEND_S),
-            ).execution_options(synchronize_session=False))
+            _change(session, sa.update(Cluster).where(Cluster.id == cluster.id).values(
+                check_at=now(), delete_forced=forced, generation=cluster.generation + (age_s > sent * RESEND_S)))
             return cluster, running
         session.execute(sa.update(Operation).where(
             Operation.cluster_id == cluster.uuid, Operation.outcome.is_(None)).values(
@@ -667,8 +671,8 @@ def request_cancel(db: Database, scope: Scope, uuid: str) -> Operation:
         if others:
             raise errors.Conflict(f'Operation {uuid} is not the only one: {", ".join(others)} of the same cluster is '
                                   'not done either, and they are carried out together. Ask for another change instead.')
-        session.execute(sa.update(Cluster).where(Cluster.id == cluster.id).values(
-            cancelled_generation=cluster.generation, check_at=now()).execution_options(synchronize_session=False))
+        _change(session, sa.update(Cluster).where(Cluster.id == cluster.id).values(
+            cancelled_generation=cluster.generation, check_at=now()))
         return operation
 
 
@@ -691,10 +695,10 @@ WATCH_S = 60
 def watch(db: Database, cluster_uuid: str) -> None:
     """Note that somebody looks at the progress of a cluster: conductors then count its resources for a minute."""
     with db.write() as session:
-        session.execute(sa.update(Cluster).where(
+        _change(session, sa.update(Cluster).where(
             Cluster.uuid == cluster_uuid, sa.or_(Cluster.check_at.is_not(None), Cluster.leased_by.is_not(None)),
             sa.or_(Cluster.watched_until.is_(None), Cluster.watched_until < now(WATCH_S / 2))).values(
-                watched_until=now(WATCH_S), check_at=now()).execution_options(synchronize_session=False))
+                watched_until=now(WATCH_S), check_at=now()))
 
 
 #: How many of the newest operations of a driver an estimate looks at, and how many of those it goes by.
@@ -753,9 +757,8 @@ def move(session: orm.Session, cluster: Cluster, event: str, *, holder: str | No
     guard = [Cluster.uuid == cluster.uuid, Cluster.status == cluster.status, Cluster.generation == cluster.generation]
     if holder is not None:
         guard.append(Cluster.leased_by == holder)
-    result = session.execute(sa.update(Cluster).where(*guard).values(
-        status=status, updated_at=models.utcnow(), **columns).execution_options(synchronize_session=False))
-    if result.rowcount != 1:
+    if _change(session, sa.update(Cluster).where(*guard).values(
+            status=status, updated_at=models.utcnow(), **columns)) != 1:
         if holder is not None:
             raise errors.LeaseLost(cluster.uuid)
         raise errors.Conflict(f'Cluster {cluster.uuid} has changed meanwhile. Look again.')
@@ -778,8 +781,8 @@ def _lease(db: Database, holder: str, ids: Sequence[int], which: sa.ColumnElemen
     for them while they wait for it.
     """
     with db.write() as session:
-        session.execute(sa.update(Cluster).where(Cluster.id.in_(ids), which).values(
-            leased_by=holder, leased_until=now(lease_s), check_at=None).execution_options(synchronize_session=False))
+        _change(session, sa.update(Cluster).where(Cluster.id.in_(ids), which).values(
+            leased_by=holder, leased_until=now(lease_s), check_at=None))
 
 
 @transaction
@@ -817,7 +820,7 @@ class Followed:
     create_timeout: int | None
     watched: bool
     asked_at: datetime.datetime
-    groups: list[tuple[str | None, str]]
+    groups: list[tuple[str | None, str]] = field(default_factory=list)
 
 
 @transaction
@@ -848,7 +851,7 @@ def claim_followed(db: Database, holder: str, *, projects: int, lease_s: float, 
     for *columns, stack_id, status in rows:
         cluster = found.get(columns[0])
         if cluster is None:
-            cluster = found[columns[0]] = Followed(*columns, groups=[])
+            cluster = found[columns[0]] = Followed(*columns)
         if status is not None:  # else it has no nodegroups, and is to be looked at all the same
             cluster.groups.append((stack_id, status))
     return list(found.values())
@@ -858,9 +861,8 @@ def claim_followed(db: Database, holder: str, *, projects: int, lease_s: float, 
 def postpone(db: Database, holder: str, uuids: Sequence[str], *, check_in_s: float) -> None:
     """Give clusters back of which nothing new is known: one statement. Whatever was asked for a look stays due."""
     with db.write() as session:
-        session.execute(sa.update(Cluster).where(Cluster.leased_by == holder, Cluster.uuid.in_(uuids)).values(
-            leased_by=None, leased_until=None,
-            check_at=sa.func.coalesce(Cluster.check_at, now(check_in_s))).execution_options(synchronize_session=False))
+        _change(session, sa.update(Cluster).where(Cluster.leased_by == holder, Cluster.uuid.in_(uuids)).values(
+            leased_by=None, leased_until=None, check_at=sa.func.coalesce(Cluster.check_at, now(check_in_s))))
 
 
 @transaction
@@ -874,9 +876,9 @@ def wake(db: Database, stack_ids: Sequence[str]) -> int:
     if not uuids:
         return 0
     with db.write() as session:
-        return session.execute(sa.update(Cluster).where(
+        return _change(session, sa.update(Cluster).where(
             Cluster.uuid.in_(uuids), sa.or_(Cluster.check_at.is_not(None), Cluster.leased_by.is_not(None))).values(
-                check_at=now()).execution_options(synchronize_session=False)).rowcount
+                check_at=now()))
 
 
 @transaction
@@ -938,11 +940,10 @@ def held(db: Database, cluster: Cluster, holder: str, *, lease_s: float, guarded
     plain values.
     """
     with db.write() as session:
-        result = session.execute(sa.update(Cluster).where(
-            Cluster.uuid == cluster.uuid, Cluster.leased_by == holder,
-            sa.true() if not guarded else Cluster.generation == cluster.generation).values(
-                leased_until=now(lease_s), **columns).execution_options(synchronize_session=False))
-        if result.rowcount != 1:
+        if _change(session, sa.update(Cluster).where(
+                Cluster.uuid == cluster.uuid, Cluster.leased_by == holder,
+                sa.true() if not guarded else Cluster.generation == cluster.generation).values(
+                    leased_until=now(lease_s), **columns)) != 1:
             raise errors.LeaseLost(cluster.uuid)
         yield session
     for name, value in columns.items():
@@ -964,22 +965,20 @@ def release(db: Database, cluster: Cluster, holder: str, *, check_in_s: float | 
     """
     later = sa.null() if check_in_s is None else now(check_in_s)
     with db.write() as session:
-        given_back = session.execute(sa.update(Cluster).where(
-            Cluster.uuid == cluster.uuid, Cluster.leased_by == holder).values(
-                leased_by=None, leased_until=None, check_at=sa.func.coalesce(Cluster.check_at, later),
-            ).execution_options(synchronize_session=False))
-        if not given_back.rowcount:
-            session.execute(sa.update(Cluster).where(
+        if not _change(session, sa.update(Cluster).where(
+                Cluster.uuid == cluster.uuid, Cluster.leased_by == holder).values(
+                    leased_by=None, leased_until=None, check_at=sa.func.coalesce(Cluster.check_at, later))):
+            _change(session, sa.update(Cluster).where(
                 Cluster.uuid == cluster.uuid, sa.or_(Cluster.check_at.is_(None), Cluster.leased_by.is_not(None)),
-            ).values(check_at=now(RECHECK_S)).execution_options(synchronize_session=False))
+            ).values(check_at=now(RECHECK_S)))
 
 
 @transaction
 def hand_back(db: Database, holder: str) -> int:
     """Give back all that `holder` has, due now: what a conductor does that is told to stop. Returns how many."""
     with db.write() as session:
-        return session.execute(sa.update(Cluster).where(Cluster.leased_by == holder).values(
-            leased_by=None, leased_until=None, check_at=now())).rowcount
+        return _change(session, sa.update(Cluster).where(Cluster.leased_by == holder).values(
+            leased_by=None, leased_until=None, check_at=now()))
 
 
 @transaction
@@ -1080,9 +1079,8 @@ def end_rotation(session: orm.Session, cluster: Cluster) -> None:
 def report_service(db: Database, host: str, binary: str) -> None:
     """Note that a conductor is alive."""
     with db.write() as session:
-        alive = session.execute(sa.update(Service).where(Service.host == host, Service.binary == binary).values(
-            last_seen_up=now(), report_count=Service.report_count + 1).execution_options(synchronize_session=False))
-        if not alive.rowcount:
+        if not _change(session, sa.update(Service).where(Service.host == host, Service.binary == binary).values(
+                last_seen_up=now(), report_count=Service.report_count + 1)):
             session.add(Service(host=host, binary=binary, last_seen_up=now(), report_count=1))
 
 
@@ -1220,9 +1218,9 @@ def has_stack(db: Database, stack_id: str) -> bool:
 def make_due(db: Database, cluster_uuid: str) -> None:
     """Have a conductor look at a cluster, if nothing else would make one do so."""
     with db.write() as session:
-        session.execute(sa.update(Cluster).where(
+        _change(session, sa.update(Cluster).where(
             Cluster.uuid == cluster_uuid, Cluster.check_at.is_(None), Cluster.leased_by.is_(None)).values(
-                check_at=now()).execution_options(synchronize_session=False))
+                check_at=now()))
 
 
 @transaction
@@ -1253,10 +1251,8 @@ def claim_health(db: Database, *, limit: int, interval_s: float) -> list[tuple[C
     with db.write() as session:
         for cluster_id, due_at, clock in rows:
             token = clock + datetime.timedelta(seconds=interval_s * random.uniform(0.9, 1.1))
-            taken = session.execute(sa.update(Cluster).where(
-                Cluster.id == cluster_id, Cluster.health_at == due_at).values(
-                    health_at=token).execution_options(synchronize_session=False))
-            if taken.rowcount:
+            if _change(session, sa.update(Cluster).where(
+                    Cluster.id == cluster_id, Cluster.health_at == due_at).values(health_at=token)):
                 tokens[cluster_id] = token
     with db.read() as session:
         return [(cluster, tokens[cluster.id]) for cluster in session.scalars(
@@ -1274,6 +1270,5 @@ def report_health(db: Database, cluster_uuid: str, token: datetime.datetime, *, 
     """
     values = {'health_at': None} if status is None else {'health_status': status, 'health_status_reason': reason}
     with db.write() as session:
-        return bool(session.execute(sa.update(Cluster).where(
-            Cluster.uuid == cluster_uuid, Cluster.health_at == token).values(
-                **values).execution_options(synchronize_session=False)).rowcount)
+        return bool(_change(session, sa.update(Cluster).where(
+            Cluster.uuid == cluster_uuid, Cluster.health_at == token).values(**values)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -167,7 +168,7 @@ class Audit:
             else:
                 is_ours = project_id in self._rows.known_projects
                 yield Finding(said if is_ours else f'{said} nor ever was: somebody else may have granted them',
-                              'Take the roles back', lambda p=project_id: self._revoke(p), is_ours)  # type: ignore[misc]
+                              'Take the roles back', functools.partial(self._revoke, project_id), is_ours)
 
     def _revoke(self, project_id: str) -> None:
         if db.has_other_clusters(self._db, project_id, ''):
@@ -180,8 +181,7 @@ class Audit:
             is_ours = uuid in self._rows.known_clusters
             yield Finding(said if is_ours else f'{said} nor was ever asked for here: it may be of another installation '
                           'on this cloud', 'Delete the user',
-                          lambda name=uuid: self._cloud.remove_user(name, self._users[name]),  # type: ignore[misc]
-                          is_ours)
+                          functools.partial(self._cloud.remove_user, uuid, self._users[uuid]), is_ours)
 
     # -- the rows
 
@@ -212,7 +212,7 @@ class Audit:
     def _gone(self, project_id: str, clusters: list[models.Cluster]) -> set[str]:
         """Which stacks of these clusters Heat does not have. It is asked again: the rows are newer than the list."""
         project = self._projects[project_id]
-        ids = {row.stack_id for c in clusters for row in (c, *c.nodegroups) if row.stack_id} - set(project.stacks)
+        ids = {row.stack_id for c in clusters for row in c.owners if row.stack_id} - set(project.stacks)
         return ids - set(self._in(project_id, project.state).look(ids)) if ids else set()
 
     def _without(self, cluster: models.Cluster) -> Finding:
@@ -235,7 +235,7 @@ class Audit:
             if young or states.is_busy(cluster.status) or cluster.status not in states.TRANSITIONS['update']:
                 continue
             listed = self._projects[cluster.project_id].stacks if cluster.project_id in self._projects else {}
-            for row in (cluster, *(group for group in cluster.nodegroups if not group.is_default)):
+            for row in cluster.owners:
                 stack = listed.get(row.stack_id or '')
                 done = all(group.status.endswith('_COMPLETE') for group in cluster.nodegroups
                            if group is row or (group.is_default and row is cluster))
@@ -243,7 +243,7 @@ class Audit:
                     yield Finding(f'Stack {stack.name} ({stack.id}) of cluster {cluster.uuid} in project '
                                   f'{cluster.project_id} has text number {stack.revision} and should have '
                                   f'{row.revision}', 'Have a conductor put it right',
-                                  lambda uuid=cluster.uuid: db.make_due(self._db, uuid))  # type: ignore[misc]
+                                  functools.partial(db.make_due, self._db, cluster.uuid))
 
     def _stuck(self) -> Iterator[Finding]:
         for cluster in self._rows.clusters:
@@ -251,7 +251,7 @@ class Audit:
             due = cluster.leased_until or cluster.check_at
             if due is None and states.is_busy(cluster.status):
                 yield Finding(f'{what}, and nobody will look at it', 'Have a conductor look at it',
-                              lambda uuid=cluster.uuid: db.make_due(self._db, uuid))  # type: ignore[misc]
+                              functools.partial(db.make_due, self._db, cluster.uuid))
             elif due is not None and due < self._rows.clock - OVERDUE:
                 yield Finding(f'{what}, and has waited for a conductor since {due:%Y-%m-%d %H:%M:%S} UTC',
                               'Start a conductor, or see in the log of one why it does not get to it.')
@@ -259,7 +259,7 @@ class Audit:
     def _keys(self) -> Iterator[Finding]:
         for key in self._rows.stray_keys:
             yield Finding(f'The key {key.purpose} is of cluster {key.cluster_id}, which is not there',
-                          'Delete the key', lambda row=key: db.forget(self._db, row))  # type: ignore[misc]
+                          'Delete the key', functools.partial(db.forget, self._db, key))
         if not self._rows.keys:
             return
         try:
@@ -280,7 +280,7 @@ class Audit:
             silent = models.utcnow() - (service.last_seen_up or service.created_at)
             said = f'{service.binary} on {service.host} has not reported for {silent.total_seconds() / 60:.0f} minutes'
             if silent > FORGETTABLE:
-                yield Finding(said, 'Forget it', lambda row=service: db.forget(self._db, row))  # type: ignore[misc]
+                yield Finding(said, 'Forget it', functools.partial(db.forget, self._db, service))
             elif silent > SILENT:
                 yield Finding(said, 'Start it, if it should run there.')
 

@@ -297,11 +297,12 @@ class Driver:
             if name in self.keys or self.keys.get(spec.signed_by, spec) is spec:
                 raise self._error(f'manifest.yaml $.certificates.{name}', 'no such authority, or a name used twice')
         health = self.manifest.get('health', {})
-        named = {'signing': self.signing.types.values(), 'access': [self.access and self.access.authority],
+        named = {'signing': self.signing.types.values(), 'access': [self.access.authority if self.access else None],
                  'health': [health.get('authority'), health.get('certificate', {}).get('signed_by')]}
+        authorities = {name for name, spec in self.keys.items() if spec.kind == 'ca'}
         for place, purposes in named.items():
-            if unknown := {*purposes} - {None} - {name for name, spec in self.keys.items() if spec.kind == 'ca'}:
-                raise self._error(f'manifest.yaml $.{place}', f'there is no authority {", ".join(sorted(unknown))}')
+            if unknown := sorted({name for name in purposes if name is not None} - authorities):
+                raise self._error(f'manifest.yaml $.{place}', f'there is no authority {", ".join(unknown)}')
         self._cross_check_labels()
 
     def _cross_check_labels(self) -> None:
@@ -563,7 +564,8 @@ class Driver:
 
     def _check_ranges(self, context: dict[str, Any], nodes: int) -> list[str]:
         """Find ranges that overlap, or that are too small for the nodes."""
-        problems, seen = [], {}
+        problems: list[str] = []
+        seen: dict[str, ipaddress.IPv4Network] = {}
         for item in self.manifest.get('ranges', ()):
             name, text = item['label'], context['labels'][item['label']]
             if text is None or ('when' in item and not self._evaluate(item['when'], context)):

@@ -59,7 +59,7 @@ ROTATION_PHASES = 3
 class Base(DeclarativeBase):
     """Every table has an integer key, which orders equal rows, and says when a row was made and last changed."""
 
-    __table_args__ = {'mysql_engine': 'InnoDB', 'mysql_charset': 'utf8mb4', 'mysql_collate': 'utf8mb4_bin'}
+    __table_args__: Any = {'mysql_engine': 'InnoDB', 'mysql_charset': 'utf8mb4', 'mysql_collate': 'utf8mb4_bin'}
     metadata = sa.MetaData(naming_convention={
         'ix': 'ix_%(table_name)s_%(column_0_name)s', 'uq': 'uq_%(table_name)s_%(column_0_N_name)s',
         'fk': 'fk_%(table_name)s_%(column_0_name)s', 'pk': 'pk_%(table_name)s'})
@@ -182,6 +182,11 @@ class Cluster(Base):
     nodegroups: Mapped[list[NodeGroup]] = relationship(
         lazy='raise', order_by='NodeGroup.id', back_populates='cluster', cascade='all, delete-orphan',
         passive_deletes=True)
+
+    @property
+    def owners(self) -> list[Cluster | NodeGroup]:
+        """Whoever has a stack of its own: the cluster first, then its further nodegroups."""
+        return [self, *(group for group in self.nodegroups if not group.is_default)]
 
     @property
     def master_count(self) -> int:

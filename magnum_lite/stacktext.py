@@ -85,7 +85,7 @@ class Texts:
                         values[parameter] = rendered[name]
                     elif parameter == name and not readers:
                         values[name] = ''
-        if any(young.values()) and self._version in rendered:
+        if self._version and any(young.values()) and self._version in rendered:
             values[self._version] = rendered[self._version]
         return values
 

@@ -23,7 +23,7 @@ WITHOUT_EFFECT = {
 }
 
 
-class Checks(upgradecheck.UpgradeCommands):  # type: ignore[misc]
+class Checks(upgradecheck.UpgradeCommands):
     """The checks, in the order in which their results are printed."""
 
     def __init__(self, conf: cfg.ConfigOpts, database: db.Database, cloud: clients.Cloud) -> None:

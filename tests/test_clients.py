@@ -295,6 +295,20 @@ def test_without_a_filter_nobody_is_asked(conf: cfg.ConfigOpts) -> None:
     assert cloud.blockers('p', 'OS::Neutron::Net', '') == []
 
 
+@pytest.mark.parametrize(('address', 'url'), [
+    ('http://k/identity', 'http://k/identity/v3'), ('http://k:5000/v3/', 'http://k:5000/v3'), (None, None)])
+def test_login_of_a_cluster_has_the_address_of_the_catalog(
+        conf: cfg.ConfigOpts, address: str | None, url: str | None) -> None:
+    cloud: Any = clients.Cloud(conf)
+    cloud._own = types.SimpleNamespace(session=types.SimpleNamespace(get_endpoint=lambda **_: address))
+
+    if url:
+        assert cloud.login('user', 'password').auth_url == url
+    else:
+        with pytest.raises(clients.Refused, match='it has no public address of identity'):
+            cloud.login('user', 'password')
+
+
 @pytest.mark.parametrize(('ref', 'is_external', 'found'), [('public', True, True), ('an-id', True, True),
                                                            ('an-id', False, False)])
 def test_external_network_is_found_by_id_and_only_if_it_is_one(ref: str, is_external: bool, found: bool) -> None:

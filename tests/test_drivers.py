@@ -1410,7 +1410,7 @@ def test_until_ok_tries_until_it_works(node: Node) -> None:
     assert (node.folder / 'var/log/magnum-lite-node.log').read_text().count('same words') == 2
 
 
-@pytest.mark.parametrize('engine', ['kubeadm', 'swarm'])
+@pytest.mark.parametrize('engine', ['kubeadm', 'docker'])
 def test_an_image_that_lacks_programs_and_has_no_package_manager_is_told_which_label_helps(
         node: Node, engine: str) -> None:
     [line] = [line for line in (drivers.BUILT_IN / '_shared' / 'files' / f'{engine}.sh').read_text().splitlines()

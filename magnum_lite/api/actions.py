@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import orm
 
 from magnum_lite import db, drivers, errors, members, models
@@ -76,7 +78,7 @@ def _driver(req: Request, cluster: models.Cluster, template: models.ClusterTempl
 
 
 def _upgrade(req: Request, cluster: models.Cluster, driver: drivers.Driver, template: models.ClusterTemplate,
-             values: dict[str, object]) -> None:
+             values: dict[str, Any]) -> None:
     """Write on the locked rows that the nodes of this nodegroup are outdated."""
     group = nodegroups.workers(cluster, values['nodegroup'])
     nodegroups.check_alive(group)

@@ -48,7 +48,7 @@ class Root:
         return dispatch(self._services, request)
 
 
-class Application(core.ExplicitPecan):  # type: ignore[misc]
+class Application(core.ExplicitPecan):
     """Pecan that leaves path, query and body to `dispatch`, which reads them once, with limits.
 
     Its own search for a controller decodes all three first, at any length, and raises what it cannot decode.
@@ -83,7 +83,7 @@ def make_app(services: Services) -> WSGI:
     return _believe_loopback(app) if conf.api.auth_strategy == 'noauth' else app
 
 
-class TokenCheck(auth_token.AuthProtocol):  # type: ignore[misc]
+class TokenCheck(auth_token.AuthProtocol):
     """Keystone's own, which lets through what it makes of an answer that is no token, such as an HTML page with 200."""
 
     def fetch_token(self, token: str, **kwargs: Any) -> Any:

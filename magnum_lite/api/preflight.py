@@ -7,6 +7,7 @@ catalog does not have cannot be asked; that is said and no reason to refuse.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from concurrent import futures
@@ -107,7 +108,7 @@ def _plan(lookups: clients.Lookups, wanted: Mapping[str, tuple[str, str | None, 
         if service not in there:
             there[service] = lookups.has(service)
         if there[service]:
-            calls[what] = lambda call=call, ref=ref: call(ref)
+            calls[what] = functools.partial(call, ref)
         else:
             missing.setdefault(service, []).append(what.replace('_', ' '))
     return calls, [f'The catalog has no {service} service: {", ".join(things)} not checked.'

@@ -29,7 +29,7 @@ def _make() -> Callable[..., Iterable[bytes]]:
     config.report_on_signal(conf)
     # Threads are not forked, and one waits for the file that asks for a report.
     os.register_at_fork(after_in_child=functools.partial(config.report_on_signal, conf))
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 application = _make()

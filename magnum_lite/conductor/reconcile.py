@@ -118,7 +118,7 @@ def _converge(task: steps.Task) -> None:
     # Nodegroups whose stacks have failed at an earlier visit, when others still had work.
     failed = [(group.error_code or 'INTERNAL', diagnose.sentence(group.error_code, group.status_reason))
               for group in task.cluster.nodegroups if states.is_failed(group.status)]
-    for owner in task.owners:
+    for owner in task.cluster.owners:
         ended_by = _try(steps.ensure_members, task, owner)
         if isinstance(ended_by, errors.Retry):
             waits.append(ended_by.args[0])
@@ -174,7 +174,7 @@ def _forget(task: steps.Task, blocked_by: Exception | None) -> None:
     """Remove the row. What is then still in the cloud, because an admin forced it, is told by the operation."""
     cluster, left = task.cluster, None
     if blocked_by is not None:
-        names = ', '.join(owner.stack_id or task.stack_name(owner) for owner in task.owners)
+        names = ', '.join(owner.stack_id or task.stack_name(owner) for owner in task.cluster.owners)
         left = f'Deleted by force. What is left in the cloud is in these stacks: {names}. The reason: {blocked_by}'
         LOG.warning('Cluster %s: %s', cluster.uuid, left)
     with task.world.db.write() as session:
@@ -191,8 +191,8 @@ def _empty(task: steps.Task) -> None:
     if task.cluster.stack_text is not None:  # else nothing was ever sent to Heat
         steps.ensure_project_role(task)
         steps.ensure_no_load_balancers(task)
-        waits = []
-        for owner in reversed(task.owners):
+        waits: list[float] = []
+        for owner in reversed(task.cluster.owners):
             if owner is task.cluster and waits:
                 break
             try:
@@ -210,7 +210,7 @@ def _rest(task: steps.Task) -> None:
     What then is another one than the stored text is put right as any change is; it is no operation, as nobody asked.
     """
     cluster = task.cluster
-    stale = [owner for owner in task.owners if _is_stale(task, owner)]
+    stale = [owner for owner in task.cluster.owners if _is_stale(task, owner)]
     if not stale:
         if cluster.failures:
             task.note(failures=0)

@@ -76,11 +76,6 @@ class Task:
         """The stacks of the cluster's project."""
         return self.world.cloud.stacks(self.cluster.project_id, as_admin=self.as_admin)
 
-    @property
-    def owners(self) -> list[Owner]:
-        """Whoever has a stack of its own: the cluster first."""
-        return [self.cluster, *(group for group in self.cluster.nodegroups if not group.is_default)]
-
     def groups_of(self, owner: Owner) -> list[models.NodeGroup]:
         """The nodegroups whose members are in the owner's stack."""
         return [owner] if isinstance(owner, models.NodeGroup) else [g for g in owner.nodegroups if g.is_default]
@@ -522,7 +517,7 @@ def send(task: Task, owner: Owner, stack: clients.Stack, lacking: set[str], *, s
         if settled and before == cluster.generation:  # one more batch, which has the operation's time for itself
             session.execute(sa.update(models.Cluster).where(models.Cluster.id == cluster.id).values(
                 updated_at=models.utcnow()))
-        elif settled and not cluster.rotation and [o for o in task.owners if task.is_busy(o)] == [owner]:
+        elif settled and not cluster.rotation and [o for o in task.cluster.owners if task.is_busy(o)] == [owner]:
             db.end_operations(session, cluster, 'complete', through=before)
         db.begin_operation(session, cluster)
         _write_arrivals(session, task, owner)

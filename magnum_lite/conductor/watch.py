@@ -98,7 +98,8 @@ def _is_quiet(world: steps.World, cluster: db.Followed, seen: Mapping[str, clien
 def _count(world: steps.World, cluster: db.Followed, seen: Mapping[str, clients.Stack], as_admin: bool) -> None:
     """Somebody watches: count the resources of the cluster's stacks that have work. A call for each stack."""
     stacks = world.cloud.stacks(cluster.project_id, as_admin=as_admin)
-    ids = {stack_id for stack_id, status in cluster.groups if stack_id in seen and states.is_busy(status)}
+    ids = {stack_id for stack_id, status in cluster.groups
+           if stack_id and stack_id in seen and states.is_busy(status)}
     counts = []
     for stack_id in ids:
         with contextlib.suppress(clients.Gone):

@@ -4,6 +4,8 @@ Revision ID: 0002
 Revises: 0001
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -17,11 +19,11 @@ depends_on = None
 TIME = UTCDateTime()
 
 
-def _number(name: str, value: int) -> sa.Column:
+def _number(name: str, value: int) -> sa.Column[int]:
     return sa.Column(name, sa.Integer(), nullable=False, server_default=str(value))
 
 
-def _columns() -> dict[str, list[sa.Column]]:
+def _columns() -> dict[str, list[sa.Column[Any]]]:
     return {
         'clusters': [
             _number('cancelled_generation', 0), _number('revision', 0),
