@@ -17,8 +17,10 @@ so that it stays 1,000.
 project has some of every age up to an hour, and the youngest sets the pace. In the first rounds no stack ends.
 
 CPU is of the conductor alone, over the time on the wall: that of the process, less the thread that plays Heat and
-checks, and less the fake's own part of each call, which is told. A database server's own is not in it. It holds for the
-machine that printed it. Statements and calls hold for any.
+checks, and less the fake's own part of each call, which is told. A database server's own is not in it, and SQLite's
+is: with it, and with a connection for each transaction, as oslo.db has it there, a conductor takes twice what it takes
+beside a server, where conductors belong (--url). It holds for the machine that printed it. Statements and calls hold
+for any.
 
 Exit status 1 if a promise is broken: one call per project and round, and one more for each stack that has ended; under
 20 % of a core; every status right after each round.
