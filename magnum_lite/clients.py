@@ -634,7 +634,7 @@ class Cloud:
             url = self._own.session.get_endpoint(service_type='identity', region_name=region, interface=interface)
             if not url:
                 raise Refused(f'Looking for Keystone in the catalog: it has no {interface} address of identity'
-                              f'{f" in region {region}" if region else ""}')
+                              f'{f" in region {region}" if region else ""} (see [trust] trustee_keystone_interface)')
             return Login(user_id, password, f'{url.rstrip("/").removesuffix("/v3")}/v3', region or '',
                          pathlib.Path(ca).read_text() if ca else '')
 

@@ -212,7 +212,9 @@ class Audit:
     def _gone(self, project_id: str, clusters: list[models.Cluster]) -> set[str]:
         """Which stacks of these clusters Heat does not have. It is asked again: the rows are newer than the list."""
         project = self._projects[project_id]
-        ids = {row.stack_id for c in clusters for row in c.owners if row.stack_id} - set(project.stacks)
+        known = {stack_id for cluster in clusters
+                 for stack_id in (cluster.stack_id, *(group.stack_id for group in cluster.nodegroups)) if stack_id}
+        ids = known - set(project.stacks)
         return ids - set(self._in(project_id, project.state).look(ids)) if ids else set()
 
     def _without(self, cluster: models.Cluster) -> Finding:

@@ -268,8 +268,7 @@ def test_looking_in_the_wrong_heat_mends_nothing(
 def test_nodegroup_without_its_stack_is_named(examine: Doctor, complete: fakes.FakeStack, database: db.Database,
                                               cluster: str) -> None:
     with database.write() as session:
-        session.execute(sa.update(models.NodeGroup).where(models.NodeGroup.role == 'worker').values(
-            is_default=False, stack_id='lost'))
+        session.execute(sa.update(models.NodeGroup).where(models.NodeGroup.role == 'worker').values(stack_id='lost'))
 
     assert examine(fix=True) == 1
     assert f'of cluster {cluster} in project p1 has a stack that Heat does not know, lost' in examine.said[0]
