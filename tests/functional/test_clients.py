@@ -168,7 +168,9 @@ def test_a_stack_is_made_followed_changed_stopped_and_deleted(
 
     def again() -> bool:
         update(stacks, stack_id, 4, count=2, word='four')
-        return settled(stacks, stack_id).status == 'UPDATE_COMPLETE'
+        found = settled(stacks, stack_id)
+        say(f'an update after one that was overtaken: {found}')
+        return found.status == 'UPDATE_COMPLETE'
     # Heat may still be deleting the member of the first of these updates that the second wants back, and refuses then
     # ("when it is deleting"). Ours never come back: their numbers do not.
     poll(again, STACK_S, 'an update after one that was overtaken is done', every_s=5)
