@@ -4,27 +4,28 @@
     bench/follow_stacks.py [--url SQLALCHEMY-URL] [--clusters 1000] [--projects 20] [--seconds 60]
                            [--ages young mixed] [--change 0.02]
 
-A real conductor, threads and all, on the fake cloud of the tests and on a real database: SQLite in a file that is made
-and removed, or the one that --url names, which must exist, be empty, and is emptied again. Options are the defaults,
-but that messages stay within the process: there is no broker, and no notification wakes anybody.
+A real conductor, threads and all, on the fake cloud of the tests and on a real database: SQLite in
+a file that is made and removed, or the one that --url names, which must exist, be empty, and is
+emptied again. Options are the defaults, but that messages stay within the process: there is no
+broker, and no notification wakes anybody.
 
-A round is one look at each project: line N is printed when every project was looked at N times. After each round a part
-of the stacks (--change) becomes complete or failed in the fake. A cluster is wrong if it does not say so although its
-project was looked at and then is looked at once more, and if it says what Heat does not. What has ended is begun anew,
-so that it stays 1,000.
+A round is one look at each project: line N is printed when every project was looked at N times.
+After each round a part of the stacks (--change) becomes complete or failed in the fake. A cluster
+is wrong if it does not say so although its project was looked at and then is looked at once more,
+and if it says what Heat does not. What has ended is begun anew, so that it stays 1,000.
 
-"young": all were asked for just now, for the whole run. This is the worst case: a look every 4 s. "mixed": each
-project has some of every age up to an hour, and the youngest sets the pace. In the first rounds no stack ends.
+"young": all were asked for just now, for the whole run. This is the worst case: a look every 4 s.
+"mixed": each project has some of every age up to an hour, and the youngest sets the pace. In the
+first rounds no stack ends.
 
-CPU is of the conductor alone, over the time on the wall: that of the process, less the thread that plays Heat and
-checks, and less the fake's own part of each call, which is told. A database server's own is not in it, and SQLite's
-is: with it, and with a connection for each transaction, as oslo.db has it there, a conductor takes twice what it takes
-beside a server, where conductors belong (--url). It holds for the machine that printed it. Statements and calls hold
-for any.
+CPU is of the conductor alone, over the time on the wall: that of the process, less the thread that
+plays Heat and checks, and less the fake's own part of each call, which is told. A database server's
+own is not in it, and SQLite's is: with it, and with a connection for each transaction, as oslo.db
+has it there, a conductor takes twice what it takes beside a server, where conductors belong
+(--url). It holds for the machine that printed it. Statements and calls hold for any.
 
-Exit status 1 if a promise is broken: one call per project and round, and one more for each stack that has ended; under
-20 % of a core; every status right after each round.
-"""
+Exit status 1 if a promise is broken: one call per project and round, and one more for each stack
+that has ended; under 20 % of a core; every status right after each round."""
 
 from __future__ import annotations
 
@@ -63,11 +64,19 @@ CPU_PROMISED = 0.20
 STILL_ROUNDS = 3
 #: Why stacks fail here, as Heat says it.
 NO_HOST = clients.FailedResource(
-    'server', 'OS::Nova::Server', 'ResourceInError: resources.server: Went to status ERROR due to "Message: No valid '
-    'host was found., Code: 500"', 'nested', 'a-server', 'nested-id', '1')
+    'server',
+    'OS::Nova::Server',
+    'ResourceInError: resources.server: Went to status ERROR due to "Message: No valid '
+    'host was found., Code: 500"',
+    'nested',
+    'a-server',
+    'nested-id',
+    '1',
+)
 
 
-# -- the other side ------------------------------------------------------------------------------------------------
+# -- the other side --------------------------------------------------------------------------------
+
 
 @dataclass
 class CountedCloud(fakes.FakeCloud):
@@ -79,7 +88,8 @@ class CountedCloud(fakes.FakeCloud):
     looks: Counter[str] = field(default_factory=Counter)
     #: Stacks that were looked for, in all.
     looked_for: int = 0
-    #: When each project was last looked at, and the shortest time that there was between two looks at one.
+    #: When each project was last looked at, and the shortest time that there was between two looks
+    #: at one.
     last_look: dict[str, float] = field(default_factory=dict)
     shortest_s: float = float('inf')
     own_s: float = 0
@@ -107,77 +117,141 @@ class CountedStacks(fakes.FakeStacks):
             now = time.monotonic()
             cloud.looks[self.project_id] += 1
             cloud.looked_for += len(ids)
-            cloud.shortest_s = min(cloud.shortest_s, now - cloud.last_look.get(self.project_id, float('-inf')))
+            cloud.shortest_s = min(
+                cloud.shortest_s, now - cloud.last_look.get(self.project_id, float('-inf'))
+            )
             cloud.last_look[self.project_id] = now
         return seen
 
 
-def make_clusters(world: steps.World, cloud: CountedCloud, args: argparse.Namespace, ages: str) -> None:
+def make_clusters(
+    world: steps.World, cloud: CountedCloud, args: argparse.Namespace, ages: str
+) -> None:
     """Store the clusters, each of one master and two workers, with a stack in the fake."""
     driver = next(iter(world.drivers.values()))
     template = models.ClusterTemplate(
-        uuid=str(uuid.uuid4()), name='t', project_id='p', user_id='u', coe='x', image_id='i', server_type='vm',
-        cluster_distro='d')
+        uuid=str(uuid.uuid4()),
+        name='t',
+        project_id='p',
+        user_id='u',
+        coe='x',
+        image_id='i',
+        server_type='vm',
+        cluster_distro='d',
+    )
     template.labels = {}
     db.create_template(world.db, template)
     text: dict[str, Any] = {}
     with world.db.write() as session:
         for number in range(args.clusters):
             project = f'project-{number % args.projects}'
-            stack = fakes.FakeStack(str(uuid.uuid4()), f'c{number}', '', {}, {}, 60, tags=('magnum-lite', 'rev-1'))
+            stack = fakes.FakeStack(
+                str(uuid.uuid4()), f'c{number}', '', {}, {}, 60, tags=('magnum-lite', 'rev-1')
+            )
             cloud.granted.add(project)
             cloud.stacks_by_project.setdefault(project, {})[stack.id] = stack
             cluster = make_cluster(template, driver.name, project, stack.id)
             # Every project has the same ages. In the future: it stays young.
-            age_h = (number // args.projects + 0.5) * args.projects / args.clusters if ages == 'mixed' else -1
+            age_h = (
+                (number // args.projects + 0.5) * args.projects / args.clusters
+                if ages == 'mixed'
+                else -1
+            )
             cluster.created_at -= datetime.timedelta(hours=age_h)
             text = text or rendered(world, driver, cluster, template)
             cluster.stack_text = text
             session.add(cluster)
-            session.add(models.Operation(
-                uuid=str(uuid.uuid4()), cluster_id=cluster.uuid, project_id=project, user_id='u', kind='create',
-                generation=1))
+            session.add(
+                models.Operation(
+                    uuid=str(uuid.uuid4()),
+                    cluster_id=cluster.uuid,
+                    project_id=project,
+                    user_id='u',
+                    kind='create',
+                    generation=1,
+                )
+            )
             if number % 100 == 99:  # MariaDB takes statements of 16 MiB
                 session.flush()
         # The stacks were begun over a while: each project is due at a time of its own.
         for number in range(args.projects):
-            session.execute(sa.update(models.Cluster).where(models.Cluster.project_id == f'project-{number}').values(
-                check_at=db.now(random.uniform(0, world.conf.conductor.watch_interval))))
+            session.execute(
+                sa.update(models.Cluster)
+                .where(models.Cluster.project_id == f'project-{number}')
+                .values(check_at=db.now(random.uniform(0, world.conf.conductor.watch_interval)))
+            )
 
 
-def make_cluster(template: models.ClusterTemplate, driver: str, project: str, stack_id: str) -> models.Cluster:
+def make_cluster(
+    template: models.ClusterTemplate, driver: str, project: str, stack_id: str
+) -> models.Cluster:
     """A cluster whose stack is being created, as its row is."""
     cluster = models.Cluster(
-        uuid=str(uuid.uuid4()), name='c', project_id=project, user_id='u', driver=driver, stack_id=stack_id,
-        cluster_template_id=template.uuid, status='CREATE_IN_PROGRESS', floating_ip_enabled=True, labels={},
-        master_lb_enabled=False, revision=1, sent_generation=1, generation=1, created_at=models.utcnow())
+        uuid=str(uuid.uuid4()),
+        name='c',
+        project_id=project,
+        user_id='u',
+        driver=driver,
+        stack_id=stack_id,
+        cluster_template_id=template.uuid,
+        status='CREATE_IN_PROGRESS',
+        floating_ip_enabled=True,
+        labels={},
+        master_lb_enabled=False,
+        revision=1,
+        sent_generation=1,
+        generation=1,
+        created_at=models.utcnow(),
+    )
     for role, count in (('master', 1), ('worker', 2)):
         group = models.NodeGroup(
-            uuid=str(uuid.uuid4()), project_id=project, name=f'default-{role}', role=role, is_default=True,
-            node_count=count, next_number=count, status='CREATE_IN_PROGRESS', stack_id=stack_id, epoch=1, batch_size=1,
-            labels={}, node_labels={}, node_taints=[])
-        group.nodes = [models.Node(number=n, name=f'{role}-{n}', status='CREATE_IN_PROGRESS', epoch=1)
-                       for n in range(count)]
+            uuid=str(uuid.uuid4()),
+            project_id=project,
+            name=f'default-{role}',
+            role=role,
+            is_default=True,
+            node_count=count,
+            next_number=count,
+            status='CREATE_IN_PROGRESS',
+            stack_id=stack_id,
+            epoch=1,
+            batch_size=1,
+            labels={},
+            node_labels={},
+            node_taints=[],
+        )
+        group.nodes = [
+            models.Node(number=n, name=f'{role}-{n}', status='CREATE_IN_PROGRESS', epoch=1)
+            for n in range(count)
+        ]
         cluster.nodegroups.append(group)
     return cluster
 
 
-def rendered(world: steps.World, driver: drivers.Driver, cluster: models.Cluster,
-             template: models.ClusterTemplate) -> dict[str, Any]:
+def rendered(
+    world: steps.World,
+    driver: drivers.Driver,
+    cluster: models.Cluster,
+    template: models.ClusterTemplate,
+) -> dict[str, Any]:
     """The text of a cluster's stack, as its row has it."""
     life = datetime.timedelta(days=1)
-    pairs = {name: certs.make_ca(name, life=life, algorithm='ecdsa-p256')
-             for name in (*driver.keys, *driver.certificates)}
+    pairs = {
+        name: certs.make_ca(name, life=life, algorithm='ecdsa-p256')
+        for name in (*driver.keys, *driver.certificates)
+    }
     orm.attributes.set_committed_value(cluster, 'template', template)
     made = driver.render(world.conf, cluster, pairs)
     return {'template': made.template, 'files': made.files}
 
 
-# -- what is watched -----------------------------------------------------------------------------------------------
+# -- what is watched -------------------------------------------------------------------------------
+
 
 @dataclass
 class Gauge:
-    """What was used up to now; the difference of two is what a round has cost. Times are in seconds."""
+    """What was used up to now; the difference of two is what a round has cost. Times are in
+    seconds."""
 
     wall: float
     cpu: float
@@ -186,8 +260,13 @@ class Gauge:
     statements: int
 
     def __sub__(self, other: Gauge) -> Gauge:
-        return Gauge(self.wall - other.wall, self.cpu - other.cpu, self.fake - other.fake, self.calls - other.calls,
-                     self.statements - other.statements)
+        return Gauge(
+            self.wall - other.wall,
+            self.cpu - other.cpu,
+            self.fake - other.fake,
+            self.calls - other.calls,
+            self.statements - other.statements,
+        )
 
     @property
     def others(self) -> int:
@@ -197,7 +276,8 @@ class Gauge:
 
 @dataclass(frozen=True)
 class Ended:
-    """What a cluster is to say since its stack has ended: when that was, and after how many looks at its project."""
+    """What a cluster is to say since its stack has ended: when that was, and after how many looks
+    at its project."""
 
     status: str
     at: float
@@ -207,13 +287,18 @@ class Ended:
 class Bench:
     """A conductor at work, whoever plays Heat for it, and the figures."""
 
-    def __init__(self, world: steps.World, cloud: CountedCloud, args: argparse.Namespace, ages: str) -> None:
+    def __init__(
+        self, world: steps.World, cloud: CountedCloud, args: argparse.Namespace, ages: str
+    ) -> None:
         self.world, self.cloud, self.args, self.ages = world, cloud, args, ages
         self.problems: list[str] = []
         self.lags_s: list[float] = []
         self.ended: dict[str, Ended] = {}
-        self.stacks = {stack.id: (project, stack) for project, stacks in cloud.stacks_by_project.items()
-                       for stack in stacks.values()}
+        self.stacks = {
+            stack.id: (project, stack)
+            for project, stacks in cloud.stacks_by_project.items()
+            for stack in stacks.values()
+        }
         self.statements = 0
         self.player = threading.get_ident()
         sa.event.listen(world.db.engine, 'before_cursor_execute', self._count)
@@ -225,11 +310,17 @@ class Bench:
     def gauge(self) -> Gauge:
         """What has been used since the process began, by the conductor alone."""
         with self.cloud.lock:
-            return Gauge(time.monotonic(), time.process_time() - time.thread_time() - self.cloud.own_s,
-                         self.cloud.own_s, Counter(self.cloud.calls), self.statements)
+            return Gauge(
+                time.monotonic(),
+                time.process_time() - time.thread_time() - self.cloud.own_s,
+                self.cloud.own_s,
+                Counter(self.cloud.calls),
+                self.statements,
+            )
 
     def run(self) -> None:
-        """Let a conductor work for the time asked for, print a line for each round, and then what is to be said."""
+        """Let a conductor work for the time asked for, print a line for each round, and then what
+        is to be said."""
         conductor = service.Conductor(self.world)
         thread = threading.Thread(target=conductor.run, name='conductor')
         thread.start()
@@ -241,24 +332,32 @@ class Bench:
         self._judge(costs)
 
     def _rounds(self) -> Iterator[Gauge]:
-        print(f'\n{self.ages:8}{"round":>5}{"seconds":>9}{"looks":>7}{"other calls":>13}{"statements":>12}{"CPU":>8}'
-              f'{"fake":>7}   statuses')
+        print(
+            f'\n{self.ages:8}{"round":>5}{"seconds":>9}{"looks":>7}{"other calls":>13}{"statements":>12}{"CPU":>8}'  # noqa: E501
+            f'{"fake":>7}   statuses'
+        )
         begun = last = self.gauge()
         number = 0
         while last.wall - begun.wall < self.args.seconds:
             number += 1
             wrong: list[str] = []
             right = 0
-            while min((self.cloud.looks[project] for project in self.cloud.granted), default=0) < number:
+            while (
+                min((self.cloud.looks[project] for project in self.cloud.granted), default=0)
+                < number
+            ):
                 time.sleep(0.1)
                 found = self._check()
                 right += found[0]
                 wrong += found[1]
             now = self.gauge()
             cost, last = now - last, now
-            print(f'{"":8}{number:5}{cost.wall:9.2f}{cost.calls["look"]:7}{cost.others:13}{cost.statements:12}'
-                  f'{cost.cpu / cost.wall:8.1%}{cost.fake / cost.wall:7.1%}   {right} new, {len(wrong)} wrong',
-                  flush=True)
+            print(
+                f'{"":8}{number:5}{cost.wall:9.2f}{cost.calls["look"]:7}{cost.others:13}{cost.statements:12}'
+                f'{cost.cpu / cost.wall:8.1%}{cost.fake / cost.wall:7.1%}   {right} new, '
+                f'{len(wrong)} wrong',
+                flush=True,
+            )
             self.problems += wrong
             yield cost
             if number >= STILL_ROUNDS:
@@ -266,16 +365,21 @@ class Bench:
 
     def _end_some(self) -> None:
         """Have some of the stacks end in Heat."""
-        running = [stack for _, stack in self.stacks.values() if stack.status == 'CREATE_IN_PROGRESS']
+        running = [
+            stack for _, stack in self.stacks.values() if stack.status == 'CREATE_IN_PROGRESS'
+        ]
         for stack in random.sample(running, round(len(self.stacks) * self.args.change)):
             project = self.stacks[stack.id][0]
             with self.cloud.lock:
                 stack.status = random.choice(['CREATE_COMPLETE', 'CREATE_FAILED'])
                 stack.failed = [NO_HOST] if stack.status == 'CREATE_FAILED' else []
-                self.ended[stack.id] = Ended(stack.status, time.monotonic(), self.cloud.looks[project])
+                self.ended[stack.id] = Ended(
+                    stack.status, time.monotonic(), self.cloud.looks[project]
+                )
 
     def _check(self) -> tuple[int, list[str]]:
-        """Compare the table with what Heat says: how many clusters have come right, and what is wrong with which."""
+        """Compare the table with what Heat says: how many clusters have come right, and what is
+        wrong with which."""
         with self.world.db.read() as session:
             rows = session.execute(sa.select(models.Cluster.stack_id, models.Cluster.status)).all()
         right, wrong, now = [], [], time.monotonic()
@@ -286,7 +390,10 @@ class Bench:
                 self.lags_s.append(now - ended.at)
                 right.append(stack_id)
             elif ended and self.cloud.looks[project] >= ended.looks + 2:
-                wrong.append(f'{stack_id} is {status}, and {ended.status} in Heat since {now - ended.at:.1f} s')
+                wrong.append(
+                    f'{stack_id} is {status}, and {ended.status} in Heat since '
+                    f'{now - ended.at:.1f} s'
+                )
                 right.append(stack_id)  # once is enough
             elif status not in ('CREATE_IN_PROGRESS', stack.status):
                 wrong.append(f'{stack_id} is {status}, and {stack.status} in Heat')
@@ -295,7 +402,8 @@ class Bench:
         return len(right), wrong
 
     def _begin_anew(self, stack_ids: Sequence[str]) -> None:
-        """Have these clusters and stacks be created once more, to be looked at with the others of their project."""
+        """Have these clusters and stacks be created once more, to be looked at with the others of
+        their project."""
         for stack_id in stack_ids:
             self.stacks[stack_id][1].status = 'CREATE_IN_PROGRESS'
             del self.ended[stack_id]
@@ -303,19 +411,35 @@ class Bench:
         again = {'status': 'CREATE_IN_PROGRESS', 'status_reason': None, 'error_code': None}
         later = db.now(self.world.conf.conductor.watch_interval)
         with self.world.db.write() as session:
-            due: dict[str, Any] = dict(session.execute(sa.select(
-                cluster.project_id, sa.func.min(cluster.check_at)).where(
-                    cluster.check_at.is_not(None)).group_by(cluster.project_id)).tuples().all())
-            rows = session.execute(sa.select(cluster.uuid, cluster.stack_id).where(
-                cluster.stack_id.in_(stack_ids))).all()
+            due: dict[str, Any] = dict(
+                session.execute(
+                    sa.select(cluster.project_id, sa.func.min(cluster.check_at))
+                    .where(cluster.check_at.is_not(None))
+                    .group_by(cluster.project_id)
+                )
+                .tuples()
+                .all()
+            )
+            rows = session.execute(
+                sa.select(cluster.uuid, cluster.stack_id).where(cluster.stack_id.in_(stack_ids))
+            ).all()
             uuids = [row.uuid for row in rows]
             groups = session.scalars(sa.select(group.uuid).where(group.cluster_id.in_(uuids))).all()
             for uuid_, stack_id in rows:
-                session.execute(sa.update(cluster).where(cluster.uuid == uuid_).values(
-                    updated_at=None, check_at=due.get(self.stacks[stack_id][0], later), **again))
+                session.execute(
+                    sa.update(cluster)
+                    .where(cluster.uuid == uuid_)
+                    .values(
+                        updated_at=None, check_at=due.get(self.stacks[stack_id][0], later), **again
+                    )
+                )
             session.execute(sa.update(group).where(group.uuid.in_(groups)).values(**again))
             session.execute(sa.update(node).where(node.nodegroup_id.in_(groups)).values(**again))
-            session.execute(sa.update(done).where(done.cluster_id.in_(uuids)).values(outcome=None, ended_at=None))
+            session.execute(
+                sa.update(done)
+                .where(done.cluster_id.in_(uuids))
+                .values(outcome=None, ended_at=None)
+            )
 
     def _judge(self, costs: Sequence[Gauge]) -> None:
         total, still = sum_of(costs), sum_of(costs[:STILL_ROUNDS])
@@ -325,27 +449,36 @@ class Bench:
         if self.cloud.shortest_s < shortest_s:
             self.problems.append(f'a project was looked at after {self.cloud.shortest_s:.1f} s')
         if abs(statistics.mean(shares) - 1) > 0.1:
-            self.problems.append(f'{looks} looks in {len(costs)} rounds over {self.args.projects} projects')
+            self.problems.append(
+                f'{looks} looks in {len(costs)} rounds over {self.args.projects} projects'
+            )
         if total.others != ended or ended > len(self.lags_s) + len(self.ended):
             self.problems.append(f'calls that nobody needs: {total.calls}')
         if total.cpu / total.wall >= CPU_PROMISED:
             self.problems.append(f'{total.cpu / total.wall:.1%} of a core')
         lags = sorted(self.lags_s)
-        print(f'{self.ages}: {total.wall:.0f} s, {len(costs)} rounds, {looks} looks at projects '
-              f'({looks / len(costs):.1f} a round, each for {self.cloud.looked_for / looks:.1f} stacks), '
-              f'{self.cloud.shortest_s:.1f} s apart at least;\n'
-              f'  {total.cpu / total.wall:.1%} of a core, {still.cpu / still.wall:.1%} while nothing ends '
-              f'({still.statements / still.calls["look"]:.1f} statements and '
-              f'{still.cpu / still.calls["look"] * 1000:.1f} ms of CPU for a look);\n'
-              f'  {len(lags)} stacks ended ({len(lags) / total.wall:.1f} a second), seen after '
-              f'{statistics.median(lags) if lags else 0:.1f} s at the median and {max(lags, default=0):.1f} s at most')
+        print(
+            f'{self.ages}: {total.wall:.0f} s, {len(costs)} rounds, {looks} looks at projects '
+            f'({looks / len(costs):.1f} a round, each for {self.cloud.looked_for / looks:.1f} '
+            f'stacks), {self.cloud.shortest_s:.1f} s apart at least;\n  '
+            f'{total.cpu / total.wall:.1%} of a core, {still.cpu / still.wall:.1%} while nothing '
+            f'ends ({still.statements / still.calls["look"]:.1f} statements and '
+            f'{still.cpu / still.calls["look"] * 1000:.1f} ms of CPU for a look);\n  {len(lags)} '
+            f'stacks ended ({len(lags) / total.wall:.1f} a second), seen after '
+            f'{statistics.median(lags) if lags else 0:.1f} s at the median and '
+            f'{max(lags, default=0):.1f} s at most'
+        )
         for problem in self.problems[:10]:
             print(f'  BROKEN: {problem}')
 
 
 def sum_of(costs: Sequence[Gauge]) -> Gauge:
-    return Gauge(*(sum((getattr(cost, name) for cost in costs), Counter() if name == 'calls' else 0)
-                   for name in ('wall', 'cpu', 'fake', 'calls', 'statements')))
+    return Gauge(
+        *(
+            sum((getattr(cost, name) for cost in costs), Counter() if name == 'calls' else 0)
+            for name in ('wall', 'cpu', 'fake', 'calls', 'statements')
+        )
+    )
 
 
 def measure(conf: cfg.ConfigOpts, args: argparse.Namespace, ages: str, folder: str) -> list[str]:
@@ -354,8 +487,14 @@ def measure(conf: cfg.ConfigOpts, args: argparse.Namespace, ages: str, folder: s
     models.Base.metadata.create_all(database.engine)
     try:
         cloud = CountedCloud()
-        world = steps.World(conf=conf, db=database, cloud=cloud, keystore=keystore.KeyStore(conf),
-                            drivers=drivers.load(conf), notifier=notify.Notifier(conf))
+        world = steps.World(
+            conf=conf,
+            db=database,
+            cloud=cloud,
+            keystore=keystore.KeyStore(conf),
+            drivers=drivers.load(conf),
+            notifier=notify.Notifier(conf),
+        )
         make_clusters(world, cloud, args, ages)
         bench = Bench(world, cloud, args, ages)
         bench.run()
@@ -366,13 +505,17 @@ def measure(conf: cfg.ConfigOpts, args: argparse.Namespace, ages: str, folder: s
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--url', help='SQLAlchemy URL of an empty database')
     parser.add_argument('--clusters', type=int, default=1000)
     parser.add_argument('--projects', type=int, default=20)
     parser.add_argument('--seconds', type=float, default=60)
     parser.add_argument('--ages', nargs='+', choices=['young', 'mixed'], default=['young', 'mixed'])
-    parser.add_argument('--change', type=float, default=0.02, help='share of the stacks that end in each round')
+    parser.add_argument(
+        '--change', type=float, default=0.02, help='share of the stacks that end in each round'
+    )
     args = parser.parse_args()
     conf = cfg.CONF
     config.register(conf)
@@ -383,11 +526,16 @@ def main() -> int:
         logging.basicConfig(filename=f'{folder}/log', level=logging.INFO)
         keystore.create_key_file(conf.keystore.key_file)
         kind = sa.make_url(args.url or 'sqlite://').get_backend_name()
-        print(f'{kind}, {args.clusters} clusters of 1 master and 2 workers in {args.projects} projects, watch_interval '
-              f'{conf.conductor.watch_interval} s, {conf.conductor.workers} workers, {args.change:.0%} of the stacks '
-              f'end in each round;\n{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before')
+        print(
+            f'{kind}, {args.clusters} clusters of 1 master and 2 workers in {args.projects} '
+            f'projects, watch_interval {conf.conductor.watch_interval} s, {conf.conductor.workers} '
+            f'workers, {args.change:.0%} of the stacks end in each round;\n{os.cpu_count()} cores, '
+            f'load {os.getloadavg()[0]:.1f} before'
+        )
         problems = [problem for ages in args.ages for problem in measure(conf, args, ages, folder)]
-    print(f'load {os.getloadavg()[0]:.1f} after\n{"BROKEN" if problems else "All promises are kept."}')
+    print(
+        f'load {os.getloadavg()[0]:.1f} after\n{"BROKEN" if problems else "All promises are kept."}'
+    )
     return 1 if problems else 0
 
 

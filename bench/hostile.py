@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""What hostile requests cost against a plain GET: time to the answer, and memory that the process gains by it.
+"""What hostile requests cost against a plain GET: time to the answer, and memory that the process
+gains by it.
 
     bench/hostile.py [--runs 20]
 
-Each is sent over loopback to the server that `magnum-lite api` starts, in a process of its own, in turn with a plain
-`GET /v1/clusters/{uuid}`; so the ratio holds on a busy machine, and the milliseconds only where they were printed. The
-promise is an answer of 4xx in under 50 ms on an idle machine, and memory that stays flat however often it is sent. The
-token check is left out. Memory is the peak of the server's resident set, in KiB that a round of each request adds.
-"""
+Each is sent over loopback to the server that `magnum-lite api` starts, in a process of its own, in
+turn with a plain `GET /v1/clusters/{uuid}`; so the ratio holds on a busy machine, and the
+milliseconds only where they were printed. The promise is an answer of 4xx in under 50 ms on an idle
+machine, and memory that stays flat however often it is sent. The token check is left out. Memory is
+the peak of the server's resident set, in KiB that a round of each request adds."""
 
 from __future__ import annotations
 
@@ -48,7 +49,10 @@ def patch(value: object, *, times: int = 1, path: str = '/health_status_reason')
 
 def cases(item: str) -> list[Hostile]:
     """The requests; `item` is the address of a cluster."""
-    cluster, labels = b'{"cluster_template_id":"t","labels":', b','.join(b'"%x":1' % n for n in range(100_000))
+    cluster, labels = (
+        b'{"cluster_template_id":"t","labels":',
+        b','.join(b'"%x":1' % n for n in range(100_000)),
+    )
     return [
         Hostile('JSON nested 26 deep', b'{"a":' * 25 + b'1' + b'}' * 25),
         Hostile('JSON nested 100,000 deep', b'[' * 100_000),
@@ -60,16 +64,24 @@ def cases(item: str) -> list[Hostile]:
         Hostile('1 MiB of numbers', b'[' + b'1,' * (MIB // 2 - 2) + b'1]'),
         Hostile('1 MiB of lists', b'[' + b'[],' * (MIB // 3 - 1) + b'1]'),
         Hostile('a name of 1 MiB', json.dumps({'name': 'a' * (MIB - 100)}).encode()),
-        Hostile('a name of 1 MiB, not ASCII', '{"name": "%s"}'.__mod__('\u00e4' * (MIB // 2 - 100)).encode()),
+        Hostile(
+            'a name of 1 MiB, not ASCII',
+            '{"name": "%s"}'.__mod__('\u00e4' * (MIB // 2 - 100)).encode(),
+        ),
         Hostile('1 MiB of objects', b'[' + b'{},' * (MIB // 3 - 1) + b'{}]'),
-        Hostile('10,000 patch operations', patch(3, times=10_000, path='/node_count'), 'PATCH', item),
+        Hostile(
+            '10,000 patch operations', patch(3, times=10_000, path='/node_count'), 'PATCH', item
+        ),
         Hostile('a patch with a deep list', patch(json.loads('[' * 20 + ']' * 20)), 'PATCH', item),
         Hostile('a patch with a deep text', patch('{"a":' * 5000), 'PATCH', item),
         Hostile('a patch with a text of 128 KiB', patch('[' + '1,' * 65_000 + ']'), 'PATCH', item),
         Hostile('a patch with a long literal', patch('[' + '1,' * 19_000 + ']'), 'PATCH', item),
         Hostile('half a surrogate pair', b'{"cluster_template_id": "\\ud800"}'),
         Hostile('NaN', b'{"cluster_template_id": "t", "node_count": NaN}'),
-        Hostile('an integer of 4,000 digits', b'{"cluster_template_id": "t", "node_count": %s}' % (b'9' * 4000)),
+        Hostile(
+            'an integer of 4,000 digits',
+            b'{"cluster_template_id": "t", "node_count": %s}' % (b'9' * 4000),
+        ),
         Hostile('a name twice', b'{"name": "a", "name": "b"}'),
         Hostile('100,000 labels', cluster + b'{' + labels + b'}}'),
         Hostile('100,000 attributes', b'{' + labels + b'}'),
@@ -88,6 +100,7 @@ def serve(folder: str, port: int, ready: multiprocessing.synchronize.Event) -> N
     from magnum_lite import config, db, drivers, models, notify
     from magnum_lite.api import app, policies
     from magnum_lite.api.request import Services
+
     config.register(config.CONF)
     conf = config.CONF
     conf([], project=config.PROJECT, default_config_files=[])
@@ -96,8 +109,16 @@ def serve(folder: str, port: int, ready: multiprocessing.synchronize.Event) -> N
     models.Base.metadata.create_all(database.engine)
     store_template(database)
     store_cluster(database, 1)
-    services = Services(conf=conf, db=database, cloud=fakes.FakeCloud(), drivers=drivers.load(conf), nudger=Nudges(),
-                        notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf), signer=None)
+    services = Services(
+        conf=conf,
+        db=database,
+        cloud=fakes.FakeCloud(),
+        drivers=drivers.load(conf),
+        nudger=Nudges(),
+        notifier=notify.Notifier(conf),
+        enforcer=policies.enforcer(conf),
+        signer=None,
+    )
     server = wsgi.Server(('127.0.0.1', port), app.make_app(services), numthreads=4)
     server.prepare()
     ready.set()
@@ -106,16 +127,30 @@ def serve(folder: str, port: int, ready: multiprocessing.synchronize.Event) -> N
 
 def chunks(body: bytes) -> Iterator[bytes]:
     for begin in range(0, len(body), 64 * 1024):
-        yield body[begin:begin + 64 * 1024]
+        yield body[begin : begin + 64 * 1024]
 
 
-def ask(port: int, method: str, path: str, body: bytes | None = None, *, chunked: bool = False) -> tuple[int, float]:
-    """Status, and seconds until the answer is read. A server that has heard enough may close while we send."""
+def ask(
+    port: int, method: str, path: str, body: bytes | None = None, *, chunked: bool = False
+) -> tuple[int, float]:
+    """Status, and seconds until the answer is read. A server that has heard enough may close while
+    we send."""
     connection = http.client.HTTPConnection('127.0.0.1', port, timeout=60)
-    headers = {'X-Project-Id': 'p1', 'X-User-Id': 'u', 'X-Roles': 'member', 'Content-Type': 'application/json'}
+    headers = {
+        'X-Project-Id': 'p1',
+        'X-User-Id': 'u',
+        'X-Roles': 'member',
+        'Content-Type': 'application/json',
+    }
     began = time.perf_counter()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        connection.request(method, path, chunks(body) if chunked and body else body, headers, encode_chunked=chunked)
+        connection.request(
+            method,
+            path,
+            chunks(body) if chunked and body else body,
+            headers,
+            encode_chunked=chunked,
+        )
     response = connection.getresponse()
     response.read()
     took = time.perf_counter() - began
@@ -130,10 +165,13 @@ def peak_kib(pid: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--runs', type=int, default=20)
     args = parser.parse_args()
     from test_api import uuid_of
+
     item = f'/v1/clusters/{uuid_of(1)}'
     with socket.create_server(('127.0.0.1', 0)) as free:
         port = free.getsockname()[1]
@@ -156,8 +194,10 @@ def measure(port: int, item: str, pid: int, runs: int) -> int:
     for _ in range(WARM):
         ask(port, 'GET', item)
     wrong = 0
-    print(f'{"":32}{"status":>7}{"ms":>8}{"x GET":>8}{"KiB":>9}{"KiB":>9}   median of {runs}; peak gained by the first '
-          f'{ROUNDS} and the next {ROUNDS}')
+    print(
+        f'{"":32}{"status":>7}{"ms":>8}{"x GET":>8}{"KiB":>9}{"KiB":>9}   median of {runs}; peak '
+        f'gained by the first {ROUNDS} and the next {ROUNDS}'
+    )
     for case in cases(item):
         hostile, plain, statuses = [], [], set()
         begun = peak_kib(pid)
@@ -171,8 +211,10 @@ def measure(port: int, item: str, pid: int, runs: int) -> int:
                 gained.append(peak_kib(pid) - begun)
         wrong += any(not 400 <= status < 500 for status in statuses)
         one, other = statistics.median(plain), statistics.median(hostile)
-        print(f'{case.name:32}{"/".join(map(str, sorted(statuses))):>7}{other * 1000:8.1f}{other / one:8.1f}'
-              f'{gained[0]:9}{gained[1] - gained[0]:9}')
+        print(
+            f'{case.name:32}{"/".join(map(str, sorted(statuses))):>7}{other * 1000:8.1f}{other / one:8.1f}'  # noqa: E501
+            f'{gained[0]:9}{gained[1] - gained[0]:9}'
+        )
     return min(wrong, 1)
 
 

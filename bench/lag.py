@@ -1,25 +1,27 @@
 #!/usr/bin/env python3
-"""How long after Heat a cluster says that it is done, with and without Heat's notifications, on a real cloud.
+"""How long after Heat a cluster says that it is done, with and without Heat's notifications, on a
+real cloud.
 
     OS_CLOUD=mycloud bench/lag.py --heat-database SQLALCHEMY-URL [--clusters 60] [--at-once 10]
                                   [--modes notifications polling] [--heat-transport-url URL]
 
-The service runs as in tests/functional, processes, broker and a database of its own on the MariaDB that Heat uses, too:
-so one statement tells, every few milliseconds, which stacks are done and which clusters say so; the URL's user has to
-be allowed to read both. The time that this statement takes is the resolution, and is told. A cluster is one stack with
-a member that reports to a wait condition and is nothing else (tests/chaos/drivers). They come in batches of
-`--at-once`: when all of a batch wait, and Heat has nothing else to do, each is signalled at a random time, every
+The service runs as in tests/functional, processes, broker and a database of its own on the MariaDB
+that Heat uses, too: so one statement tells, every few milliseconds, which stacks are done and which
+clusters say so; the URL's user has to be allowed to read both. The time that this statement takes
+is the resolution, and is told. A cluster is one stack with a member that reports to a wait
+condition and is nothing else (tests/chaos/drivers). They come in batches of `--at-once`: when all
+of a batch wait, and Heat has nothing else to do, each is signalled at a random time, every
 `--fail`th with a failure. All are deleted at the end.
 
-"Heat" is the time from the signal to the stack's end in Heat's database; "message" the time from there to the arrival
-of the notification, which is negative where Heat sends it before it commits; "row" from there to the cluster's end in
-our database, and "API" the same when the API is asked. "calls" is what just then the two calls take that tell the
-service of an end (a list of stacks; the outputs, or the resources that failed): on a busy machine they are most of it.
-Options are the defaults. Names begin with fn-; all is removed.
+"Heat" is the time from the signal to the stack's end in Heat's database; "message" the time from
+there to the arrival of the notification, which is negative where Heat sends it before it commits;
+"row" from there to the cluster's end in our database, and "API" the same when the API is asked.
+"calls" is what just then the two calls take that tell the service of an end (a list of stacks; the
+outputs, or the resources that failed): on a busy machine they are most of it. Options are the
+defaults. Names begin with fn-; all is removed.
 
-Exit status 1 if p99 of "row" is over 1 s with notifications, or any is over one round (an interval, with what is added
-to it by chance and by age) and a second without.
-"""
+Exit status 1 if p99 of "row" is over 1 s with notifications, or any is over one round (an interval,
+with what is added to it by chance and by age) and a second without."""
 
 from __future__ import annotations
 
@@ -49,8 +51,14 @@ from functional.cloud import Project, Sandbox
 from functional.service import Service, poll, start_service, unique_name
 
 DRIVERS = pathlib.Path(__file__).parent.parent / 'tests' / 'chaos' / 'drivers'
-TEMPLATE = {'name': 'fn-lag', 'coe': 'chaos', 'image_id': 'debian', 'flavor_id': 'm1.small',
-            'master_flavor_id': 'm1.small', 'external_network_id': 'public'}
+TEMPLATE = {
+    'name': 'fn-lag',
+    'coe': 'chaos',
+    'image_id': 'debian',
+    'flavor_id': 'm1.small',
+    'master_flavor_id': 'm1.small',
+    'external_network_id': 'public',
+}
 #: Seconds that a stack may take on a busy machine.
 STACK_S = 300
 #: Seconds between two signals on average.
@@ -86,8 +94,9 @@ class Watch:
     def __init__(self, heat_url: str, database: str) -> None:
         self._engine = sa.create_engine(heat_url, isolation_level='AUTOCOMMIT')
         self._statement = sa.text(
-            f'SELECT s.id, s.status, c.status AS ours FROM stack s JOIN {database}.clusters c ON c.stack_id = s.id '
-            'WHERE s.id IN :ids').bindparams(sa.bindparam('ids', expanding=True))
+            f'SELECT s.id, s.status, c.status AS ours FROM stack s JOIN {database}.clusters c ON '
+            'c.stack_id = s.id WHERE s.id IN :ids'
+        ).bindparams(sa.bindparam('ids', expanding=True))
         # Who may not read both databases is told so now, and not by clusters that never end.
         with self._engine.connect() as connection:
             connection.execute(self._statement, {'ids': ['']}).all()
@@ -106,7 +115,11 @@ class Watch:
         with self._engine.connect() as connection:
             last = time.monotonic()
             while not self._stop.wait(0.005):
-                waiting = [lag.stack_id for lag in list(self.lags.values()) if lag.signalled and not lag.row]
+                waiting = [
+                    lag.stack_id
+                    for lag in list(self.lags.values())
+                    if lag.signalled and not lag.row
+                ]
                 if not waiting:
                     last = time.monotonic()
                     continue
@@ -125,12 +138,16 @@ class Watch:
 class Arrivals:
     """Listens as the conductors do, in a pool of its own, to tell when a notification arrives."""
 
-    filter_rule = oslo_messaging.NotificationFilter(event_type=r'^orchestration\.stack\.create\.(end|error)$')
+    filter_rule = oslo_messaging.NotificationFilter(
+        event_type=r'^orchestration\.stack\.create\.(end|error)$'
+    )
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
 
-    def info(self, context: Any, publisher_id: str, event_type: str, payload: Any, metadata: Any) -> None:
+    def info(
+        self, context: Any, publisher_id: str, event_type: str, payload: Any, metadata: Any
+    ) -> None:
         lag = self._watch.lags.get(payload['stack_identity'].rpartition('/')[2])
         if lag:
             lag.message = lag.message or time.monotonic()
@@ -144,8 +161,11 @@ def listening(url: str, watch: Watch) -> Iterator[None]:
     pool = unique_name()
     listener = oslo_messaging.get_notification_listener(
         oslo_messaging.get_notification_transport(cfg.CONF, url=url),
-        [oslo_messaging.Target(exchange='heat', topic='notifications')], [Arrivals(watch)], executor='threading',
-        pool=pool)
+        [oslo_messaging.Target(exchange='heat', topic='notifications')],
+        [Arrivals(watch)],
+        executor='threading',
+        pool=pool,
+    )
     listener.start()
     try:
         yield
@@ -158,18 +178,24 @@ def listening(url: str, watch: Watch) -> Iterator[None]:
 def remove_queue(url: str, name: str) -> None:
     """Remove the queue of a pool of listeners."""
     import kombu
+
     with kombu.Connection(url.replace('rabbit://', 'amqp://')) as connection:
         connection.default_channel.queue_delete(name)
 
 
-# -- one cluster ---------------------------------------------------------------------------------------------------
+# -- one cluster -----------------------------------------------------------------------------------
+
 
 class Clusters:
     """Makes clusters, signals them, and waits until the API says what came of it."""
 
-    def __init__(self, service: Service, project: Project, watch: Watch, args: argparse.Namespace) -> None:
+    def __init__(
+        self, service: Service, project: Project, watch: Watch, args: argparse.Namespace
+    ) -> None:
         self._service, self._project, self._watch, self._args = service, project, watch, args
-        status, body = service.request('POST', '/v1/clustertemplates', TEMPLATE, headers=project.headers)
+        status, body = service.request(
+            'POST', '/v1/clustertemplates', TEMPLATE, headers=project.headers
+        )
         assert status == 201, body
         self._template = body['uuid']
 
@@ -181,11 +207,15 @@ class Clusters:
             list(pool.map(self._end, waiting))
 
     def _make(self, number: int) -> tuple[str, Lag, dict[str, str]]:
-        """Make a cluster. Returns its path, what there will be to tell of it, and what its node knows."""
+        """Make a cluster. Returns its path, what there will be to tell of it, and what its node
+        knows."""
         asked = time.monotonic()
-        status, body = self._service.request('POST', '/v1/clusters', {
-            'name': f'lag-{number}', 'cluster_template_id': self._template, 'node_count': 1},
-            headers=self._project.headers)
+        status, body = self._service.request(
+            'POST',
+            '/v1/clusters',
+            {'name': f'lag-{number}', 'cluster_template_id': self._template, 'node_count': 1},
+            headers=self._project.headers,
+        )
         assert status == 202, body
         path = f'/v1/clusters/{body["uuid"]}'
         stack_id = poll(lambda: self._get(path)['cluster_id'], STACK_S, 'a stack')
@@ -198,15 +228,27 @@ class Clusters:
         time.sleep(random.uniform(0, SIGNAL_S * self._args.at_once))
         lag.signalled = time.monotonic()
         self._watch.lags[lag.stack_id] = lag
-        requests.post(handle['endpoint'], headers={'X-Auth-Token': handle['token']}, timeout=60, json={
-            'status': 'FAILURE' if lag.fails else 'SUCCESS', 'reason': 'as asked'}).raise_for_status()
-        poll(lambda: lag.row, STACK_S, f'the end of stack {lag.stack_id} and of its cluster', every_s=0.02)
+        requests.post(
+            handle['endpoint'],
+            headers={'X-Auth-Token': handle['token']},
+            timeout=60,
+            json={'status': 'FAILURE' if lag.fails else 'SUCCESS', 'reason': 'as asked'},
+        ).raise_for_status()
+        poll(
+            lambda: lag.row,
+            STACK_S,
+            f'the end of stack {lag.stack_id} and of its cluster',
+            every_s=0.02,
+        )
         shown = self._get(path)['status']
         lag.api = time.monotonic()
         heat = self._project.cloud.orchestration
         heat.get(f'/stacks?id={lag.stack_id}', raise_exc=True)
-        heat.get(f'/stacks/{lag.stack_id}' + (
-            '/resources?nested_depth=5&status=FAILED' if lag.fails else '?resolve_outputs=True'), raise_exc=True)
+        heat.get(
+            f'/stacks/{lag.stack_id}'
+            + ('/resources?nested_depth=5&status=FAILED' if lag.fails else '?resolve_outputs=True'),
+            raise_exc=True,
+        )
         lag.calls_s = time.monotonic() - lag.api
         assert shown == ('CREATE_FAILED' if lag.fails else 'CREATE_COMPLETE'), shown
 
@@ -226,26 +268,41 @@ class Clusters:
     def _handle(self, stack_id: str) -> dict[str, str] | None:
         """What the node that waits would know: address and token."""
         heat = self._project.cloud.orchestration
-        found = heat.get(f'/stacks/{stack_id}/resources?nested_depth=3', raise_exc=True).json()['resources']
+        found = heat.get(f'/stacks/{stack_id}/resources?nested_depth=3', raise_exc=True).json()[
+            'resources'
+        ]
         handles = [r for r in found if r['resource_type'] == 'OS::Heat::WaitConditionHandle']
-        if not any(r['resource_type'] == 'OS::Heat::WaitCondition' and r['resource_status'] == 'CREATE_IN_PROGRESS'
-                   for r in found):
+        if not any(
+            r['resource_type'] == 'OS::Heat::WaitCondition'
+            and r['resource_status'] == 'CREATE_IN_PROGRESS'
+            for r in found
+        ):
             return None
         link = next(link['href'] for link in handles[0]['links'] if link['rel'] == 'self')
-        shown = heat.get(link[link.index('/stacks/'):], raise_exc=True).json()['resource']
+        shown = heat.get(link[link.index('/stacks/') :], raise_exc=True).json()['resource']
         return shown.get('attributes') if (shown.get('attributes') or {}).get('token') else None
 
 
-# -- the whole -----------------------------------------------------------------------------------------------------
+# -- the whole -------------------------------------------------------------------------------------
+
 
 def measure(sandbox: Sandbox, args: argparse.Namespace, mode: str, folder: pathlib.Path) -> bool:
     """Run one mode, print its figures, and return whether they are as promised."""
     pool = unique_name()
-    service = start_service(args.cloud, folder / mode, extra={
-        'conductor': {'tick': 5, 'watch_interval': INTERVAL_S}, 'drivers': {'path': DRIVERS},
-        'quotas': {'max_clusters_per_project': 1000},
-        'heat_notifications': {'enabled': mode == 'notifications', 'transport_url': args.heat_transport_url,
-                               'pool': pool}})
+    service = start_service(
+        args.cloud,
+        folder / mode,
+        extra={
+            'conductor': {'tick': 5, 'watch_interval': INTERVAL_S},
+            'drivers': {'path': DRIVERS},
+            'quotas': {'max_clusters_per_project': 1000},
+            'heat_notifications': {
+                'enabled': mode == 'notifications',
+                'transport_url': args.heat_transport_url,
+                'pool': pool,
+            },
+        },
+    )
     try:
         with contextlib.ExitStack() as undo:
             watch = Watch(args.heat_database, sa.make_url(service.database_url).database or '')
@@ -265,21 +322,31 @@ def measure(sandbox: Sandbox, args: argparse.Namespace, mode: str, folder: pathl
 
 
 def report(mode: str, lags: Sequence[Lag], pauses: Sequence[float], load: float) -> bool:
-    columns = {'Heat': [lag.heat - lag.signalled for lag in lags],
-               'message': [lag.message - lag.heat for lag in lags if lag.message],
-               'row': [lag.row - lag.heat for lag in lags], 'API': [lag.api - lag.heat for lag in lags],
-               'calls': [lag.calls_s for lag in lags]}
-    print(f'\n{mode}: {len(lags)} clusters, {sum(lag.fails for lag in lags)} of which failed; looked every '
-          f'{statistics.median(pauses) * 1000:.0f} ms (p99 {p(pauses, 99) * 1000:.0f}); load {load:.1f}')
+    columns = {
+        'Heat': [lag.heat - lag.signalled for lag in lags],
+        'message': [lag.message - lag.heat for lag in lags if lag.message],
+        'row': [lag.row - lag.heat for lag in lags],
+        'API': [lag.api - lag.heat for lag in lags],
+        'calls': [lag.calls_s for lag in lags],
+    }
+    print(
+        f'\n{mode}: {len(lags)} clusters, {sum(lag.fails for lag in lags)} of which failed; looked '
+        f'every {statistics.median(pauses) * 1000:.0f} ms (p99 {p(pauses, 99) * 1000:.0f}); load '
+        f'{load:.1f}'
+    )
     print(f'{"seconds":10}{"min":>8}{"p50":>8}{"p90":>8}{"p99":>8}{"max":>8}')
     for name, seconds in columns.items():
         if seconds:
-            print(f'{name:10}{min(seconds):8.3f}{p(seconds, 50):8.3f}{p(seconds, 90):8.3f}{p(seconds, 99):8.3f}'
-                  f'{max(seconds):8.3f}')
+            print(
+                f'{name:10}{min(seconds):8.3f}{p(seconds, 50):8.3f}{p(seconds, 90):8.3f}{p(seconds, 99):8.3f}'  # noqa: E501
+                f'{max(seconds):8.3f}'
+            )
     rounds = [(lag.row - lag.heat) / lag.round_s for lag in lags]
     late = [lag for lag in lags if lag.row - lag.heat > lag.round_s + PROMISED_S]
-    print(f'In rounds (the longest interval at the age of each): p50 {p(rounds, 50):.2f}, p99 {p(rounds, 99):.2f}; '
-          f'{len(late)} took more than one and a second')
+    print(
+        f'In rounds (the longest interval at the age of each): p50 {p(rounds, 50):.2f}, p99 '
+        f'{p(rounds, 99):.2f}; {len(late)} took more than one and a second'
+    )
     kept = p(columns['row'], 99) <= PROMISED_S if mode == 'notifications' else not late
     print('The promise is kept.' if kept else 'BROKEN', flush=True)
     return kept
@@ -292,11 +359,16 @@ def p(values: Sequence[float], percent: int) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--cloud', default=os.environ.get('OS_CLOUD'), help='entry of clouds.yaml')
     parser.add_argument('--heat-database', required=True, help='SQLAlchemy URL of Heat\'s database')
-    parser.add_argument('--heat-transport-url', default='rabbit://guest:guest@127.0.0.1:5672/',
-                        help='broker that Heat notifies over')
+    parser.add_argument(
+        '--heat-transport-url',
+        default='rabbit://guest:guest@127.0.0.1:5672/',
+        help='broker that Heat notifies over',
+    )
     parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES)
     parser.add_argument('--clusters', type=int, default=60)
     parser.add_argument('--at-once', type=int, default=10)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""What many workers cost Heat: resources, seconds, and CPU of its engine, for a create and a resize by one.
+"""What many workers cost Heat: resources, seconds, and CPU of its engine, for a create and a resize
+by one.
 
     bench/workers.py [--workers 50] [--resizes 1] [--then TREE] [--wave N] [--engine-pid-file FILE]
 
-Needs a cloud as tests/functional do (OS_CLOUD, MAGNUM_LITE_CLOUD_TOOLS), whose engine runs on this machine. The nodes
-are played by the tool `signal`, whose questions are among the engine's work. `--then`: conductors of another tree of
-this project resize the cluster once more, as if the service had been upgraded. Everything that was made is removed.
-"""
+Needs a cloud as tests/functional do (OS_CLOUD, MAGNUM_LITE_CLOUD_TOOLS), whose engine runs on this
+machine. The nodes are played by the tool `signal`, whose questions are among the engine's work.
+`--then`: conductors of another tree of this project resize the cluster once more, as if the service
+had been upgraded. Everything that was made is removed."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def cpu_s(pid: int) -> float:
 
 def resources(cluster: Cluster) -> list[dict[str, Any]]:
     """All resources of the cluster's stack, nested ones included."""
-    answer = cluster.project.cloud.orchestration.get(f'/stacks/{cluster.stack_id()}/resources?nested_depth=5')
+    answer = cluster.project.cloud.orchestration.get(
+        f'/stacks/{cluster.stack_id()}/resources?nested_depth=5'
+    )
     return list(answer.json()['resources'])
 
 
@@ -54,16 +57,25 @@ def timed(what: str, engine: int) -> Iterator[None]:
     """Print how long a block takes, and what the engine works for it."""
     began, work = time.monotonic(), cpu_s(engine)
     yield
-    print(f'{what}: {time.monotonic() - began:.0f} s, engine {cpu_s(engine) - work:.1f} s of CPU', flush=True)
+    print(
+        f'{what}: {time.monotonic() - began:.0f} s, engine {cpu_s(engine) - work:.1f} s of CPU',
+        flush=True,
+    )
 
 
 def done(cluster: Cluster, count: int) -> None:
-    """Have the nodes report as they come, until the cluster has `count` workers and nothing is under way."""
+    """Have the nodes report as they come, until the cluster has `count` workers and nothing is
+    under way."""
     environ = {**os.environ, 'OS_CLIENT_CONFIG_FILE': str(cluster.project.sandbox.clouds_file)}
 
     def is_done() -> bool:
-        subprocess.run([str(SIGNAL), cluster.stack_id(), '--cloud', cluster.project.name, '--wait', '60'], env=environ,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        subprocess.run(
+            [str(SIGNAL), cluster.stack_id(), '--cloud', cluster.project.name, '--wait', '60'],
+            env=environ,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
         shown = cluster.get()
         assert not shown['status'].endswith('_FAILED'), shown
         return bool(shown['status'].endswith('_COMPLETE') and len(shown['node_addresses']) == count)
@@ -73,17 +85,25 @@ def done(cluster: Cluster, count: int) -> None:
 
 def updates(cluster: Cluster, before: dict[str, Any]) -> dict[str, int]:
     """How many resources were touched that had been there before, by type."""
-    return dict(collections.Counter(
-        f'{pathlib.PurePath(r["resource_type"]).name} {r["resource_status"]}' for r in resources(cluster)
-        if before.get(r['physical_resource_id'], r['updated_time']) != r['updated_time']))
+    return dict(
+        collections.Counter(
+            f'{pathlib.PurePath(r["resource_type"]).name} {r["resource_status"]}'
+            for r in resources(cluster)
+            if before.get(r['physical_resource_id'], r['updated_time']) != r['updated_time']
+        )
+    )
 
 
 def resize(cluster: Cluster, count: int, engine: int) -> None:
     """Resize the cluster, and print what that cost."""
     before = {r['physical_resource_id']: r['updated_time'] for r in resources(cluster)}
     with timed(f'resize to {count}', engine):
-        status, body = cluster.service.request('POST', f'/v1/clusters/{cluster.uuid}/actions/resize',
-                                               {'node_count': count}, headers=cluster.project.headers)
+        status, body = cluster.service.request(
+            'POST',
+            f'/v1/clusters/{cluster.uuid}/actions/resize',
+            {'node_count': count},
+            headers=cluster.project.headers,
+        )
         assert status == 202, body
         done(cluster, count)
     print(f'  of what was there before, Heat touched: {updates(cluster, before)}', flush=True)
@@ -93,12 +113,21 @@ def measure(service: Service, project: Project, args: argparse.Namespace, engine
     """Make a cluster, resize it, print what that cost."""
     count = args.workers
     with timed(f'create with {count} workers', engine):
-        cluster = ask(service, project, name='bench-workers', node_count=count, template={'floating_ip_enabled': False})
+        cluster = ask(
+            service,
+            project,
+            name='bench-workers',
+            node_count=count,
+            template={'floating_ip_enabled': False},
+        )
         done(cluster, count)
     found = resources(cluster)
     holders = {r['links'][1]['href'] for r in found if r['resource_name'] == 'kube-minion'}
     each = 1 + sum(r['links'][1]['href'] in holders for r in found) / count
-    print(f'  {len(found)} resources; each worker has {each:.1f}, its nested stack included', flush=True)
+    print(
+        f'  {len(found)} resources; each worker has {each:.1f}, its nested stack included',
+        flush=True,
+    )
     for _ in range(args.resizes):
         count += 1
         resize(cluster, count, engine)
@@ -118,7 +147,9 @@ def measure(service: Service, project: Project, args: argparse.Namespace, engine
 
 def main() -> None:
     """Start the service, measure, stop it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--workers', type=int, default=50)
     parser.add_argument('--resizes', type=int, default=1)
     parser.add_argument('--then', metavar='TREE')

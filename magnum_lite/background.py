@@ -1,8 +1,8 @@
-"""Messages that are sent behind the caller's back, by a thread of their own: see doc/decisions/0002.
+"""Messages that are sent behind the caller's back, by a thread of their own: see
+doc/decisions/0002.
 
-A broker that is down answers at once, one that hangs does not. Neither may hold up a request or a conductor, so what
-`rpc` and `notify` have to say goes through here.
-"""
+A broker that is down answers at once, one that hangs does not. Neither may hold up a request or a
+conductor, so what `rpc` and `notify` have to say goes through here."""
 
 from __future__ import annotations
 
@@ -19,14 +19,21 @@ BACKLOG = 1000
 
 
 class Sender(Generic[T]):
-    """Sends messages one after the other. Its thread starts with the first one: after a WSGI server has forked."""
+    """Sends messages one after the other. Its thread starts with the first one: after a WSGI server
+    has forked."""
 
-    def __init__(self, name: str, send: Callable[[T], None], away: outage.Outage, *,
-                 try_again_s: float | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        send: Callable[[T], None],
+        away: outage.Outage,
+        *,
+        try_again_s: float | None = None,
+    ) -> None:
         """`send` sends one message and raises whatever it likes. `name` is the thread's.
 
-        `try_again_s`: seconds until a message is tried again that could not be sent, without end; None: it is dropped.
-        """
+        `try_again_s`: seconds until a message is tried again that could not be sent, without end;
+        None: it is dropped."""
         self._name, self._send, self._away, self._try_again_s = name, send, away, try_again_s
         self._queue: queue.Queue[T] = queue.Queue(BACKLOG)
         self._lock = threading.Lock()

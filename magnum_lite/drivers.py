@@ -1,15 +1,17 @@
-"""Find, check and render driver folders: one folder makes one engine on one operating system, as Heat templates.
+"""Find, check and render driver folders: one folder makes one engine on one operating system, as
+Heat templates.
 
-The API asks what a folder accepts (`find`, `check_template`, `check_labels`, `check_cluster`), the conductor renders it
-and reads its outputs (`render`, `read_outputs`). All knowledge of an engine is in the folder: `manifest.yaml`
-(`templates/manifest.schema.yaml` says what may stand in it), Jinja templates, `files/`, and seldom a `driver.py` with
-a subclass of `Driver`. Folders whose name begins with `_` hold what others include. A folder may extend another one,
-wherever that lies, and then says only what is different.
+The API asks what a folder accepts (`find`, `check_template`, `check_labels`, `check_cluster`), the
+conductor renders it and reads its outputs (`render`, `read_outputs`). All knowledge of an engine is
+in the folder: `manifest.yaml` (`templates/manifest.schema.yaml` says what may stand in it), Jinja
+templates, `files/`, and seldom a `driver.py` with a subclass of `Driver`. Folders whose name begins
+with `_` hold what others include. A folder may extend another one, wherever that lies, and then
+says only what is different.
 
-Jinja decides which resources exist; values travel as Heat parameters; what a node gets is read back as data, which
-`userdata` writes down, so a value never becomes syntax. What runs is never rendered anew: `texts` edits what Heat has
-(`stacktext`). Nothing in this file knows an engine, and nothing here does I/O but reading folders. A folder of an
-operator is trusted as the service's own code is.
+Jinja decides which resources exist; values travel as Heat parameters; what a node gets is read back
+as data, which `userdata` writes down, so a value never becomes syntax. What runs is never rendered
+anew: `texts` edits what Heat has (`stacktext`). Nothing in this file knows an engine, and nothing
+here does I/O but reading folders. A folder of an operator is trusted as the service's own code is.
 """
 
 from __future__ import annotations
@@ -45,18 +47,21 @@ ENTRY_POINTS = 'magnum_lite.drivers'
 
 #: Nova takes 65,535 characters of base64 (nova/api/openstack/compute/schemas/servers.py).
 MAX_USER_DATA = 65535 // 4 * 3
-#: What the body of a request has beside templates, files and user-data, and how much longer texts get when members are
-#: edited: they are written anew then, as JSON.
+#: What the body of a request has beside templates, files and user-data, and how much longer texts
+#: get when members are edited: they are written anew then, as JSON.
 BODY_ROOM, EDITED = 16384, 1.05
-#: What Heat puts in for placeholders (a Fernet token, a URL, addresses) is not known before; it fits into this.
+#: What Heat puts in for placeholders (a Fernet token, a URL, addresses) is not known before; it
+#: fits into this.
 PLACEHOLDER_ROOM = 1536
-#: Parts of a manifest of which a folder that extends another one changes single entries; any other it replaces.
+#: Parts of a manifest of which a folder that extends another one changes single entries; any other
+#: it replaces.
 MERGED = ('labels', 'facts', 'parameters', 'template_fields')
-#: A wait condition gives up this long before its stack, so that its reason is what the user reads; at least three
-#: quarters of a short timeout remain. Heat takes 1 to 43,200 s.
+#: A wait condition gives up this long before its stack, so that its reason is what the user reads;
+#: at least three quarters of a short timeout remain. Heat takes 1 to 43,200 s.
 TIMEOUT_MARGIN_S = 300
 MAX_WAIT_S = 43200
-#: Most characters of all that is kept of the reasons of one look, and of one of them. A thousand nodes fit.
+#: Most characters of all that is kept of the reasons of one look, and of one of them. A thousand
+#: nodes fit.
 MAX_REASON, MAX_REASON_LINE = 100_000, 300
 #: PEM sizes (public part, private part) at the upper end, to weigh user-data before a key exists.
 KEY_SIZES = {'ecdsa-p256': (750, 250), 'rsa-2048': (1300, 1720)}
@@ -87,7 +92,8 @@ class KeySpec:
 
 @dataclass(frozen=True)
 class CertificateSpec:
-    """A client certificate that is signed anew for every rendering, by the authority of purpose `signed_by`.
+    """A client certificate that is signed anew for every rendering, by the authority of purpose
+    `signed_by`.
 
     It soon expires, or ends with its authority if it is `lasting`.
     """
@@ -100,7 +106,8 @@ class CertificateSpec:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What is sent to Heat. Template and files hold no secret and may be stored; parameters are never shown."""
+    """What is sent to Heat. Template and files hold no secret and may be stored; parameters are
+    never shown."""
 
     template: str
     files: dict[str, str]
@@ -118,7 +125,8 @@ class ObservedNode:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a stack told: `nodes` by (nodegroup name, number), `addresses` by nodegroup name, in number order."""
+    """What a stack told: `nodes` by (nodegroup name, number), `addresses` by nodegroup name, in
+    number order."""
 
     api_address: str | None = None
     coe_version: str | None = None
@@ -145,7 +153,8 @@ class HealthRequest:
 
 @dataclass(frozen=True)
 class HealthCheck:
-    """What an engine is asked to see how it is, by name. `authority` is the purpose of the key it is known by."""
+    """What an engine is asked to see how it is, by name. `authority` is the purpose of the key it
+    is known by."""
 
     url: str
     requests: dict[str, HealthRequest]
@@ -155,7 +164,8 @@ class HealthCheck:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a request: HTTP status or None, the beginning of the body or why there is none, the body's JSON."""
+    """What came of a request: HTTP status or None, the beginning of the body or why there is none,
+    the body's JSON."""
 
     status: int | None
     text: str
@@ -176,7 +186,8 @@ class Health:
 
 @dataclass(frozen=True)
 class Signing:
-    """Which authorities users see and may have sign: `types` from the ca_cert_type of a request to the purpose."""
+    """Which authorities users see and may have sign: `types` from the ca_cert_type of a request to
+    the purpose."""
 
     types: Mapping[str, str] = field(default_factory=dict)
     takes_ed25519: bool = False
@@ -196,7 +207,8 @@ class Signing:
 
 @dataclass(frozen=True)
 class Access:
-    """How a user gets into a cluster: `groups` of the engine by policy rule, of which the first that holds decides."""
+    """How a user gets into a cluster: `groups` of the engine by policy rule, of which the first
+    that holds decides."""
 
     authority: str
     groups: Mapping[str, str]
@@ -213,7 +225,9 @@ def _is_network(value: object) -> bool:
 
 @FORMATS.checks('url')
 def _is_url(value: object) -> bool:
-    return not isinstance(value, str) or bool(re.fullmatch(r'(https?://[^\s/@]+|file://)/[!-~]+', value))
+    return not isinstance(value, str) or bool(
+        re.fullmatch(r'(https?://[^\s/@]+|file://)/[!-~]+', value)
+    )
 
 
 def _unfit(text: str) -> str | None:
@@ -221,29 +235,43 @@ def _unfit(text: str) -> str | None:
     if re.search(r'[\x00-\x1f\x7f]', text):
         return 'it must not hold control characters'
     found = re.search('@@[A-Z_]+@@', text)
-    return f'it must not hold {found[0]:.80}, which Heat would put something else in the place of' if found else None
+    return (
+        f'it must not hold {found[0]:.80}, which Heat would put something else in the place of'
+        if found
+        else None
+    )
 
 
-#: Filters for templates, beside Jinja's own: to base64; {a: 1} to [{key: a, value: 1}]; without a beginning;
-#: '--a=1 --b=2' to {a: '1', b: '2'}; {section: {key: text}} to an INI file with quoted values, without nulls; to a word
-#: that engines take as the value of a label.
+#: Filters for templates, beside Jinja's own: to base64; {a: 1} to [{key: a, value: 1}]; without a
+#: beginning; '--a=1 --b=2' to {a: '1', b: '2'}; {section: {key: text}} to an INI file with quoted
+#: values, without nulls; to a word that engines take as the value of a label.
 FILTERS: dict[str, Callable[..., Any]] = {
     'b64': lambda text: base64.b64encode(text.encode()).decode(),
     'pairs': lambda mapping, key, value: [{key: k, value: v} for k, v in mapping.items()],
     'without': lambda text, beginning: text.removeprefix(beginning),
-    'options': lambda text: dict(part.removeprefix('--').partition('=')[::2] for part in (text or '').split()),
-    'ini': lambda sections: ''.join(f'[{name}]\n' + ''.join(
-        f'{key}={json.dumps(value, ensure_ascii=False)}\n' for key, value in options.items() if value is not None)
-        for name, options in sections.items()),
+    'options': lambda text: dict(
+        part.removeprefix('--').partition('=')[::2] for part in (text or '').split()
+    ),
+    'ini': lambda sections: ''.join(
+        f'[{name}]\n'
+        + ''.join(
+            f'{key}={json.dumps(value, ensure_ascii=False)}\n'
+            for key, value in options.items()
+            if value is not None
+        )
+        for name, options in sections.items()
+    ),
     'word': lambda text: re.sub('[^A-Za-z0-9_.-]+', '-', text).strip('-_.')[:63].strip('-_.'),
 }
 
 
 class Driver:
-    """A driver folder. A `driver.py` may hold a subclass of the same name, for what data cannot say."""
+    """A driver folder. A `driver.py` may hold a subclass of the same name, for what data cannot
+    say."""
 
     def __init__(self, manifests: Mapping[Path, dict[str, Any]], shared: Iterable[Path]) -> None:
-        """Check what was read: the manifest of the folder, then of those that it extends, by folder.
+        """Check what was read: the manifest of the folder, then of those that it extends, by
+        folder.
 
         Templates and files are looked for in these folders and then in those of `shared`.
         """
@@ -251,22 +279,37 @@ class Driver:
         self.name = self.folder.name
         self._path = [*manifests, *shared]
         self._env = sandbox.ImmutableSandboxedEnvironment(
-            loader=jinja2.FileSystemLoader(self._path), undefined=jinja2.StrictUndefined, finalize=userdata.quote,
-            trim_blocks=True, lstrip_blocks=True,
-            keep_trailing_newline=True, autoescape=False)
+            loader=jinja2.FileSystemLoader(self._path),
+            undefined=jinja2.StrictUndefined,
+            finalize=userdata.quote,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            keep_trailing_newline=True,
+            autoescape=False,
+        )
         self._env.filters.update(FILTERS)
-        self._compiled = functools.cache(functools.partial(self._env.compile_expression, undefined_to_none=False))
+        self._compiled = functools.cache(
+            functools.partial(self._env.compile_expression, undefined_to_none=False)
+        )
         self.manifest = self._merged(manifests)
         self.labels_known: dict[str, dict[str, Any]] = self.manifest['labels']
-        self._aliases = {old: name for name, label in self.labels_known.items() for old in label.get('aliases', ())}
+        self._aliases = {
+            old: name
+            for name, label in self.labels_known.items()
+            for old in label.get('aliases', ())
+        }
         self.keys = {name: KeySpec(**spec) for name, spec in self.manifest.get('keys', {}).items()}
         self.certificates = {
-            name: CertificateSpec(**spec) for name, spec in self.manifest.get('certificates', {}).items()}
+            name: CertificateSpec(**spec)
+            for name, spec in self.manifest.get('certificates', {}).items()
+        }
         self.signing = Signing(**self.manifest.get('signing', {}))
         access = self.manifest.get('access')
         self.access = Access(access['authority'], access['groups']) if access else None
         stacks = (self.manifest.get('nodegroup_stack', {}), self.manifest['stack'])
-        version = self.labels_known.get(self.manifest.get('upgrade', {}).get('version', ''), {}).get('parameter')
+        version = self.labels_known.get(
+            self.manifest.get('upgrade', {}).get('version', ''), {}
+        ).get('parameter')
         self.texts = stacktext.Texts(stacks, version)
         self._cross_check()
 
@@ -276,7 +319,8 @@ class Driver:
     # What the folder is.
 
     def _merged(self, manifests: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
-        """One manifest of several, of which the first wins; there null takes away what those behind it say."""
+        """One manifest of several, of which the first wins; there null takes away what those behind
+        it say."""
         result: dict[str, Any] = {}
         for own in reversed(list(manifests.values())):
             for key, value in own.items():
@@ -292,17 +336,26 @@ class Driver:
         return result
 
     def _cross_check(self) -> None:
-        """What a schema cannot say: names that stand in two places, and defaults that are what their schema asks."""
+        """What a schema cannot say: names that stand in two places, and defaults that are what
+        their schema asks."""
         for name, spec in self.certificates.items():
             if name in self.keys or self.keys.get(spec.signed_by, spec) is spec:
-                raise self._error(f'manifest.yaml $.certificates.{name}', 'no such authority, or a name used twice')
+                raise self._error(
+                    f'manifest.yaml $.certificates.{name}',
+                    'no such authority, or a name used twice',
+                )
         health = self.manifest.get('health', {})
-        named = {'signing': self.signing.types.values(), 'access': [self.access.authority if self.access else None],
-                 'health': [health.get('authority'), health.get('certificate', {}).get('signed_by')]}
+        named = {
+            'signing': self.signing.types.values(),
+            'access': [self.access.authority if self.access else None],
+            'health': [health.get('authority'), health.get('certificate', {}).get('signed_by')],
+        }
         authorities = {name for name, spec in self.keys.items() if spec.kind == 'ca'}
         for place, purposes in named.items():
             if unknown := sorted({name for name in purposes if name is not None} - authorities):
-                raise self._error(f'manifest.yaml $.{place}', f'there is no authority {", ".join(unknown)}')
+                raise self._error(
+                    f'manifest.yaml $.{place}', f'there is no authority {", ".join(unknown)}'
+                )
         self._cross_check_labels()
 
     def _cross_check_labels(self) -> None:
@@ -310,18 +363,28 @@ class Driver:
             default = label.get('default')
             if default is not None and (problem := self._problem(label['schema'], default)):
                 raise self._error(f'manifest.yaml $.labels.{name}.default', problem)
-        patterns = [('node_labels.refused', self.manifest.get('node_labels', {}).get('refused', '')), *(
-            (f'retired_labels.{key}', item.get(key, '')) for item in self.manifest.get('retired_labels', ())
-            for key in ('names', 'harmless'))]
+        patterns = [
+            ('node_labels.refused', self.manifest.get('node_labels', {}).get('refused', '')),
+            *(
+                (f'retired_labels.{key}', item.get(key, ''))
+                for item in self.manifest.get('retired_labels', ())
+                for key in ('names', 'harmless')
+            ),
+        ]
         for place, pattern in patterns:
             try:
                 re.compile(pattern, re.VERBOSE)
             except re.error as e:
                 raise self._error(f'manifest.yaml $.{place}', e) from e
         for item in self.manifest.get('ranges', ()):
-            for label in {item['label'], item.get('per_node', item['label'])} - set(self.labels_known):
+            for label in {item['label'], item.get('per_node', item['label'])} - set(
+                self.labels_known
+            ):
                 raise self._error('manifest.yaml $.ranges', f'there is no label {label}')
-        if (version := self.manifest.get('upgrade', {}).get('version')) not in (None, *self.labels_known):
+        if (version := self.manifest.get('upgrade', {}).get('version')) not in (
+            None,
+            *self.labels_known,
+        ):
             raise self._error('manifest.yaml $.upgrade', f'there is no label {version}')
 
     def _error(self, place: str, problem: object) -> errors.DriverError:
@@ -335,38 +398,62 @@ class Driver:
     @property
     def template_defaults(self) -> dict[str, Any]:
         """Values for fields of a cluster template that its creator left out."""
-        return {name: item['default'] for name, item in self.manifest.get('template_fields', {}).items()
-                if 'default' in item}
+        return {
+            name: item['default']
+            for name, item in self.manifest.get('template_fields', {}).items()
+            if 'default' in item
+        }
 
     # What a user may ask.
 
-    def check_template(self, values: Mapping[str, Any], conf: cfg.ConfigOpts | None = None) -> list[str]:
-        """Say in sentences what of a cluster template's fields this driver cannot do. Null counts as not given.
+    def check_template(
+        self, values: Mapping[str, Any], conf: cfg.ConfigOpts | None = None
+    ) -> list[str]:
+        """Say in sentences what of a cluster template's fields this driver cannot do. Null counts
+        as not given.
 
         A label that a field needs may be in `values`, or among the operator's defaults in `conf`.
         """
-        problems = [f'{name} cannot be {value!r:.80}: {problem}' for name, value in values.items()
-                    if isinstance(value, str) and (problem := _unfit(value))]
+        problems = [
+            f'{name} cannot be {value!r:.80}: {problem}'
+            for name, value in values.items()
+            if isinstance(value, str) and (problem := _unfit(value))
+        ]
         labels = {*(values.get('labels') or ()), *(conf.drivers.label_defaults if conf else ())}
         for name, item in self.manifest.get('template_fields', {}).items():
-            if (value := values.get(name)) is not None and (problem := self._problem(item['schema'], value)):
-                problems.append(self._sentence(f'{name} cannot be {value!r} with driver {self.name}: {problem}', item))
+            if (value := values.get(name)) is not None and (
+                problem := self._problem(item['schema'], value)
+            ):
+                problems.append(
+                    self._sentence(
+                        f'{name} cannot be {value!r} with driver {self.name}: {problem}', item
+                    )
+                )
             elif (needed := item.get('needs_label', {}).get(value)) and needed not in labels:
                 problems.append(self._sentence(f'{name} {value} needs the label {needed}', item))
         return problems
 
     def check_labels(self, labels: Mapping[str, str], conf: cfg.ConfigOpts) -> list[str]:
-        """Say in sentences which labels are unknown or wrong. A label with an empty value counts as not given."""
+        """Say in sentences which labels are unknown or wrong. A label with an empty value counts as
+        not given."""
         problems, known = [], [*self.labels_known, *self._aliases]
         for given, value in labels.items():
             name = self._aliases.get(given, given)
             if name not in self.labels_known and (retired := self._retired(name)):
-                if value != '' and not re.fullmatch(retired.get('harmless', ''), value, re.VERBOSE | re.IGNORECASE):
-                    problems.append(f'Driver {self.name} does nothing for the label {given}={value!s:.80}: '
-                                    f'{retired["text"]}')
+                if value != '' and not re.fullmatch(
+                    retired.get('harmless', ''), value, re.VERBOSE | re.IGNORECASE
+                ):
+                    problems.append(
+                        f'Driver {self.name} does nothing for the label {given}={value!s:.80}: '
+                        f'{retired["text"]}'
+                    )
             elif name not in self.labels_known:
                 near = difflib.get_close_matches(given, known, n=1)
-                hint = f'did you mean {near[0]}?' if near else f'it knows {", ".join(sorted(self.labels_known))}'
+                hint = (
+                    f'did you mean {near[0]}?'
+                    if near
+                    else f'it knows {", ".join(sorted(self.labels_known))}'
+                )
                 problems.append(f'Driver {self.name} has no label {given!r}; {hint}')
             elif name != given and name in labels:
                 problems.append(f'Label {given} is another name of {name}; give one of them')
@@ -377,22 +464,36 @@ class Driver:
 
     def _retired(self, name: str) -> dict[str, Any] | None:
         """What the manifest says of a label that others know and this driver does not."""
-        return next((item for item in self.manifest.get('retired_labels', ())
-                     if re.fullmatch(item['names'], name, re.VERBOSE)), None)
+        return next(
+            (
+                item
+                for item in self.manifest.get('retired_labels', ())
+                if re.fullmatch(item['names'], name, re.VERBOSE)
+            ),
+            None,
+        )
 
     def check_node_labels(self, labels: Mapping[str, str]) -> list[str]:
-        """Say in sentences which labels of nodes the engine keeps for itself. Their spelling is not looked at."""
+        """Say in sentences which labels of nodes the engine keeps for itself. Their spelling is not
+        looked at."""
         kept = self.manifest.get('node_labels')
-        return [f'A node cannot have the label {key!r:.80}: {kept["text"]}' for key in labels
-                if kept and re.fullmatch(kept['refused'], key, re.VERBOSE)]
+        return [
+            f'A node cannot have the label {key!r:.80}: {kept["text"]}'
+            for key in labels
+            if kept and re.fullmatch(kept['refused'], key, re.VERBOSE)
+        ]
 
     def labels(self, conf: cfg.ConfigOpts, labels: Mapping[str, str]) -> dict[str, Any]:
-        """Return every label of the driver, typed: the manifest's default, the operator's, the given value.
+        """Return every label of the driver, typed: the manifest's default, the operator's, the
+        given value.
 
-        Raises `DriverError` if a value is wrong; `check_labels` finds that earlier for those of users.
-        """
+        Raises `DriverError` if a value is wrong; `check_labels` finds that earlier for those of
+        users."""
         effective = {name: label.get('default') for name, label in self.labels_known.items()}
-        for source, values in (('[drivers] label_defaults', conf.drivers.label_defaults), ('cluster', labels)):
+        for source, values in (
+            ('[drivers] label_defaults', conf.drivers.label_defaults),
+            ('cluster', labels),
+        ):
             for given, text in values.items():
                 name = self._aliases.get(given, given)
                 if name not in self.labels_known or text == '':
@@ -409,8 +510,14 @@ class Driver:
             return None, problem
         value: Any = text
         if schema['type'] == 'boolean':
-            value = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}.get(
-                text.lower(), text)
+            value = {
+                'true': True,
+                '1': True,
+                'yes': True,
+                'false': False,
+                '0': False,
+                'no': False,
+            }.get(text.lower(), text)
         elif schema['type'] == 'integer' and re.fullmatch(r'-?[0-9]{1,9}', text):
             value = int(text)
         elif schema['type'] == 'array':
@@ -428,61 +535,96 @@ class Driver:
         if schema.get('type') == 'boolean':
             return 'it must be true or false'
         if schema.get('type') == 'integer':
-            return f'it must be a whole number from {schema.get("minimum", "any")} to {schema.get("maximum", "any")}'
+            return (
+                f'it must be a whole number from {schema.get("minimum", "any")} to '
+                f'{schema.get("maximum", "any")}'
+            )
         example = schema.get('examples', [None])[0]
         example = ','.join(example) if isinstance(example, list) else example
-        return 'it must be ' + ('a list with commas ' if schema.get('type') == 'array' else '') + f'like {example}'
+        return (
+            'it must be '
+            + ('a list with commas ' if schema.get('type') == 'array' else '')
+            + f'like {example}'
+        )
 
     @staticmethod
     def _sentence(problem: str, item: Mapping[str, Any]) -> str:
         return f'{problem} ({item["text"]})' if item.get('text') else problem
 
-    def check_cluster(self, conf: cfg.ConfigOpts, cluster: models.Cluster,
-                      changed: models.NodeGroup | None = None) -> list[str]:
+    def check_cluster(
+        self, conf: cfg.ConfigOpts, cluster: models.Cluster, changed: models.NodeGroup | None = None
+    ) -> list[str]:
         """Say in sentences which limits a cluster would run into: addresses, Heat's, Nova's.
 
-        Of its stacks this weighs the one that holds the `changed` nodegroup; without one, the cluster's. Needs
-        `template` and `nodegroups` with their counts; their nodes need not exist yet, and their number costs no time.
-        """
+        Of its stacks this weighs the one that holds the `changed` nodegroup; without one, the
+        cluster's. Needs `template` and `nodegroups` with their counts; their nodes need not exist
+        yet, and their number costs no time."""
         context = self._context(conf, cluster)
-        problems = [item['else'] for item in self.manifest.get('checks', ()) if not self._evaluate(
-            item['that'], context)]
-        texts = {name: value for name, value in vars(cluster.template).items()  # templates do not see the others
-                 if isinstance(value, str) and name not in ('name', 'tags')}
-        problems += [f'{name} cannot be {value!r:.80}: {problem}' for name, value in (
-            texts | {'The public key': (cluster.public_key or '').strip()}).items() if (problem := _unfit(value))]
-        problems += self._check_ranges(context, sum(group.node_count for group in cluster.nodegroups))
+        problems = [
+            item['else']
+            for item in self.manifest.get('checks', ())
+            if not self._evaluate(item['that'], context)
+        ]
+        texts = {
+            name: value
+            for name, value in vars(cluster.template).items()  # templates do not see the others
+            if isinstance(value, str) and name not in ('name', 'tags')
+        }
+        problems += [
+            f'{name} cannot be {value!r:.80}: {problem}'
+            for name, value in (
+                texts | {'The public key': (cluster.public_key or '').strip()}
+            ).items()
+            if (problem := _unfit(value))
+        ]
+        problems += self._check_ranges(
+            context, sum(group.node_count for group in cluster.nodegroups)
+        )
         stack = self.manifest['stack']
         if changed is not None and not changed.is_default:
             stack = self.manifest['nodegroup_stack']
-            context = self._context(conf, cluster, changed) | {'outputs': collections.defaultdict(str)}
+            context = self._context(conf, cluster, changed) | {
+                'outputs': collections.defaultdict(str)
+            }
         problems += self._check_resources(conf, cluster, context)
         problems += self._check_server_groups(conf, cluster, stack, context)
         sizes = {name: KEY_SIZES[spec.algorithm] for name, spec in self.keys.items()}
         sizes |= dict.fromkeys(self.certificates, KEY_SIZES['ecdsa-p256'])
-        secrets = {name: types.SimpleNamespace(certificate=_noise(public), trusted=_noise(public * 2),
-                                               private_key=_noise(private))
-                   for name, (public, private) in sizes.items()}
+        secrets = {
+            name: types.SimpleNamespace(
+                certificate=_noise(public), trusted=_noise(public * 2), private_key=_noise(private)
+            )
+            for name, (public, private) in sizes.items()
+        }
         login = LOGIN_SIZE if self.wants_cloud_user(conf, cluster) else None
         user_data = self._user_data(stack, context, secrets, login).values()
         most = min(conf.cluster_heat.max_user_data, MAX_USER_DATA)
         for text in user_data:
             if (length := len(text) + PLACEHOLDER_ROOM) > most:
-                problems.append(f'The user-data of a node would have {length} bytes, and Nova takes {most}; '
-                                'shorten labels, keys or proxy settings')
-        return problems + self._check_sizes(conf, cluster, stack, context, len(json.dumps([*user_data])))
+                problems.append(
+                    f'The user-data of a node would have {length} bytes, and Nova takes {most}; '
+                    'shorten labels, keys or proxy settings'
+                )
+        return problems + self._check_sizes(
+            conf, cluster, stack, context, len(json.dumps([*user_data]))
+        )
 
     def check_rotation(self, cluster: models.Cluster) -> list[str]:
-        """Say in sentences why the authorities of a cluster cannot be exchanged. Needs `template` and `nodegroups`."""
+        """Say in sentences why the authorities of a cluster cannot be exchanged. Needs `template`
+        and `nodegroups`."""
         if cluster.template.tls_disabled:
             return [f'Cluster {cluster.uuid} is without TLS, so it has no authorities']
         if not self.manifest.get('rotation'):
-            return [f'Driver {self.name} of cluster {cluster.uuid} cannot exchange authorities; make a new cluster']
+            return [
+                f'Driver {self.name} of cluster {cluster.uuid} cannot exchange authorities; make a '
+                'new cluster'
+            ]
         reasons = (self.replaceable(cluster, group.stack_role) for group in cluster.nodegroups)
         return list(dict.fromkeys(reason for reason in reasons if reason))
 
     def replaceable(self, cluster: models.Cluster, role: str) -> str | None:
-        """Say in a sentence why members of a role cannot be replaced by new ones; None if they can."""
+        """Say in a sentence why members of a role cannot be replaced by new ones; None if they
+        can."""
         item = self.manifest.get('replaceable', {}).get(role)
         if item is None or self._evaluate(item['that'], {'cluster': cluster}):
             return None
@@ -493,28 +635,49 @@ class Driver:
         name = self.manifest.get('upgrade', {}).get('version')
         return None if name is None else self.labels(conf, labels)[name]
 
-    def check_upgrade(self, conf: cfg.ConfigOpts, old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-        """Say in sentences why members with the labels `old` cannot be followed by such with the labels `new`."""
+    def check_upgrade(
+        self, conf: cfg.ConfigOpts, old: Mapping[str, str], new: Mapping[str, str]
+    ) -> list[str]:
+        """Say in sentences why members with the labels `old` cannot be followed by such with the
+        labels `new`."""
         context = {'old': self.labels(conf, old), 'new': self.labels(conf, new)}
-        return [item['else'] for item in self.manifest.get('upgrade', {}).get('checks', ())
-                if not self._evaluate(item['that'], context)]
+        return [
+            item['else']
+            for item in self.manifest.get('upgrade', {}).get('checks', ())
+            if not self._evaluate(item['that'], context)
+        ]
 
     def _one_more(self, cluster: models.Cluster, context: dict[str, Any]) -> int:
         """How many masters more a stack has while its masters are replaced."""
         return int('master' in context['groups'] and self.replaceable(cluster, 'master') is None)
 
-    def _check_resources(self, conf: cfg.ConfigOpts, cluster: models.Cluster, context: dict[str, Any]) -> list[str]:
+    def _check_resources(
+        self, conf: cfg.ConfigOpts, cluster: models.Cluster, context: dict[str, Any]
+    ) -> list[str]:
         """Find a stack that is larger than Heat allows, by its nodes of each role."""
         size, most = self.manifest['resources'], conf.cluster_heat.max_resources_per_stack
         counts = {role: group.node_count for role, group in context['groups'].items()}
         more = self._one_more(cluster, context)
-        resources = size['base'] + sum(size.get(role, 0) * count for role, count in (*counts.items(), ('master', more)))
+        resources = size['base'] + sum(
+            size.get(role, 0) * count for role, count in (*counts.items(), ('master', more))
+        )
         when = ' while a master is replaced' if more else ''
-        return [f'{sum(counts.values())} nodes need {resources} resources in one stack{when}, and Heat allows {most}; '
-                'use fewer nodes here and further nodegroups for the rest'] if 0 <= most < resources else []
+        return (
+            [
+                f'{sum(counts.values())} nodes need {resources} resources in one stack{when}, and '
+                f'Heat allows {most}; use fewer nodes here and further nodegroups for the rest'
+            ]
+            if 0 <= most < resources
+            else []
+        )
 
-    def _check_server_groups(self, conf: cfg.ConfigOpts, cluster: models.Cluster, stack: dict[str, Any],
-                             context: dict[str, Any]) -> list[str]:
+    def _check_server_groups(
+        self,
+        conf: cfg.ConfigOpts,
+        cluster: models.Cluster,
+        stack: dict[str, Any],
+        context: dict[str, Any],
+    ) -> list[str]:
         """Find more servers in one server group than Nova allows."""
         problems, most = [], conf.cluster_heat.max_server_group_members
         for item in stack.get('files', {}).values():
@@ -523,44 +686,81 @@ class Driver:
             wanted = count + (self._one_more(cluster, context) if role == 'master' else 0)
             if not 0 <= most < wanted:
                 continue
-            _, read = self._template(item['template'], context | {'role': role, 'group': _Sample(
-                context['groups'][role], [])})
-            if any('group' in (resource.get('properties', {}).get('scheduler_hints') or {})
-                   for resource in (read.get('resources') or {}).values()):
-                problems.append(f'{count} {role}s need {wanted} members in one server group'
-                                f'{" while one is replaced" if wanted > count else ""}, and Nova allows {most}; use '
-                                f'fewer {role}s')
+            _, read = self._template(
+                item['template'],
+                context | {'role': role, 'group': _Sample(context['groups'][role], [])},
+            )
+            if any(
+                'group' in (resource.get('properties', {}).get('scheduler_hints') or {})
+                for resource in (read.get('resources') or {}).values()
+            ):
+                problems.append(
+                    f'{count} {role}s need {wanted} members in one server group'
+                    f'{" while one is replaced" if wanted > count else ""}, and Nova allows '
+                    f'{most}; use fewer {role}s'
+                )
         return problems
 
-    def _check_sizes(self, conf: cfg.ConfigOpts, cluster: models.Cluster, stack: dict[str, Any],
-                     context: dict[str, Any], user_data: int) -> list[str]:
+    def _check_sizes(
+        self,
+        conf: cfg.ConfigOpts,
+        cluster: models.Cluster,
+        stack: dict[str, Any],
+        context: dict[str, Any],
+        user_data: int,
+    ) -> list[str]:
         """Find templates, or a request with all of them, that are longer than Heat takes.
 
         A member more makes them longer by always the same, which is seen at two of them.
         """
         groups = context['groups']
         names = {stack['template']: (stack['template'], None)} | {
-            name: (item['template'], item.get('role')) for name, item in stack.get('files', {}).items()}
+            name: (item['template'], item.get('role'))
+            for name, item in stack.get('files', {}).items()
+        }
 
         def lengths(**counts: int) -> dict[str, int]:
-            inner = context | {'groups': {role: _sample(cluster, group, min(group.node_count, counts.get(role, 1)))
-                                          for role, group in groups.items()}}
-            texts = {name: self._text(template, inner | {'role': role, 'group': inner['groups'].get(role)})
-                     for name, (template, role) in names.items()}
-            return {name: len(text) for name, text in texts.items()} | {'': sum(
-                len(json.dumps(text)) for text in texts.values())}
+            inner = context | {
+                'groups': {
+                    role: _sample(cluster, group, min(group.node_count, counts.get(role, 1)))
+                    for role, group in groups.items()
+                }
+            }
+            texts = {
+                name: self._text(
+                    template, inner | {'role': role, 'group': inner['groups'].get(role)}
+                )
+                for name, (template, role) in names.items()
+            }
+            return {name: len(text) for name, text in texts.items()} | {
+                '': sum(len(json.dumps(text)) for text in texts.values())
+            }
 
         one = lengths()
-        each = {role: lengths(**{role: 2}) for role, group in groups.items() if group.node_count > 1}
-        total = {name: length + sum((each[role][name] - length) * (groups[role].node_count - 1) for role in each)
-                 for name, length in one.items()}
+        each = {
+            role: lengths(**{role: 2}) for role, group in groups.items() if group.node_count > 1
+        }
+        total = {
+            name: length
+            + sum((each[role][name] - length) * (groups[role].node_count - 1) for role in each)
+            for name, length in one.items()
+        }
         body = int(total.pop('') * EDITED) + user_data + BODY_ROOM
         nodes, heat = sum(group.node_count for group in groups.values()), conf.cluster_heat
         end = '; use fewer nodes here and further nodegroups for the rest'
-        return [f'{nodes} nodes make a template of {length} bytes, and Heat takes {heat.max_template_size}{end}'
-                for length in total.values() if length > heat.max_template_size] + ([
-                    f'{nodes} nodes make a request of {body} bytes, and Heat takes {heat.max_json_body_size}{end}']
-                    if body > heat.max_json_body_size else [])
+        return [
+            f'{nodes} nodes make a template of {length} bytes, and Heat takes '
+            f'{heat.max_template_size}{end}'
+            for length in total.values()
+            if length > heat.max_template_size
+        ] + (
+            [
+                f'{nodes} nodes make a request of {body} bytes, and Heat takes '
+                f'{heat.max_json_body_size}{end}'
+            ]
+            if body > heat.max_json_body_size
+            else []
+        )
 
     def _check_ranges(self, context: dict[str, Any], nodes: int) -> list[str]:
         """Find ranges that overlap, or that are too small for the nodes."""
@@ -571,38 +771,62 @@ class Driver:
             if text is None or ('when' in item and not self._evaluate(item['when'], context)):
                 continue
             network = ipaddress.IPv4Network(text)
-            problems += [f'{name} {network} overlaps {other} {taken}' for other, taken in seen.items()
-                         if network.overlaps(taken)]
+            problems += [
+                f'{name} {network} overlaps {other} {taken}'
+                for other, taken in seen.items()
+                if network.overlaps(taken)
+            ]
             seen[name] = network
-            room = network.num_addresses - 8 if item.get('hosts') else None  # ends, gateway, DHCP, load balancer
+            room = (
+                network.num_addresses - 8 if item.get('hosts') else None
+            )  # ends, gateway, DHCP, load balancer
             if 'per_node' in item:
-                room = (1 << (context['labels'][item['per_node']] - network.prefixlen)
-                        if context['labels'][item['per_node']] >= network.prefixlen else 0)
+                room = (
+                    1 << (context['labels'][item['per_node']] - network.prefixlen)
+                    if context['labels'][item['per_node']] >= network.prefixlen
+                    else 0
+                )
             if room is not None and room < nodes:
-                problems.append(f'{name} {network} has room for {max(room, 0)} nodes, and {nodes} are asked for')
+                problems.append(
+                    f'{name} {network} has room for {max(room, 0)} nodes, and {nodes} are asked for'
+                )
         return problems
 
     # What Heat gets.
 
-    def render(self, conf: cfg.ConfigOpts, cluster: models.Cluster, secrets: Mapping[str, Secret],
-               login: clients.Login | None = None) -> Rendered:
+    def render(
+        self,
+        conf: cfg.ConfigOpts,
+        cluster: models.Cluster,
+        secrets: Mapping[str, Secret],
+        login: clients.Login | None = None,
+    ) -> Rendered:
         """Render the root stack of a cluster, with all members of its default nodegroups.
 
-        Needs `template` and `nodegroups` with their nodes; `secrets` holds all of `keys` and `certificates`, `login` is
-        of the cluster's user in the cloud, if it has one. The same rows always give the same template. Raises
-        `DriverError` with the place in the folder.
-        """
+        Needs `template` and `nodegroups` with their nodes; `secrets` holds all of `keys` and
+        `certificates`, `login` is of the cluster's user in the cloud, if it has one. The same rows
+        always give the same template. Raises `DriverError` with the place in the folder."""
         return self._render(self.manifest['stack'], self._context(conf, cluster), secrets, login)
 
-    def render_nodegroup(self, conf: cfg.ConfigOpts, cluster: models.Cluster, group: models.NodeGroup,
-                         secrets: Mapping[str, Secret], *, outputs: Mapping[str, Any],
-                         login: clients.Login | None = None) -> Rendered:
-        """Render the root stack of one further nodegroup; `outputs` are those of the cluster's stack.
+    def render_nodegroup(
+        self,
+        conf: cfg.ConfigOpts,
+        cluster: models.Cluster,
+        group: models.NodeGroup,
+        secrets: Mapping[str, Secret],
+        *,
+        outputs: Mapping[str, Any],
+        login: clients.Login | None = None,
+    ) -> Rendered:
+        """Render the root stack of one further nodegroup; `outputs` are those of the cluster's
+        stack.
 
         Otherwise as `render`. Raises `DriverError` if the driver has no such stack, too.
         """
         if 'nodegroup_stack' not in self.manifest:
-            raise errors.DriverError(f'driver {self.name} makes no nodegroups beside the default ones')
+            raise errors.DriverError(
+                f'driver {self.name} makes no nodegroups beside the default ones'
+            )
         context = self._context(conf, cluster, group) | {'outputs': outputs}
         return self._render(self.manifest['nodegroup_stack'], context, secrets, login)
 
@@ -612,65 +836,116 @@ class Driver:
         return wanted is not None and bool(self._evaluate(wanted, self._context(conf, cluster)))
 
     def load_balancers_text(self, cluster: models.Cluster) -> str | None:
-        """What the description of a load balancer holds that was made inside the cluster; None: nothing makes any."""
+        """What the description of a load balancer holds that was made inside the cluster; None:
+        nothing makes any."""
         expression = self.manifest.get('load_balancers')
         return None if expression is None else str(self._evaluate(expression, {'cluster': cluster}))
 
-    def _context(self, conf: cfg.ConfigOpts, cluster: models.Cluster,
-                 further: models.NodeGroup | None = None) -> dict[str, Any]:
-        """Collect what templates and expressions see; `groups` are those of the stack, by role. No secret is in it."""
-        def seen(group: models.NodeGroup) -> _Wanted:
-            return _Wanted(group, lambda: self.texts.numbers((further or cluster).stack_text or {}),
-                           conf.cluster_heat.nodes_per_wave)
+    def _context(
+        self, conf: cfg.ConfigOpts, cluster: models.Cluster, further: models.NodeGroup | None = None
+    ) -> dict[str, Any]:
+        """Collect what templates and expressions see; `groups` are those of the stack, by role. No
+        secret is in it."""
 
-        groups = {group.role: seen(group) for group in reversed(cluster.nodegroups) if group.is_default}
+        def seen(group: models.NodeGroup) -> _Wanted:
+            return _Wanted(
+                group,
+                lambda: self.texts.numbers((further or cluster).stack_text or {}),
+                conf.cluster_heat.nodes_per_wave,
+            )
+
+        groups = {
+            group.role: seen(group) for group in reversed(cluster.nodegroups) if group.is_default
+        }
         labels = cluster.labels or {}
         if further is not None:
             groups, labels = {'worker': seen(further)}, labels | (further.labels or {})
-        context = {'cluster': cluster, 'template': cluster.template, 'labels': self.labels(conf, labels),
-                   'groups': groups, 'node_timeout_s': node_timeout_s(conf, cluster),
-                   'has_cluster_users': has_cluster_users(conf)}
+        context = {
+            'cluster': cluster,
+            'template': cluster.template,
+            'labels': self.labels(conf, labels),
+            'groups': groups,
+            'node_timeout_s': node_timeout_s(conf, cluster),
+            'has_cluster_users': has_cluster_users(conf),
+        }
         for name, expression in self.manifest.get('facts', {}).items():
             context[name] = self._evaluate(expression, context)
         return context
 
-    def _render(self, stack: dict[str, Any], context: dict[str, Any], secrets: Mapping[str, Secret],
-                login: clients.Login | None) -> Rendered:
+    def _render(
+        self,
+        stack: dict[str, Any],
+        context: dict[str, Any],
+        secrets: Mapping[str, Secret],
+        login: clients.Login | None,
+    ) -> Rendered:
         if missing := sorted({*self.keys, *self.certificates} - set(secrets)):
-            raise errors.DriverError(f'driver {self.name}: no secrets given for {", ".join(missing)}')
+            raise errors.DriverError(
+                f'driver {self.name}: no secrets given for {", ".join(missing)}'
+            )
         template, read = self._template(stack['template'], context)
         files = {}
         for name, item in stack.get('files', {}).items():
             role = item.get('role')
-            files[name], _ = self._template(item['template'], {
-                **context, 'role': role, 'group': context['groups'].get(role)})
+            files[name], _ = self._template(
+                item['template'], {**context, 'role': role, 'group': context['groups'].get(role)}
+            )
         declared = read.get('parameters') or {}
-        values: dict[str, Any] = {label['parameter']: context['labels'][name]
-                                  for name, label in self.labels_known.items() if 'parameter' in label}
-        values |= {name: self._evaluate(expression, context)
-                   for name, expression in self.manifest.get('parameters', {}).items() if name in declared}
+        values: dict[str, Any] = {
+            label['parameter']: context['labels'][name]
+            for name, label in self.labels_known.items()
+            if 'parameter' in label
+        }
+        values |= {
+            name: self._evaluate(expression, context)
+            for name, expression in self.manifest.get('parameters', {}).items()
+            if name in declared
+        }
         values |= self._user_data(stack, context, secrets, login)
-        return Rendered(template, files, {
-            name: value for name, value in values.items() if name in declared and value is not None})
+        return Rendered(
+            template,
+            files,
+            {
+                name: value
+                for name, value in values.items()
+                if name in declared and value is not None
+            },
+        )
 
     def _user_data(
-            self, stack: dict[str, Any], context: dict[str, Any], secrets: Mapping[str, Secret],
-            login: clients.Login | None) -> dict[str, str]:
+        self,
+        stack: dict[str, Any],
+        context: dict[str, Any],
+        secrets: Mapping[str, Secret],
+        login: clients.Login | None,
+    ) -> dict[str, str]:
         """Make the user-data of each role, by parameter name."""
         texts = {}
-        envelope = userdata.ignition if self.manifest.get('envelope') == 'ignition' else userdata.cloud_config
+        envelope = (
+            userdata.ignition
+            if self.manifest.get('envelope') == 'ignition'
+            else userdata.cloud_config
+        )
         for parameter, item in stack.get('user_data', {}).items():
-            inner = {**context, 'role': item['role'], 'group': context['groups'][item['role']], 'secrets': secrets,
-                     'login': login}
+            inner = {
+                **context,
+                'role': item['role'],
+                'group': context['groups'][item['role']],
+                'secrets': secrets,
+                'login': login,
+            }
             _, node = self._template(item['template'], inner)
             try:
                 texts[parameter] = envelope(node, functools.partial(self._content, inner))
             except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
-                raise self._error(item['template'], f'{type(exc).__name__} {exc} in what a node gets') from exc
+                raise self._error(
+                    item['template'], f'{type(exc).__name__} {exc} in what a node gets'
+                ) from exc
         return texts
 
     def _content(self, context: dict[str, Any], item: dict[str, Any]) -> str:
-        """Make the content of a node's file: `text`, `file`, `environment`, `documents` or `template` says of what."""
+        """Make the content of a node's file: `text`, `file`, `environment`, `documents` or
+        `template` says of what."""
         if 'text' in item:
             return str(item['text'])
         if 'file' in item:
@@ -679,8 +954,10 @@ class Driver:
                     return found.read_text(encoding='utf-8')
             raise FileNotFoundError(item['file'])
         if 'environment' in item:
-            return ''.join(f'{name}={shlex.quote("" if value is None else str(value))}\n'
-                           for name, value in item['environment'].items())
+            return ''.join(
+                f'{name}={shlex.quote("" if value is None else str(value))}\n'
+                for name, value in item['environment'].items()
+            )
         if 'template' in item:
             documents = list(yaml.load_all(self._text(item['template'], context), Loader=_Loader))
         else:
@@ -705,7 +982,9 @@ class Driver:
         except jinja2.TemplateNotFound as exc:
             raise self._error(name, f'there is no {exc.name}') from exc
         except Exception as exc:  # whatever an expression of a template may raise
-            lines = [f for f in traceback.extract_tb(exc.__traceback__) if f.filename.endswith('.j2')]
+            lines = [
+                f for f in traceback.extract_tb(exc.__traceback__) if f.filename.endswith('.j2')
+            ]
             place = f'{Path(lines[-1].filename).name}, line {lines[-1].lineno}' if lines else name
             raise self._error(place, f'{type(exc).__name__}: {exc}') from exc
 
@@ -722,24 +1001,28 @@ class Driver:
     # What comes back.
 
     def read_outputs(self, outputs: Mapping[str, Any]) -> Observed:
-        """Read what a stack says. Any output may be missing or null, on a cloud with stand-ins all are."""
+        """Read what a stack says. Any output may be missing or null, on a cloud with stand-ins all
+        are."""
         names = self.manifest['outputs']
         nodes = {}
         for name in names.get('nodes', ()):
             for item in outputs.get(name) or ():
                 nodes[item['nodegroup'], int(item['number'])] = ObservedNode(
-                    item.get('server_id'), item.get('address'), item.get('private_address'))
+                    item.get('server_id'), item.get('address'), item.get('private_address')
+                )
         return Observed(
-            api_address=outputs.get(names.get('api_address')), coe_version=outputs.get(names.get('coe_version')),
-            nodes=nodes)
+            api_address=outputs.get(names.get('api_address')),
+            coe_version=outputs.get(names.get('coe_version')),
+            nodes=nodes,
+        )
 
     # How it is.
 
     def health_check(self, conf: cfg.ConfigOpts, cluster: models.Cluster) -> HealthCheck | None:
         """Say what to ask of a cluster's engine, or None if the folder does not.
 
-        Needs `template` and `nodegroups`. Raises `DriverError` if the address is none that can be asked.
-        """
+        Needs `template` and `nodegroups`. Raises `DriverError` if the address is none that can be
+        asked."""
         item = self.manifest.get('health')
         if item is None:
             return None
@@ -748,9 +1031,14 @@ class Driver:
         if base.startswith('https:') and 'authority' not in item:
             raise self._error('manifest.yaml $.health', 'https needs an authority')
         certificate = CertificateSpec(**item['certificate']) if 'certificate' in item else None
-        requests = {name: HealthRequest((self._health_url(request['url'], context) if 'url' in request else base)
-                                        + request['path'], request.get('accept'))
-                    for name, request in item['requests'].items()}
+        requests = {
+            name: HealthRequest(
+                (self._health_url(request['url'], context) if 'url' in request else base)
+                + request['path'],
+                request.get('accept'),
+            )
+            for name, request in item['requests'].items()
+        }
         return HealthCheck(base, requests, item.get('authority'), certificate)
 
     def _health_url(self, expression: str, context: dict[str, Any]) -> str:
@@ -759,17 +1047,31 @@ class Driver:
             raise self._error('manifest.yaml $.health.url', f'{url!r} is no URL to ask')
         return url.rstrip('/')
 
-    def read_health(self, conf: cfg.ConfigOpts, cluster: models.Cluster, answers: Mapping[str, Answer]) -> Health:
-        """Say what the answers mean. Needs nodes, too. Raises `DriverError` if the folder does not understand them.
+    def read_health(
+        self, conf: cfg.ConfigOpts, cluster: models.Cluster, answers: Mapping[str, Answer]
+    ) -> Health:
+        """Say what the answers mean. Needs nodes, too. Raises `DriverError` if the folder does not
+        understand them.
 
-        An engine may go on to know members that were removed; the template can tell them by their names.
-        """
+        An engine may go on to know members that were removed; the template can tell them by their
+        names."""
         name = self.manifest['health']['template']
         names = [node.name for group in cluster.nodegroups for node in members.wanted(group)]
-        _, data = self._template(name, self._context(conf, cluster) | {
-            'answers': answers, 'member_names': names, 'name_prefix': members.name_prefix(cluster)})
+        _, data = self._template(
+            name,
+            self._context(conf, cluster)
+            | {
+                'answers': answers,
+                'member_names': names,
+                'name_prefix': members.name_prefix(cluster),
+            },
+        )
         try:
-            healthy, lines, forget = data['healthy'], data['reason'].items(), list(data.get('forget') or ())
+            healthy, lines, forget = (
+                data['healthy'],
+                data['reason'].items(),
+                list(data.get('forget') or ()),
+            )
         except (KeyError, TypeError, AttributeError) as exc:
             raise self._error(name, f'{type(exc).__name__} {exc} in what the answers mean') from exc
         if healthy not in (True, False, None):
@@ -780,7 +1082,9 @@ class Driver:
         # Whoever owns the nodes can have them answer anything.
         reason: dict[str, str] = {}
         room = MAX_REASON
-        for key, text in ((str(k)[:MAX_REASON_LINE], str(v).strip()[:MAX_REASON_LINE]) for k, v in lines):
+        for key, text in (
+            (str(k)[:MAX_REASON_LINE], str(v).strip()[:MAX_REASON_LINE]) for k, v in lines
+        ):
             room -= len(key) + len(text)
             if room < 0:
                 reason['...'] = f'{len(lines) - len(reason)} more'
@@ -790,22 +1094,41 @@ class Driver:
 
     # How a user gets in.
 
-    def render_access(self, cluster: models.Cluster, *, authority: str, user: str, certificate: str,
-                      private_key: str) -> str:
-        """Render what a user's client reads, of PEM texts: the cluster's authority, and the user's own pair.
+    def render_access(
+        self,
+        cluster: models.Cluster,
+        *,
+        authority: str,
+        user: str,
+        certificate: str,
+        private_key: str,
+    ) -> str:
+        """Render what a user's client reads, of PEM texts: the cluster's authority, and the user's
+        own pair.
 
         Only where there is `access`. Needs `template`. Raises `DriverError`.
         """
-        text, _ = self._template(self.manifest['access']['template'], {
-            'cluster': cluster, 'template': cluster.template, 'authority': authority, 'user': user,
-            'certificate': certificate, 'private_key': private_key})
+        text, _ = self._template(
+            self.manifest['access']['template'],
+            {
+                'cluster': cluster,
+                'template': cluster.template,
+                'authority': authority,
+                'user': user,
+                'certificate': certificate,
+                'private_key': private_key,
+            },
+        )
         return text
 
 
 class _Wanted:
-    """A nodegroup as templates see it: without the members that are to go, and those that come in a later wave."""
+    """A nodegroup as templates see it: without the members that are to go, and those that come in a
+    later wave."""
 
-    def __init__(self, group: models.NodeGroup, there: Callable[[], dict[str, set[int]]], most: int) -> None:
+    def __init__(
+        self, group: models.NodeGroup, there: Callable[[], dict[str, set[int]]], most: int
+    ) -> None:
         self._group, self._there, self._most = group, there, most
 
     @functools.cached_property
@@ -850,14 +1173,20 @@ class _Sample:
 def _sample(cluster: models.Cluster, group: Any, count: int) -> _Sample:
     """A nodegroup with so many members, whose names are as long as its last one's."""
     number = (group.next_number or 0) + group.node_count
-    return _Sample(group, [models.Node(number=number + n, name=members.node_name(cluster, group, number), epoch=1)
-                           for n in range(count)])
+    return _Sample(
+        group,
+        [
+            models.Node(number=number + n, name=members.node_name(cluster, group, number), epoch=1)
+            for n in range(count)
+        ],
+    )
 
 
 @functools.cache
 def _manifest_schema() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(
-        yaml.safe_load((BUILT_IN / 'manifest.schema.yaml').read_text(encoding='utf-8')))
+        yaml.safe_load((BUILT_IN / 'manifest.schema.yaml').read_text(encoding='utf-8'))
+    )
 
 
 _Loader: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
@@ -870,16 +1199,20 @@ def node_timeout_s(conf: cfg.ConfigOpts, cluster: models.Cluster) -> int:
 
 
 def has_cluster_users(conf: cfg.ConfigOpts) -> bool:
-    """Whether the operator has provided for clusters to get users of their own: a domain, and roles."""
-    return bool((conf.trust.trustee_domain_id or conf.trust.trustee_domain_name)
-                and (conf.trust.roles or conf.identity.project_roles))
+    """Whether the operator has provided for clusters to get users of their own: a domain, and
+    roles."""
+    return bool(
+        (conf.trust.trustee_domain_id or conf.trust.trustee_domain_name)
+        and (conf.trust.roles or conf.identity.project_roles)
+    )
 
 
 def load(conf: cfg.ConfigOpts) -> dict[str, Driver]:
-    """Return all drivers by name. Folders of `[drivers] path` win over entry points, those over the built-in ones.
+    """Return all drivers by name. Folders of `[drivers] path` win over entry points, those over the
+    built-in ones.
 
-    Folders are read once in a process. Raises `DriverError` for the first folder that is wrong, naming the place.
-    """
+    Folders are read once in a process. Raises `DriverError` for the first folder that is wrong,
+    naming the place."""
     return dict(_load(tuple(conf.drivers.path)))
 
 
@@ -914,8 +1247,8 @@ def _wrong(folder: Path, place: str, problem: object) -> errors.DriverError:
 def _manifests(folder: Path, known: Mapping[str, list[Path]]) -> dict[Path, dict[str, Any]]:
     """What the manifests say of a folder and those that it extends, by folder.
 
-    `known`: folders by name, each behind those that it hides. A folder that extends its own name means what it hides.
-    """
+    `known`: folders by name, each behind those that it hides. A folder that extends its own name
+    means what it hides."""
     found: dict[Path, dict[str, Any]] = {}
     while True:
         try:
@@ -929,10 +1262,15 @@ def _manifests(folder: Path, known: Mapping[str, list[Path]]) -> dict[Path, dict
             return found
         others = known.get(str(name), [])
         if name == folder.name:
-            others = others[:others.index(folder)]
+            others = others[: others.index(folder)]
         if not others or others[-1] in found:
-            raise _wrong(folder, 'manifest.yaml $.extends', f'{name} extends this folder itself' if others else
-                         f'there is no other driver folder {name}')
+            raise _wrong(
+                folder,
+                'manifest.yaml $.extends',
+                f'{name} extends this folder itself'
+                if others
+                else f'there is no other driver folder {name}',
+            )
         folder = others[-1]
 
 
@@ -948,28 +1286,42 @@ def _class_of(folders: Iterable[Path]) -> type[Driver]:
     try:
         spec.loader.exec_module(module)
     except Exception as exc:
-        raise errors.DriverError(f'driver folder {folder}: driver.py: {type(exc).__name__}: {exc}') from exc
+        raise errors.DriverError(
+            f'driver folder {folder}: driver.py: {type(exc).__name__}: {exc}'
+        ) from exc
     if not (isinstance(own := getattr(module, 'Driver', None), type) and issubclass(own, Driver)):
-        raise errors.DriverError(f'driver folder {folder}: driver.py has no class Driver that is a drivers.Driver')
+        raise errors.DriverError(
+            f'driver folder {folder}: driver.py has no class Driver that is a drivers.Driver'
+        )
     return own
 
 
-def find(conf: cfg.ConfigOpts, *, server_type: str, os_distro: str, coe: str, name: str | None = None) -> Driver:
-    """Find the driver for an engine on an image; of several, the first by name. Raises `Invalid` if there is none."""
+def find(
+    conf: cfg.ConfigOpts, *, server_type: str, os_distro: str, coe: str, name: str | None = None
+) -> Driver:
+    """Find the driver for an engine on an image; of several, the first by name. Raises `Invalid` if
+    there is none."""
     drivers = load(conf)
-    enabled = {key: drivers[key] for key in sorted(drivers) if key not in conf.drivers.disabled_drivers}
+    enabled = {
+        key: drivers[key] for key in sorted(drivers) if key not in conf.drivers.disabled_drivers
+    }
     wanted = (server_type, os_distro, coe)
     if name is not None:
         if name not in enabled:
             state = 'is disabled here' if name in drivers else 'does not exist'
-            raise errors.Invalid(f'Driver {name!r} {state}. There are: {", ".join(enabled) or "none"}.')
+            raise errors.Invalid(
+                f'Driver {name!r} {state}. There are: {", ".join(enabled) or "none"}.'
+            )
         enabled = {name: enabled[name]}
     for driver in enabled.values():
         if wanted in driver.provides:
             return driver
     offered = '; '.join(
         f'{key} makes ' + ', '.join(f'{c} on {o} ({s})' for s, o, c in driver.provides)
-        for key, driver in enabled.items())
+        for key, driver in enabled.items()
+    )
     who = f'Driver {name} does not make' if name else 'No driver makes'
-    raise errors.Invalid(f'{who} {coe} clusters from an image with os_distro {os_distro!r} on server_type '
-                         f'{server_type!r}. {offered or "No driver is enabled"}.')
+    raise errors.Invalid(
+        f'{who} {coe} clusters from an image with os_distro {os_distro!r} on server_type '
+        f'{server_type!r}. {offered or "No driver is enabled"}.'
+    )

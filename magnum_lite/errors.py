@@ -2,7 +2,8 @@
 
     HttpError            what an API call can end with; `code` is the status
       Invalid 400   Forbidden 403   OverQuota 403   NotFound 404   MethodNotAllowed 405
-      NotAcceptable 406   Conflict 409   PreconditionFailed 412   TooLarge 413   UnsupportedMediaType 415
+      NotAcceptable 406   Conflict 409   PreconditionFailed 412
+      TooLarge 413   UnsupportedMediaType 415
       Unprocessable 422   Unavailable 503
     Repeated             the request was carried out already, by another process at the same time
     Retry                the conductor: the world is not ready, look again later
@@ -10,13 +11,14 @@
     LeaseLost            the conductor: another one holds this cluster now, drop the work
     DriverError          a driver folder is not what it should be (an operator reads this)
 
-Nothing here imports anything of ours. A message says what happened, to which thing, and what to do next; its first
-sentence has no dot inside, because clients show the text up to the first dot as the title.
-"""
+Nothing here imports anything of ours. A message says what happened, to which thing, and what to do
+next; its first sentence has no dot inside, because clients show the text up to the first dot as the
+title."""
 
 from __future__ import annotations
 
-#: What `operations.code` can hold when an operation failed, with the sentence that explains it to a user.
+#: What `operations.code` can hold when an operation failed, with the sentence that explains it to a
+#: user.
 CODES = {
     'NO_VALID_HOST': 'No compute host has room for a server of this flavor',
     'QUOTA_EXCEEDED': 'A quota of the project does not allow this cluster',
@@ -37,7 +39,8 @@ CODES = {
 
 
 class HttpError(Exception):
-    """An answer other than success. `str()` of it is the whole text; `code` is the HTTP status, an int."""
+    """An answer other than success. `str()` of it is the whole text; `code` is the HTTP status, an
+    int."""
 
     code = 500
 
@@ -48,7 +51,8 @@ class HttpError(Exception):
 
 
 class Invalid(HttpError):
-    """The request is wrong in itself. `problems` may hold several sentences; each is a finding of the same look."""
+    """The request is wrong in itself. `problems` may hold several sentences; each is a finding of
+    the same look."""
 
     code = 400
 
@@ -124,11 +128,13 @@ class Unavailable(HttpError):
 
 
 class Repeated(Exception):
-    """A request with the same `Idempotency-Key` was committed first. Nothing of this one is stored."""
+    """A request with the same `Idempotency-Key` was committed first. Nothing of this one is
+    stored."""
 
 
 class Retry(Exception):
-    """Nothing is wrong, come back in so many seconds (its one argument). Only the due time of the row changes."""
+    """Nothing is wrong, come back in so many seconds (its one argument). Only the due time of the
+    row changes."""
 
 
 class Failed(Exception):
@@ -140,8 +146,10 @@ class Failed(Exception):
 
 
 class LeaseLost(Exception):
-    """Another conductor holds the cluster, or the cluster moved on: whatever was being done must not be written."""
+    """Another conductor holds the cluster, or the cluster moved on: whatever was being done must
+    not be written."""
 
 
 class DriverError(Exception):
-    """A driver folder cannot be loaded or rendered. The text names the folder and the place in it."""
+    """A driver folder cannot be loaded or rendered. The text names the folder and the place in
+    it."""

@@ -1,13 +1,13 @@
 """What is stored: one typed class per table, and nothing that does I/O.
 
-A cluster is a row (`Cluster`): what is wanted (counts, labels, `generation`), what is known (`status`, addresses,
-`stack_id`) and who holds it (`leased_by`, `leased_until`, `check_at`). Everything else hangs off that row by its uuid.
-`db` is the only module that reads or writes these tables; `alembic/` must make exactly what stands here, which
-`tests/test_migrations.py` compares on every database.
+A cluster is a row (`Cluster`): what is wanted (counts, labels, `generation`), what is known
+(`status`, addresses, `stack_id`) and who holds it (`leased_by`, `leased_until`, `check_at`).
+Everything else hangs off that row by its uuid. `db` is the only module that reads or writes these
+tables; `alembic/` must make exactly what stands here, which `tests/test_migrations.py` compares on
+every database.
 
-Times are UTC. They are stored without an offset (no database agrees with another on offsets) and handed out as aware
-datetimes, because clients written in Go refuse a time without one.
-"""
+Times are UTC. They are stored without an offset (no database agrees with another on offsets) and
+handed out as aware datetimes, because clients written in Go refuse a time without one."""
 
 from __future__ import annotations
 
@@ -28,20 +28,26 @@ class UTCDateTime(sa.types.TypeDecorator[datetime.datetime]):
     def load_dialect_impl(self, dialect: sa.Dialect) -> Any:
         return mysql.DATETIME(fsp=6) if dialect.name == 'mysql' else sa.DateTime()
 
-    def process_bind_param(self, value: datetime.datetime | None, dialect: sa.Dialect) -> datetime.datetime | None:
-        """Drop the offset. Raises ValueError for a naive time: nobody could say which zone it was meant in."""
+    def process_bind_param(
+        self, value: datetime.datetime | None, dialect: sa.Dialect
+    ) -> datetime.datetime | None:
+        """Drop the offset. Raises ValueError for a naive time: nobody could say which zone it was
+        meant in."""
         if value is None:
             return None
         if value.tzinfo is None:
             raise ValueError(f'a naive time is not stored: {value!r}')
         return value.astimezone(datetime.UTC).replace(tzinfo=None)
 
-    def process_result_value(self, value: datetime.datetime | None, dialect: sa.Dialect) -> datetime.datetime | None:
+    def process_result_value(
+        self, value: datetime.datetime | None, dialect: sa.Dialect
+    ) -> datetime.datetime | None:
         return None if value is None else value.replace(tzinfo=datetime.UTC)
 
 
 def utcnow() -> datetime.datetime:
-    """The present, aware. For what people read (`created_at`); leases use the database's clock instead (`db.now`)."""
+    """The present, aware. For what people read (`created_at`); leases use the database's clock
+    instead (`db.now`)."""
     return datetime.datetime.now(datetime.UTC)
 
 
@@ -57,12 +63,22 @@ ROTATION_PHASES = 3
 
 
 class Base(DeclarativeBase):
-    """Every table has an integer key, which orders equal rows, and says when a row was made and last changed."""
+    """Every table has an integer key, which orders equal rows, and says when a row was made and
+    last changed."""
 
-    __table_args__: Any = {'mysql_engine': 'InnoDB', 'mysql_charset': 'utf8mb4', 'mysql_collate': 'utf8mb4_bin'}
-    metadata = sa.MetaData(naming_convention={
-        'ix': 'ix_%(table_name)s_%(column_0_name)s', 'uq': 'uq_%(table_name)s_%(column_0_N_name)s',
-        'fk': 'fk_%(table_name)s_%(column_0_name)s', 'pk': 'pk_%(table_name)s'})
+    __table_args__: Any = {
+        'mysql_engine': 'InnoDB',
+        'mysql_charset': 'utf8mb4',
+        'mysql_collate': 'utf8mb4_bin',
+    }
+    metadata = sa.MetaData(
+        naming_convention={
+            'ix': 'ix_%(table_name)s_%(column_0_name)s',
+            'uq': 'uq_%(table_name)s_%(column_0_N_name)s',
+            'fk': 'fk_%(table_name)s_%(column_0_name)s',
+            'pk': 'pk_%(table_name)s',
+        }
+    )
     type_annotation_map = {datetime.datetime: UTCDateTime}
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
@@ -72,7 +88,8 @@ class Base(DeclarativeBase):
 
 
 class ClusterTemplate(Base):
-    """What an operator or user describes once: engine, image, flavors, network. Clusters are made after it."""
+    """What an operator or user describes once: engine, image, flavors, network. Clusters are made
+    after it."""
 
     __tablename__ = 'cluster_templates'
 
@@ -113,7 +130,8 @@ class ClusterTemplate(Base):
 
 
 class Cluster(Base):
-    """One cluster. The conductor makes the world match the upper half and writes down the lower half."""
+    """One cluster. The conductor makes the world match the upper half and writes down the lower
+    half."""
 
     __tablename__ = 'clusters'
 
@@ -121,12 +139,15 @@ class Cluster(Base):
     project_id: Mapped[Text255] = mapped_column(index=True)
     user_id: Mapped[Text255]
     name: Mapped[Text255]
-    cluster_template_id: Mapped[Uuid] = mapped_column(sa.ForeignKey('cluster_templates.uuid'), index=True)
-    #: Name of the driver folder that was found when the cluster was asked for. It never changes afterwards.
+    cluster_template_id: Mapped[Uuid] = mapped_column(
+        sa.ForeignKey('cluster_templates.uuid'), index=True
+    )
+    #: Name of the driver folder that was found when the cluster was asked for. It never changes
+    #: afterwards.
     driver: Mapped[Text255]
     keypair: Mapped[Text255 | None]
-    #: The key itself, read with the caller's token when the cluster was asked for: a Nova keypair belongs to one
-    #: user, so the service could not name it on a server.
+    #: The key itself, read with the caller's token when the cluster was asked for: a Nova keypair
+    #: belongs to one user, so the service could not name it on a server.
     public_key: Mapped[str | None] = mapped_column(sa.Text)
     flavor_id: Mapped[Text255 | None]
     master_flavor_id: Mapped[Text255 | None]
@@ -139,14 +160,16 @@ class Cluster(Base):
     discovery_url: Mapped[Text255 | None]
     #: Minutes, or null for the configured default.
     create_timeout: Mapped[int | None]
-    #: Counts the changes that were asked for. A conductor only ever says "done" for the generation that it read.
+    #: Counts the changes that were asked for. A conductor only ever says "done" for the generation
+    #: that it read.
     generation: Mapped[int] = mapped_column(default=1)
     #: The newest generation that somebody wants stopped. Only what the row is at, or older, can be.
     cancelled_generation: Mapped[int] = mapped_column(default=0)
     #: An admin wants it gone whatever it leaves behind in the cloud.
     delete_forced: Mapped[bool] = mapped_column(default=False)
-    #: How far the exchange of its authorities is. 0: there is none; 1: all learn to trust the new ones, too; 2: the
-    #: new ones sign; 3: the old ones are forgotten. In each of these phases every member is replaced.
+    #: How far the exchange of its authorities is. 0: there is none; 1: all learn to trust the new
+    #: ones, too; 2: the new ones sign; 3: the old ones are forgotten. In each of these phases every
+    #: member is replaced.
     rotation: Mapped[int] = mapped_column(default=0)
 
     status: Mapped[str] = mapped_column(sa.String(20))
@@ -154,34 +177,42 @@ class Cluster(Base):
     error_code: Mapped[ErrorCode | None]
     health_status: Mapped[str | None] = mapped_column(sa.String(20))
     health_status_reason: Mapped[dict[str, str]] = mapped_column(Json, default=dict)
-    #: When the engine is next asked how it is. Whoever moves this on has the turn; null: nobody asks.
+    #: When the engine is next asked how it is. Whoever moves this on has the turn; null: nobody
+    #: asks.
     health_at: Mapped[datetime.datetime | None] = mapped_column(index=True)
     stack_id: Mapped[Text255 | None]
     #: The newest generation whose change of this stack was sent to Heat.
     sent_generation: Mapped[int] = mapped_column(default=0)
-    #: Counts the texts of this stack. The stack bears the number as a tag, so that Heat can say which text it has.
+    #: Counts the texts of this stack. The stack bears the number as a tag, so that Heat can say
+    #: which text it has.
     revision: Mapped[int] = mapped_column(default=0)
-    #: The text that was sent to Heat, {"template": str, "files": {name: str}}; an update edits this and nothing
-    #: newer, so a release of ours never changes a running cluster. No secret is in it.
+    #: The text that was sent to Heat, {"template": str, "files": {name: str}}; an update edits this
+    #: and nothing newer, so a release of ours never changes a running cluster. No secret is in it.
     stack_text: Mapped[dict[str, Any] | None] = mapped_column(Json, deferred=True)
     api_address: Mapped[Text255 | None]
     coe_version: Mapped[Text255 | None]
     container_version: Mapped[Text255 | None]
 
-    #: The conductor that works on this row, until when (the database's clock), and when the row is next due.
-    #: While it is held `check_at` is null, unless somebody asks for one more look meanwhile.
+    #: The conductor that works on this row, until when (the database's clock), and when the row is
+    #: next due. While it is held `check_at` is null, unless somebody asks for one more look
+    #: meanwhile.
     leased_by: Mapped[Text255 | None]
     leased_until: Mapped[datetime.datetime | None] = mapped_column(index=True)
     check_at: Mapped[datetime.datetime | None] = mapped_column(index=True)
-    #: Somebody looks at the progress of its operation: until then resources are counted at each look.
+    #: Somebody looks at the progress of its operation: until then resources are counted at each
+    #: look.
     watched_until: Mapped[datetime.datetime | None]
     #: Outside calls that failed in a row: what the back-off grows with.
     failures: Mapped[int] = mapped_column(default=0)
 
     template: Mapped[ClusterTemplate] = relationship(lazy='raise', viewonly=True)
     nodegroups: Mapped[list[NodeGroup]] = relationship(
-        lazy='raise', order_by='NodeGroup.id', back_populates='cluster', cascade='all, delete-orphan',
-        passive_deletes=True)
+        lazy='raise',
+        order_by='NodeGroup.id',
+        back_populates='cluster',
+        cascade='all, delete-orphan',
+        passive_deletes=True,
+    )
 
     @property
     def owners(self) -> list[Cluster | NodeGroup]:
@@ -201,22 +232,35 @@ class Cluster(Base):
     @property
     def master_addresses(self) -> list[str]:
         """Addresses of the masters, as far as they are known."""
-        return [a for group in self.nodegroups if group.role == 'master' for a in group.node_addresses or ()]
+        return [
+            a
+            for group in self.nodegroups
+            if group.role == 'master'
+            for a in group.node_addresses or ()
+        ]
 
     @property
     def node_addresses(self) -> list[str]:
         """Addresses of the workers, as far as they are known."""
-        return [a for group in self.nodegroups if group.role != 'master' for a in group.node_addresses or ()]
+        return [
+            a
+            for group in self.nodegroups
+            if group.role != 'master'
+            for a in group.node_addresses or ()
+        ]
 
 
 class NodeGroup(Base):
-    """Nodes that share role, image and flavor. Two come with every cluster: `default-master`, `default-worker`."""
+    """Nodes that share role, image and flavor. Two come with every cluster: `default-master`,
+    `default-worker`."""
 
     __tablename__ = 'nodegroups'
     __table_args__ = (sa.UniqueConstraint('cluster_id', 'name'), Base.__table_args__)
 
     uuid: Mapped[Uuid] = mapped_column(unique=True)
-    cluster_id: Mapped[Uuid] = mapped_column(sa.ForeignKey('clusters.uuid', ondelete='CASCADE'), index=True)
+    cluster_id: Mapped[Uuid] = mapped_column(
+        sa.ForeignKey('clusters.uuid', ondelete='CASCADE'), index=True
+    )
     project_id: Mapped[Text255] = mapped_column(index=True)
     name: Mapped[Text255]
     role: Mapped[Text255]
@@ -238,8 +282,8 @@ class NodeGroup(Base):
     status: Mapped[str] = mapped_column(sa.String(20))
     status_reason: Mapped[str | None] = mapped_column(sa.Text)
     error_code: Mapped[ErrorCode | None]
-    #: The root stack that holds the members: the cluster's own for the two defaults. The next three are as on
-    #: `Cluster`, for a stack of its own.
+    #: The root stack that holds the members: the cluster's own for the two defaults. The next three
+    #: are as on `Cluster`, for a stack of its own.
     stack_id: Mapped[Text255 | None] = mapped_column(index=True)
     stack_text: Mapped[dict[str, Any] | None] = mapped_column(Json, deferred=True)
     sent_generation: Mapped[int] = mapped_column(default=0)
@@ -249,21 +293,26 @@ class NodeGroup(Base):
 
     cluster: Mapped[Cluster] = relationship(lazy='raise', back_populates='nodegroups')
     nodes: Mapped[list[Node]] = relationship(
-        lazy='raise', order_by='Node.number', cascade='all, delete-orphan', passive_deletes=True)
+        lazy='raise', order_by='Node.number', cascade='all, delete-orphan', passive_deletes=True
+    )
 
     @property
     def stack_role(self) -> str:
-        """What its members are to the templates of a driver: `worker`, whatever users call the role, or `master`."""
+        """What its members are to the templates of a driver: `worker`, whatever users call the
+        role, or `master`."""
         return 'master' if self.role == 'master' else 'worker'
 
 
 class Node(Base):
-    """One member of a nodegroup, which is one server in Nova. Its number is its name in the stack, for ever."""
+    """One member of a nodegroup, which is one server in Nova. Its number is its name in the stack,
+    for ever."""
 
     __tablename__ = 'nodes'
     __table_args__ = (sa.UniqueConstraint('nodegroup_id', 'number'), Base.__table_args__)
 
-    nodegroup_id: Mapped[Uuid] = mapped_column(sa.ForeignKey('nodegroups.uuid', ondelete='CASCADE'), index=True)
+    nodegroup_id: Mapped[Uuid] = mapped_column(
+        sa.ForeignKey('nodegroups.uuid', ondelete='CASCADE'), index=True
+    )
     number: Mapped[int]
     #: Name of the server in Nova and of the node in the engine: a DNS label.
     name: Mapped[str] = mapped_column(sa.String(63))
@@ -280,7 +329,8 @@ class Node(Base):
 
 
 class Operation(Base):
-    """A change that a caller asked for: who, what, when, and how it ended. Read by people; never a queue.
+    """A change that a caller asked for: who, what, when, and how it ended. Read by people; never a
+    queue.
 
     It outlives its cluster, so there is no foreign key.
     """
@@ -302,7 +352,8 @@ class Operation(Base):
     #: A name of `errors.CODES` when it failed.
     code: Mapped[ErrorCode | None]
     text: Mapped[str | None] = mapped_column(sa.Text)
-    #: Driver and nodes of the cluster when this was asked for: how long such things took tells how long this takes.
+    #: Driver and nodes of the cluster when this was asked for: how long such things took tells how
+    #: long this takes.
     driver: Mapped[Text255 | None]
     node_count: Mapped[int | None]
     #: Resources of its stacks, while somebody watches.
@@ -311,12 +362,15 @@ class Operation(Base):
 
 
 class Key(Base):
-    """A key pair of a cluster. The certificate is public; `private_key` is what the key store made of the key."""
+    """A key pair of a cluster. The certificate is public; `private_key` is what the key store made
+    of the key."""
 
     __tablename__ = 'cluster_keys'
     __table_args__ = (sa.UniqueConstraint('cluster_id', 'purpose', 'is_next'), Base.__table_args__)
 
-    cluster_id: Mapped[Uuid] = mapped_column(sa.ForeignKey('clusters.uuid', ondelete='CASCADE'), index=True)
+    cluster_id: Mapped[Uuid] = mapped_column(
+        sa.ForeignKey('clusters.uuid', ondelete='CASCADE'), index=True
+    )
     #: A name under `keys` of the driver's manifest, or one of `keystore`'s own.
     purpose: Mapped[str] = mapped_column(sa.String(40))
     #: It takes the place of the other one of its purpose when the exchange of authorities is over.
@@ -331,8 +385,8 @@ class Key(Base):
 class Quota(Base):
     """How many of a resource a project may have.
 
-    A null limit means the configured default: the row is there to be locked while a project's use is counted.
-    """
+    A null limit means the configured default: the row is there to be locked while a project's use
+    is counted."""
 
     __tablename__ = 'quotas'
     __table_args__ = (sa.UniqueConstraint('project_id', 'resource'), Base.__table_args__)
@@ -343,14 +397,16 @@ class Quota(Base):
 
 
 class Receipt(Base):
-    """The answer to a request that came with an `Idempotency-Key`, written in the transaction that did what it asked.
+    """The answer to a request that came with an `Idempotency-Key`, written in the transaction that
+    did what it asked.
 
     So either both are there or neither, wherever the process dies.
     """
 
     __tablename__ = 'receipts'
 
-    #: SHA-256 of project, user and key: one column of known length that no database compares in a way of its own.
+    #: SHA-256 of project, user and key: one column of known length that no database compares in a
+    #: way of its own.
     digest: Mapped[str] = mapped_column(sa.String(64), unique=True)
     #: SHA-256 of what was asked for. The same key with another one is a mistake of the caller.
     fingerprint: Mapped[str] = mapped_column(sa.String(64))
@@ -360,7 +416,8 @@ class Receipt(Base):
 
 
 class Service(Base):
-    """A conductor that reports in. Operators see it with `openstack coe service list`; nothing decides by it."""
+    """A conductor that reports in. Operators see it with `openstack coe service list`; nothing
+    decides by it."""
 
     __tablename__ = 'services'
     __table_args__ = (sa.UniqueConstraint('host', 'binary'), Base.__table_args__)

@@ -1,8 +1,8 @@
-"""One thing outside that may be away, and what the log says of it: once when it goes, once a minute, once at its end.
+"""One thing outside that may be away, and what the log says of it: once when it goes, once a
+minute, once at its end.
 
-Whoever calls the thing says `failed()` or `works()` after each call, from any thread. A thing that comes and goes is
-not said more often either, so that a log of a bad night can be read.
-"""
+Whoever calls the thing says `failed()` or `works()` after each call, from any thread. A thing that
+comes and goes is not said more often either, so that a log of a bad night can be read."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ REPEAT_S = 60
 class Outage:
     """One thing outside, such as a service or a kind of call. Safe for threads."""
 
-    def __init__(self, what: str, advice: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`what` is the subject of a sentence, such as 'The broker' or 'Looking at stacks' (`clients.CloudError.what`).
+    def __init__(
+        self, what: str, advice: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`what` is the subject of a sentence, such as 'The broker' or 'Looking at stacks'
+        (`clients.CloudError.what`).
 
-        `advice` is a sentence or two without the last dot: what waits meanwhile, and what the reader can do.
-        """
+        `advice` is a sentence or two without the last dot: what waits meanwhile, and what the
+        reader can do."""
         self._what, self._advice, self._clock = what, advice, clock
         self._lock = threading.Lock()
         self._since: float | None = None
@@ -35,7 +38,8 @@ class Outage:
         self._is_said = False
 
     def failed(self, error: str) -> None:
-        """Note that a call failed. Warns at once, unless there was a warning within the last minute."""
+        """Note that a call failed. Warns at once, unless there was a warning within the last
+        minute."""
         with self._lock:
             now = self._clock()
             first = self._since is None
@@ -48,11 +52,18 @@ class Outage:
         if first:
             LOG.warning('%s fails. %s (%s)', self._what, self._advice, error)
         else:
-            LOG.warning('%s has failed for %.0f s, calls: %d. %s (%s)',
-                        self._what, away_s, failures, self._advice, error)
+            LOG.warning(
+                '%s has failed for %.0f s, calls: %d. %s (%s)',
+                self._what,
+                away_s,
+                failures,
+                self._advice,
+                error,
+            )
 
     def works(self) -> None:
-        """Note that a call succeeded. Says so if a warning said that it did not. Costs nothing otherwise."""
+        """Note that a call succeeded. Says so if a warning said that it did not. Costs nothing
+        otherwise."""
         if self._since is None:
             return
         with self._lock:
@@ -64,13 +75,19 @@ class Outage:
             LOG.info('%s works again after %.0f s, failed calls: %d', self._what, away_s, failures)
 
 
-#: Libraries that say of every try that it failed; what they say is not known to our callers, so it is not dropped.
-CHATTERERS = ('oslo.messaging._drivers.impl_rabbit', 'keystoneauth.session', 'keystoneauth.identity.generic.base',
-              'keystonemiddleware.auth_token')
+#: Libraries that say of every try that it failed; what they say is not known to our callers, so it
+#: is not dropped.
+CHATTERERS = (
+    'oslo.messaging._drivers.impl_rabbit',
+    'keystoneauth.session',
+    'keystoneauth.identity.generic.base',
+    'keystonemiddleware.auth_token',
+)
 
 
 class OnceAMinute(logging.Filter):
-    """Lets through what a place in the code says once a minute, whatever the numbers and names in it."""
+    """Lets through what a place in the code says once a minute, whatever the numbers and names in
+    it."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -78,7 +95,8 @@ class OnceAMinute(logging.Filter):
         self._said_at: dict[tuple[str, int], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is to be written. Below warnings all are: whoever wants them wants all of them."""
+        """Whether a record is to be written. Below warnings all are: whoever wants them wants all
+        of them."""
         place, now = (record.pathname, record.lineno), self._clock()
         if record.levelno >= logging.WARNING:
             if now - self._said_at.get(place, float('-inf')) < REPEAT_S:

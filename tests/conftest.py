@@ -1,8 +1,7 @@
 """What tests stand on: a database, a configuration, a fake cloud, an application.
 
-The database is SQLite in a file of its own. The tests that ask for `any_database` run on MariaDB and PostgreSQL too,
-where one answers on loopback; the header of the run says which.
-"""
+The database is SQLite in a file of its own. The tests that ask for `any_database` run on MariaDB
+and PostgreSQL too, where one answers on loopback; the header of the run says which."""
 
 from __future__ import annotations
 
@@ -33,16 +32,22 @@ from magnum_lite.api.request import Services
 from magnum_lite.conductor import endpoint, steps
 
 SERVERS = {
-    'mariadb': os.environ.get('TEST_MARIADB', 'mysql+pymysql://root@127.0.0.1:3306/?charset=utf8mb4'),
-    'postgresql': os.environ.get('TEST_POSTGRESQL', 'postgresql+psycopg2://postgres@127.0.0.1:5432/postgres'),
+    'mariadb': os.environ.get(
+        'TEST_MARIADB', 'mysql+pymysql://root@127.0.0.1:3306/?charset=utf8mb4'
+    ),
+    'postgresql': os.environ.get(
+        'TEST_POSTGRESQL', 'postgresql+psycopg2://postgres@127.0.0.1:5432/postgres'
+    ),
 }
 RABBITMQ = os.environ.get('TEST_RABBITMQ', 'rabbit://guest:guest@127.0.0.1:5672/')
 
 
 def _answers(name: str) -> bool:
     url = sa.make_url(SERVERS[name])
-    with contextlib.suppress(OSError, sa.exc.SQLAlchemyError), \
-            socket.create_connection((url.host or '', url.port or 0), timeout=1):
+    with (
+        contextlib.suppress(OSError, sa.exc.SQLAlchemyError),
+        socket.create_connection((url.host or '', url.port or 0), timeout=1),
+    ):
         engine = sa.create_engine(url)
         with engine.connect():
             engine.dispose()
@@ -52,7 +57,10 @@ def _answers(name: str) -> bool:
 
 def rabbitmq_answers() -> bool:
     url = sa.make_url(RABBITMQ)
-    with contextlib.suppress(OSError), socket.create_connection((url.host or '', url.port or 0), timeout=1):
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((url.host or '', url.port or 0), timeout=1),
+    ):
         return True
     return False
 
@@ -62,8 +70,11 @@ AVAILABLE = ['sqlite', *(name for name in SERVERS if _answers(name))]
 
 def pytest_report_header() -> list[str]:
     missing = [name for name in SERVERS if name not in AVAILABLE]
-    return [f'databases: {", ".join(AVAILABLE)}' + (f'; no {", ".join(missing)} on loopback' if missing else ''),
-            f'broker: in-process{", RabbitMQ" if rabbitmq_answers() else "; no RabbitMQ on loopback"}']
+    return [
+        f'databases: {", ".join(AVAILABLE)}'
+        + (f'; no {", ".join(missing)} on loopback' if missing else ''),
+        f'broker: in-process{", RabbitMQ" if rabbitmq_answers() else "; no RabbitMQ on loopback"}',
+    ]
 
 
 @contextlib.contextmanager
@@ -87,7 +98,8 @@ def scratch_database(kind: str, folder: pathlib.Path) -> Iterator[str]:
 
 @pytest.fixture
 def conf(tmp_path: pathlib.Path) -> Iterator[cfg.ConfigOpts]:
-    """The configuration, with state in a folder of the test, callers that are believed, and no broker."""
+    """The configuration, with state in a folder of the test, callers that are believed, and no
+    broker."""
     config.register(config.CONF)
     with config_fixture.Config(config.CONF) as fixture:
         fixture.conf([], project='magnum-lite', default_config_files=[])
@@ -100,13 +112,17 @@ def conf(tmp_path: pathlib.Path) -> Iterator[cfg.ConfigOpts]:
 
 @pytest.fixture(autouse=True)
 def no_connection_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close what was opened to brokers: its heartbeat would go on, and warn in the log of some later test."""
+    """Close what was opened to brokers: its heartbeat would go on, and warn in the log of some
+    later test."""
     opened: list[oslo_messaging.Transport] = []
 
-    def recorded(get: Callable[..., oslo_messaging.Transport]) -> Callable[..., oslo_messaging.Transport]:
+    def recorded(
+        get: Callable[..., oslo_messaging.Transport],
+    ) -> Callable[..., oslo_messaging.Transport]:
         def get_and_note(*args: Any, **kwargs: Any) -> oslo_messaging.Transport:
             opened.append(get(*args, **kwargs))
             return opened[-1]
+
         return get_and_note
 
     for name in ('get_rpc_transport', 'get_notification_transport'):
@@ -127,7 +143,9 @@ def database(conf: cfg.ConfigOpts, tmp_path: pathlib.Path) -> Iterator[db.Databa
 
 
 @pytest.fixture(params=AVAILABLE)
-def any_database(request: pytest.FixtureRequest, conf: cfg.ConfigOpts, tmp_path: pathlib.Path) -> Iterator[db.Database]:
+def any_database(
+    request: pytest.FixtureRequest, conf: cfg.ConfigOpts, tmp_path: pathlib.Path
+) -> Iterator[db.Database]:
     """The same on every database that answers."""
     with scratch_database(request.param, tmp_path) as url:
         made = db.Database(conf, connection=url)
@@ -161,18 +179,31 @@ class SigningHere:
     def sign_certificate(self, **request: Any) -> dict[str, Any]:
         signer = rpc.Signer(self._conf)
         world: Any = types.SimpleNamespace(
-            db=self._database, drivers=drivers.load(self._conf), keystore=keystore.KeyStore(self._conf))
+            db=self._database,
+            drivers=drivers.load(self._conf),
+            keystore=keystore.KeyStore(self._conf),
+        )
         signer._call = lambda request, timeout_s: endpoint.Endpoint(
-            threading.Event(), world).sign_certificate({}, **request)
+            threading.Event(), world
+        ).sign_certificate({}, **request)
         return signer.sign_certificate(**request)
 
 
 @pytest.fixture
-def services(conf: cfg.ConfigOpts, database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges) -> Services:
+def services(
+    conf: cfg.ConfigOpts, database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges
+) -> Services:
     """What the handlers of the API act on."""
-    return Services(conf=conf, db=database, cloud=cloud, drivers=drivers.load(conf), nudger=nudges,
-                    notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf),
-                    signer=SigningHere(conf, database))
+    return Services(
+        conf=conf,
+        db=database,
+        cloud=cloud,
+        drivers=drivers.load(conf),
+        nudger=nudges,
+        notifier=notify.Notifier(conf),
+        enforcer=policies.enforcer(conf),
+        signer=SigningHere(conf, database),
+    )
 
 
 @pytest.fixture(scope='session')
@@ -181,13 +212,25 @@ def rsa_pair() -> certs.Pair:
 
 
 @pytest.fixture
-def world(conf: cfg.ConfigOpts, database: db.Database, cloud: fakes.FakeCloud, rsa_pair: certs.Pair,
-          monkeypatch: pytest.MonkeyPatch) -> steps.World:
-    """What the steps of the conductor act on. One RSA key serves all tests: making one takes a second."""
+def world(
+    conf: cfg.ConfigOpts,
+    database: db.Database,
+    cloud: fakes.FakeCloud,
+    rsa_pair: certs.Pair,
+    monkeypatch: pytest.MonkeyPatch,
+) -> steps.World:
+    """What the steps of the conductor act on. One RSA key serves all tests: making one takes a
+    second."""
     monkeypatch.setattr(certs, 'make_keypair', lambda *, algorithm: rsa_pair)
     keystore.create_key_file(conf.keystore.key_file)
-    return steps.World(conf=conf, db=database, cloud=cloud, keystore=keystore.KeyStore(conf),
-                       drivers=drivers.load(conf), notifier=notify.Notifier(conf))
+    return steps.World(
+        conf=conf,
+        db=database,
+        cloud=cloud,
+        keystore=keystore.KeyStore(conf),
+        drivers=drivers.load(conf),
+        notifier=notify.Notifier(conf),
+    )
 
 
 class Api:
@@ -196,11 +239,22 @@ class Api:
     def __init__(self, application: api_app.WSGI) -> None:
         self.application = application
 
-    def __call__(self, method: str, path: str, body: Any = None, *, project: str = 'p1', roles: str = 'member,reader',
-                 version: str | None = 'container-infra latest', raw: bytes | None = None,
-                 headers: dict[str, str] | None = None) -> webob.Response:
+    def __call__(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        project: str = 'p1',
+        roles: str = 'member,reader',
+        version: str | None = 'container-infra latest',
+        raw: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> webob.Response:
         request = webob.Request.blank(path, method=method, environ={'REMOTE_ADDR': '127.0.0.1'})
-        request.headers.update({'X-Project-Id': project, 'X-User-Id': f'user-of-{project}', 'X-Roles': roles})
+        request.headers.update(
+            {'X-Project-Id': project, 'X-User-Id': f'user-of-{project}', 'X-Roles': roles}
+        )
         if version:
             request.headers['OpenStack-API-Version'] = version
         if body is not None or raw is not None:
@@ -220,15 +274,24 @@ def with_keystone(services: Services) -> Iterator[Api]:
     """The application as operators run it. Nothing listens where its Keystone should be."""
     services.conf.set_override('auth_strategy', 'keystone', 'api')
     api_app.make_app(services)  # this makes the options known
-    services.conf.set_override('www_authenticate_uri', 'http://127.0.0.1:9/v3', 'keystone_authtoken')
+    services.conf.set_override(
+        'www_authenticate_uri', 'http://127.0.0.1:9/v3', 'keystone_authtoken'
+    )
     try:
         yield Api(api_app.make_app(services))
     finally:
         services.conf.clear_override('www_authenticate_uri', 'keystone_authtoken')
 
 
-TEMPLATE = {'name': 'k8s', 'coe': 'kubernetes', 'image_id': 'ubuntu', 'flavor_id': 'm1.small',
-            'master_flavor_id': 'm1.small', 'external_network_id': 'public', 'keypair_id': 'testkey'}
+TEMPLATE = {
+    'name': 'k8s',
+    'coe': 'kubernetes',
+    'image_id': 'ubuntu',
+    'flavor_id': 'm1.small',
+    'master_flavor_id': 'm1.small',
+    'external_network_id': 'public',
+    'keypair_id': 'testkey',
+}
 
 
 @pytest.fixture
@@ -242,7 +305,11 @@ def template(api: Api) -> dict[str, Any]:
 @pytest.fixture
 def cluster(api: Api, template: dict[str, Any]) -> str:
     """The uuid of a cluster of project p1 that was just asked for: one master, two workers."""
-    response = api('POST', '/v1/clusters', {'name': 'c1', 'cluster_template_id': template['uuid'], 'node_count': 2})
+    response = api(
+        'POST',
+        '/v1/clusters',
+        {'name': 'c1', 'cluster_template_id': template['uuid'], 'node_count': 2},
+    )
     assert response.status_code == 202, response.text
     return response.json['uuid']
 
@@ -266,8 +333,13 @@ def counted_statements(database: db.Database) -> Iterator[list[str]]:
 def history_of(database: db.Database, cluster_uuid: str) -> list[models.Operation]:
     """All operations of a cluster, oldest first."""
     with database.read() as session:
-        return list(session.scalars(sa.select(models.Operation).where(
-            models.Operation.cluster_id == cluster_uuid).order_by(models.Operation.id)))
+        return list(
+            session.scalars(
+                sa.select(models.Operation)
+                .where(models.Operation.cluster_id == cluster_uuid)
+                .order_by(models.Operation.id)
+            )
+        )
 
 
 BROKERS = ['fake://', *([RABBITMQ] if rabbitmq_answers() else [])]

@@ -15,13 +15,16 @@ from magnum_lite.api import openapi, routes
 
 @functools.cache
 def validator(path: str, method: str, status: int) -> jsonschema.Draft202012Validator | None:
-    """What the document says of the body of an answer; None if there is none. Raises KeyError for no such answer."""
+    """What the document says of the body of an answer; None if there is none. Raises KeyError for
+    no such answer."""
     document = openapi.document()
     answer = document['paths'][path][method.lower()]['responses'][str(status)]
     if '$ref' in answer:
         answer = document['components']['responses'][answer['$ref'].rpartition('/')[2]]
     for media in answer.get('content', {}).values():
-        return jsonschema.Draft202012Validator(media['schema'] | {'components': document['components']})
+        return jsonschema.Draft202012Validator(
+            media['schema'] | {'components': document['components']}
+        )
     return None
 
 
@@ -37,17 +40,24 @@ def check(environ: dict[str, Any], response: webob.Response) -> None:
     try:
         found = validator(route.path, route.method, response.status_code)
     except KeyError:
-        raise AssertionError(f'{route.method} {route.path} does not answer {response.status_code}') from None
+        raise AssertionError(
+            f'{route.method} {route.path} does not answer {response.status_code}'
+        ) from None
     if found is None:
         assert not response.body
         return
     body = response.json if response.content_type == 'application/json' else response.text
     for error in found.iter_errors(body):
-        raise AssertionError(f'{route.method} {route.path} {response.status_code}: {error.json_path}: {error.message}\n'
-                             f'{json.dumps(body)[:2000]}')
+        raise AssertionError(
+            f'{route.method} {route.path} {response.status_code}: {error.json_path}: '
+            f'{error.message}\n{json.dumps(body)[:2000]}'
+        )
     declared = openapi.document()['paths'][route.path][route.method.lower()]['responses'][
-        str(response.status_code)].get('headers', {})
+        str(response.status_code)
+    ].get('headers', {})
     for name in ('Location', 'ETag', 'Warning'):
-        assert name not in response.headers or name in declared, f'{name} of {route.method} {route.path} is not said'
+        assert name not in response.headers or name in declared, (
+            f'{name} of {route.method} {route.path} is not said'
+        )
     if 'ETag' in declared:
         assert 'ETag' in response.headers

@@ -1,9 +1,10 @@
-"""The other cloud: what stands behind `clients.Cloud` in tests. In memory, and able to fail on purpose.
+"""The other cloud: what stands behind `clients.Cloud` in tests. In memory, and able to fail on
+purpose.
 
-It repeats what was seen on real Keystone and Heat: without a role on the project no call works (401); a second stack
-of a name is refused (409); the list of stacks leaves out those that are deleted; a stack that is being deleted goes
-after a while. Nothing here is patched into the program: a `FakeCloud` is handed to it.
-"""
+It repeats what was seen on real Keystone and Heat: without a role on the project no call works
+(401); a second stack of a name is refused (409); the list of stacks leaves out those that are
+deleted; a stack that is being deleted goes after a while. Nothing here is patched into the program:
+a `FakeCloud` is handed to it."""
 
 from __future__ import annotations
 
@@ -19,12 +20,14 @@ from magnum_lite import clients
 
 
 class Died(BaseException):
-    """The process is killed here. No `except Exception` of the program can see it, as none sees SIGKILL."""
+    """The process is killed here. No `except Exception` of the program can see it, as none sees
+    SIGKILL."""
 
 
 @dataclass
 class FakeStack:
-    """A stack of the fake Heat. A test sets `status`, `reason`, `outputs` and `failed` as the story goes."""
+    """A stack of the fake Heat. A test sets `status`, `reason`, `outputs` and `failed` as the story
+    goes."""
 
     id: str
     name: str
@@ -48,24 +51,40 @@ class FakeStack:
     def members(self) -> dict[str, set[int]]:
         """The numbers of the members that the text lists, by the name of its file."""
         texts = {name: yaml.safe_load(text) for name, text in self.files.items()}
-        return {name: {int(n) for n in text.get('resources') or {}} for name, text in texts.items()
-                if 'refs_map' in (text.get('outputs') or {})}
+        return {
+            name: {int(n) for n in text.get('resources') or {}}
+            for name, text in texts.items()
+            if 'refs_map' in (text.get('outputs') or {})
+        }
 
 
 @dataclass
 class FakeCloud:
     """`clients.Cloud`, `clients.Stacks` and `clients.Lookups` of one pretended cloud."""
 
-    images: dict[str, clients.Image] = field(default_factory=lambda: {
-        'ubuntu': clients.Image('5d7e1b5c-0000-4000-8000-000000000001', 'ubuntu', 'ubuntu', None),
-        'no-distro': clients.Image('5d7e1b5c-0000-4000-8000-000000000002', 'no-distro', None, None),
-        'plan9': clients.Image('5d7e1b5c-0000-4000-8000-000000000003', 'plan9', 'plan9', None)})
-    flavors: dict[str, clients.Flavor] = field(default_factory=lambda: {
-        'm1.small': clients.Flavor('2', 20), 'm1.nodisk': clients.Flavor('9', 0)})
+    images: dict[str, clients.Image] = field(
+        default_factory=lambda: {
+            'ubuntu': clients.Image(
+                '5d7e1b5c-0000-4000-8000-000000000001', 'ubuntu', 'ubuntu', None
+            ),
+            'no-distro': clients.Image(
+                '5d7e1b5c-0000-4000-8000-000000000002', 'no-distro', None, None
+            ),
+            'plan9': clients.Image('5d7e1b5c-0000-4000-8000-000000000003', 'plan9', 'plan9', None),
+        }
+    )
+    flavors: dict[str, clients.Flavor] = field(
+        default_factory=lambda: {
+            'm1.small': clients.Flavor('2', 20),
+            'm1.nodisk': clients.Flavor('9', 0),
+        }
+    )
     external_networks: dict[str, str] = field(default_factory=lambda: {'public': 'net-public'})
     networks: dict[str, str] = field(default_factory=lambda: {'private': 'net-private'})
     subnets: dict[str, str] = field(default_factory=lambda: {'private-subnet': 'subnet-private'})
-    keypairs: dict[str, str] = field(default_factory=lambda: {'testkey': 'ssh-ed25519 AAAAC3Nza test'})
+    keypairs: dict[str, str] = field(
+        default_factory=lambda: {'testkey': 'ssh-ed25519 AAAAC3Nza test'}
+    )
     #: Names that fit more than one thing.
     ambiguous: set[str] = field(default_factory=set)
     #: Service types that the catalog does not have.
@@ -83,7 +102,8 @@ class FakeCloud:
     stacks_by_project: dict[str, dict[str, FakeStack]] = field(default_factory=dict)
     #: Every call that was made, by name.
     calls: list[str] = field(default_factory=list)
-    #: Called before and after each call with its name and 'before' or 'after'; whatever it raises, the call raises.
+    #: Called before and after each call with its name and 'before' or 'after'; whatever it raises,
+    #: the call raises.
     hook: Callable[[str, str], None] | None = None
 
     @contextlib.contextmanager
@@ -150,15 +170,21 @@ class FakeCloud:
     def stacks(self, project_id: str, *, as_admin: bool = False) -> FakeStacks:
         return FakeStacks(self, project_id, as_admin)
 
-    def load_balancers(self, project_id: str, text: str, *, as_admin: bool = False) -> list[clients.LoadBalancer]:
+    def load_balancers(
+        self, project_id: str, text: str, *, as_admin: bool = False
+    ) -> list[clients.LoadBalancer]:
         with self.call('load_balancers'):
             return [b for b in self.balancers.values() if text in b.description]
 
-    def delete_load_balancer(self, project_id: str, load_balancer_id: str, *, as_admin: bool = False) -> None:
+    def delete_load_balancer(
+        self, project_id: str, load_balancer_id: str, *, as_admin: bool = False
+    ) -> None:
         with self.call('delete_load_balancer'):
             self.balancers.pop(load_balancer_id, None)
 
-    def blockers(self, project_id: str, resource_type: str, physical_id: str, *, as_admin: bool = False) -> list[str]:
+    def blockers(
+        self, project_id: str, resource_type: str, physical_id: str, *, as_admin: bool = False
+    ) -> list[str]:
         with self.call('blockers'):
             return self.users.get(physical_id, [])
 
@@ -187,7 +213,10 @@ class FakeStacks:
     @contextlib.contextmanager
     def _call(self, name: str) -> Iterator[dict[str, FakeStack]]:
         with self.cloud.call(name):
-            closed = self.project_id not in self.cloud.granted or self.project_id in self.cloud.project_states
+            closed = (
+                self.project_id not in self.cloud.granted
+                or self.project_id in self.cloud.project_states
+            )
             if closed and not self.as_admin:
                 raise clients.Away('the service has no token for the project (HTTP 401)')
             yield self.cloud.stacks_by_project.setdefault(self.project_id, {})
@@ -197,29 +226,59 @@ class FakeStacks:
             raise clients.Gone('no such stack (HTTP 404)')
         return stacks[stack_id]
 
-    def create(self, name: str, *, template: str, files: dict[str, str], parameters: dict[str, Any],
-               timeout_min: int, tags: Any = ()) -> str:
+    def create(
+        self,
+        name: str,
+        *,
+        template: str,
+        files: dict[str, str],
+        parameters: dict[str, Any],
+        timeout_min: int,
+        tags: Any = (),
+    ) -> str:
         with self._call('create') as stacks:
             if any(stack.name == name for stack in stacks.values()):
                 raise clients.Clash(f'the stack {name} exists (HTTP 409)')
-            stack = FakeStack(str(uuid.uuid4()), name, template, files, parameters, timeout_min,
-                              tags=tuple(tags))
+            stack = FakeStack(
+                str(uuid.uuid4()), name, template, files, parameters, timeout_min, tags=tuple(tags)
+            )
             # Every output is there, on a cloud with stand-ins as null.
-            stack.outputs = dict.fromkeys(yaml.load(template, Loader=yaml.CSafeLoader).get('outputs') or {})
+            stack.outputs = dict.fromkeys(
+                yaml.load(template, Loader=yaml.CSafeLoader).get('outputs') or {}
+            )
             stacks[stack.id] = stack
         return stack.id
 
-    def update(self, stack_id: str, *, template: str, files: dict[str, str], parameters: dict[str, Any],
-               timeout_min: int, tags: Any) -> None:
+    def update(
+        self,
+        stack_id: str,
+        *,
+        template: str,
+        files: dict[str, str],
+        parameters: dict[str, Any],
+        timeout_min: int,
+        tags: Any,
+    ) -> None:
         with self._call('update') as stacks:
             stack = self._one(stacks, stack_id)
-            # Heat forgets what is not declared any more, and wants a value for what is. (Others than user-data may be
-            # outputs of another stack, which are null here.)
+            # Heat forgets what is not declared any more, and wants a value for what is. (Others
+            # than user-data may be outputs of another stack, which are null here.)
             declared = yaml.load(template, Loader=yaml.CSafeLoader).get('parameters') or {}
-            kept = {name: value for name, value in (stack.parameters | parameters).items() if name in declared}
-            if missing := [name for name, spec in declared.items() if spec.get('hidden') and name not in kept]:
+            kept = {
+                name: value
+                for name, value in (stack.parameters | parameters).items()
+                if name in declared
+            }
+            if missing := [
+                name for name, spec in declared.items() if spec.get('hidden') and name not in kept
+            ]:
                 raise clients.Refused(f'The Parameter ({missing[0]}) was not provided. (HTTP 400)')
-            stack.template, stack.files, stack.timeout_min, stack.tags = template, files, timeout_min, tuple(tags)
+            stack.template, stack.files, stack.timeout_min, stack.tags = (
+                template,
+                files,
+                timeout_min,
+                tuple(tags),
+            )
             stack.parameters = kept
             stack.status, stack.reason = 'UPDATE_IN_PROGRESS', ''
 
@@ -282,8 +341,13 @@ class FakeLookups:
         return self._get('flavor', self.cloud.flavors, ref)
 
     def network(self, ref: str, *, external: bool = False) -> str:
-        return self._get('network', self.cloud.external_networks if external else
-                         self.cloud.networks | self.cloud.external_networks, ref)
+        return self._get(
+            'network',
+            self.cloud.external_networks
+            if external
+            else self.cloud.networks | self.cloud.external_networks,
+            ref,
+        )
 
     def subnet(self, ref: str) -> str:
         return self._get('subnet', self.cloud.subnets, ref)

@@ -1,8 +1,8 @@
-"""Every option of every driver folder, pairwise: the fewest clusters in which any two choices stand together.
+"""Every option of every driver folder, pairwise: the fewest clusters in which any two choices stand
+together.
 
-Nothing here knows a folder: the choices come from its manifest and from what the API takes. What a folder refuses by
-its own rules is left out, and so is known to be refused.
-"""
+Nothing here knows a folder: the choices come from its manifest and from what the API takes. What a
+folder refuses by its own rules is left out, and so is known to be refused."""
 
 from __future__ import annotations
 
@@ -20,20 +20,42 @@ from magnum_lite.api import offline
 Choice = Mapping[str, Any]
 Row = tuple[int, ...]
 
-#: What may be asked beside labels: bodies of the template, the cluster, its labels and a further nodegroup, in part.
-#: The first choice of each is what is had by asking for nothing.
+#: What may be asked beside labels: bodies of the template, the cluster, its labels and a further
+#: nodegroup, in part. The first choice of each is what is had by asking for nothing.
 ASKED: dict[str, list[Choice]] = {
-    'masters': [{}, {'cluster': {'master_lb_enabled': True}},
-                {'cluster': {'master_lb_enabled': True, 'master_count': 3}}],
+    'masters': [
+        {},
+        {'cluster': {'master_lb_enabled': True}},
+        {'cluster': {'master_lb_enabled': True, 'master_count': 3}},
+    ],
     'workers': [{}, {'cluster': {'node_count': 0}}, {'cluster': {'node_count': 2}}],
     'floating IPs': [{}, {'cluster': {'floating_ip_enabled': False}}],
-    'external network': [{}, {'template': {'external_network_id': None, 'floating_ip_enabled': False}}],
-    'network': [{}, {'cluster': {'fixed_network': 'net'}},
-                {'template': {'fixed_network': 'net', 'fixed_subnet': 'sub'}}],
-    'proxies': [{}, {'template': {'http_proxy': 'http://proxy:3128', 'https_proxy': 'http://proxy:3129',
-                                  'no_proxy': 'example.com'}}, {'template': {'http_proxy': 'http://proxy:3128'}}],
+    'external network': [
+        {},
+        {'template': {'external_network_id': None, 'floating_ip_enabled': False}},
+    ],
+    'network': [
+        {},
+        {'cluster': {'fixed_network': 'net'}},
+        {'template': {'fixed_network': 'net', 'fixed_subnet': 'sub'}},
+    ],
+    'proxies': [
+        {},
+        {
+            'template': {
+                'http_proxy': 'http://proxy:3128',
+                'https_proxy': 'http://proxy:3129',
+                'no_proxy': 'example.com',
+            }
+        },
+        {'template': {'http_proxy': 'http://proxy:3128'}},
+    ],
     'insecure registry': [{}, {'template': {'insecure_registry': 'registry:5000'}}],
-    'volume for images': [{}, {'template': {'docker_volume_size': 5}}, {'group': {'docker_volume_size': 7}}],
+    'volume for images': [
+        {},
+        {'template': {'docker_volume_size': 5}},
+        {'group': {'docker_volume_size': 7}},
+    ],
     'keypair': [{}, {'template': {'keypair_id': 'me'}}],
     'name servers': [{}, {'template': {'dns_nameserver': '192.0.2.53,192.0.2.54'}}],
     'port of the API': [{}, {'template': {'apiserver_port': 8443}}],
@@ -41,15 +63,23 @@ ASKED: dict[str, list[Choice]] = {
     'timeout': [{}, {'cluster': {'create_timeout': 20}}],
     'flavor of nodegroup': [{}, {'group': {'flavor_id': 'huge'}}],
     'image of nodegroup': [{}, {'group': {'image_id': 'another'}}],
-    'nodes of nodegroup': [{}, {'group': {'node_count': 0}}, {'group': {'node_count': 3, 'role': 'gpu'}}],
+    'nodes of nodegroup': [
+        {},
+        {'group': {'node_count': 0}},
+        {'group': {'node_count': 3, 'role': 'gpu'}},
+    ],
     'labels of nodes': [{}, {'group': {'node_labels': {'tier': 'x', 'example.com/a': ''}}}],
-    'taints of nodes': [{}, {'group': {'node_taints': [{'key': 'k', 'value': 'v', 'effect': 'NoSchedule'}]}}],
+    'taints of nodes': [
+        {},
+        {'group': {'node_taints': [{'key': 'k', 'value': 'v', 'effect': 'NoSchedule'}]}},
+    ],
 }
 
 
 @dataclass
 class Walk:
-    """All choices of a folder, and the rows that were found: the number of a choice for each factor."""
+    """All choices of a folder, and the rows that were found: the number of a choice for each
+    factor."""
 
     conf: cfg.ConfigOpts
     driver: drivers.Driver
@@ -63,8 +93,15 @@ class Walk:
         self.conf.set_override('trustee_domain_id', 'users', 'trust')
         self.factors = ASKED | self._fields() | self._labels()
         names, sizes = list(self.factors), [len(choices) for choices in self.factors.values()]
-        alone = {(f, c) for f, size in enumerate(sizes) for c in range(1, size) if self.is_taken(self.only((f, c)))}
-        left = {pair for pair in itertools.combinations(sorted(alone), 2) if pair[0][0] != pair[1][0]}
+        alone = {
+            (f, c)
+            for f, size in enumerate(sizes)
+            for c in range(1, size)
+            if self.is_taken(self.only((f, c)))
+        }
+        left = {
+            pair for pair in itertools.combinations(sorted(alone), 2) if pair[0][0] != pair[1][0]
+        }
         single = set(alone)
         while left or single:
             row = self._most(left, alone)
@@ -91,8 +128,14 @@ class Walk:
             found[f'field {name}'] = [{}]
             for value in item['schema'].get('enum', ()):
                 label = item.get('needs_label', {}).get(value)
-                found[f'field {name}'].append({'template': {name: value}, 'labels': {
-                    label: self.driver.labels_known[label]['schema']['examples'][0]} if label else {}})
+                found[f'field {name}'].append(
+                    {
+                        'template': {name: value},
+                        'labels': {label: self.driver.labels_known[label]['schema']['examples'][0]}
+                        if label
+                        else {},
+                    }
+                )
         return found
 
     def _labels(self) -> dict[str, list[Choice]]:
@@ -107,18 +150,33 @@ class Walk:
                 values = values[:1]
             url = re.sub('_version$', '_tarball_url', name)
             checksum = url.replace('_url', '_sha256')
-            together = {url: 'https://mirror.example/x.tgz', checksum: 'e' * 64} if checksum in known else {}
+            together = (
+                {url: 'https://mirror.example/x.tgz', checksum: 'e' * 64}
+                if checksum in known
+                else {}
+            )
             if not name.endswith('_sha256'):
-                found[f'label {name}'] = [{}, *({'labels': together | {name: str(value).lower() if value in (
-                    True, False) else str(value)}} for value in dict.fromkeys(values))]
+                found[f'label {name}'] = [
+                    {},
+                    *(
+                        {
+                            'labels': together
+                            | {name: str(value).lower() if value in (True, False) else str(value)}
+                        }
+                        for value in dict.fromkeys(values)
+                    ),
+                ]
         return found
 
     def only(self, *chosen: tuple[int, int]) -> Row:
         """The row with these choices of factors, by their numbers, and nothing else."""
         return tuple(dict(chosen).get(f, 0) for f in range(len(self.factors)))
 
-    def _most(self, left: set[tuple[tuple[int, int], tuple[int, int]]], alone: set[tuple[int, int]]) -> Row:
-        """A row with many pairs of those that are left: from the first on, whatever fits and is taken together."""
+    def _most(
+        self, left: set[tuple[tuple[int, int], tuple[int, int]]], alone: set[tuple[int, int]]
+    ) -> Row:
+        """A row with many pairs of those that are left: from the first on, whatever fits and is
+        taken together."""
         wanted: dict[tuple[int, int], set[tuple[int, int]]] = {}
         for one, other in left:
             wanted.setdefault(one, set()).add(other)
@@ -139,9 +197,17 @@ class Walk:
     def bodies(self, row: Row) -> dict[str, dict[str, Any]]:
         """What would be POSTed."""
         server_type, _, coe = self.driver.provides[0]
-        plain = offline.TEMPLATE | {'coe': coe, 'server_type': server_type, 'driver': self.driver.name}
-        found: dict[str, dict[str, Any]] = {'template': plain, 'cluster': {'name': 'c'}, 'labels': {},
-                                            'group': {'name': 'further'}}
+        plain = offline.TEMPLATE | {
+            'coe': coe,
+            'server_type': server_type,
+            'driver': self.driver.name,
+        }
+        found: dict[str, dict[str, Any]] = {
+            'template': plain,
+            'cluster': {'name': 'c'},
+            'labels': {},
+            'group': {'name': 'further'},
+        }
         for choices, number in zip(self.factors.values(), row, strict=True):
             for place, body in choices[number].items():
                 found[place] |= body
@@ -154,7 +220,9 @@ class Walk:
         template = offline.template(self.conf, bodies['template'], self.driver.provides[0][1])
         _, cluster = offline.cluster(self.conf, template, bodies['cluster'])
         further = 'nodegroup_stack' in self.driver.manifest
-        return cluster, offline.nodegroup(self.conf, self.driver, cluster, bodies['group']) if further else None
+        return cluster, offline.nodegroup(
+            self.conf, self.driver, cluster, bodies['group']
+        ) if further else None
 
     def is_taken(self, row: Row) -> bool:
         """Whether the API would take it."""
@@ -164,8 +232,14 @@ class Walk:
             return False
         return True
 
-    def rendered(self, cluster: models.Cluster, group: models.NodeGroup | None, secrets: Mapping[str, certs.Pair],
-                 ) -> list[drivers.Rendered]:
+    def rendered(
+        self,
+        cluster: models.Cluster,
+        group: models.NodeGroup | None,
+        secrets: Mapping[str, certs.Pair],
+    ) -> list[drivers.Rendered]:
         """What is sent for the cluster, and for its nodegroup."""
-        return [offline.render(self.conf, self.driver, cluster, secrets, further)
-                for further in (None, *([group] if group else ()))]
+        return [
+            offline.render(self.conf, self.driver, cluster, secrets, further)
+            for further in (None, *([group] if group else ()))
+        ]

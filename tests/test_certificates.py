@@ -1,4 +1,5 @@
-"""Certificates through API, broker and conductor: who may have what signed, and what happens when nobody signs."""
+"""Certificates through API, broker and conductor: who may have what signed, and what happens when
+nobody signs."""
 
 from __future__ import annotations
 
@@ -53,8 +54,15 @@ def csr() -> str:
 @pytest.fixture
 def ask(complete: str, csr: str) -> dict[str, Any]:
     """What the API asks a conductor."""
-    return {'cluster_uuid': complete, 'project_id': 'p1', 'purpose': 'ca', 'csr': csr, 'life_s': LIFE_S,
-            'user_id': 'u1', 'request_id': 'req-1'}
+    return {
+        'cluster_uuid': complete,
+        'project_id': 'p1',
+        'purpose': 'ca',
+        'csr': csr,
+        'life_s': LIFE_S,
+        'user_id': 'u1',
+        'request_id': 'req-1',
+    }
 
 
 @pytest.fixture
@@ -68,9 +76,12 @@ def subject_of(pem: str) -> str:
     return x509.load_pem_x509_certificate(pem.encode()).subject.rfc4514_string()
 
 
-# -- what is public ------------------------------------------------------------------------------------------------
+# -- what is public --------------------------------------------------------------------------------
 
-def test_public_part_takes_two_statements_and_no_private_one(api: Api, services: Services, complete: str) -> None:
+
+def test_public_part_takes_two_statements_and_no_private_one(
+    api: Api, services: Services, complete: str
+) -> None:
     with counted_statements(services.db) as statements:
         response = api('GET', f'/v1/certificates/{complete}', roles='reader')
 
@@ -80,18 +91,22 @@ def test_public_part_takes_two_statements_and_no_private_one(api: Api, services:
 
 @pytest.mark.parametrize('phase', range(1, models.ROTATION_PHASES + 1))
 def test_while_authorities_are_exchanged_both_are_shown_and_one_signs(
-        api: Api, world: steps.World, complete: str, csr: str, ca: certs.Pair, phase: int) -> None:
+    api: Api, world: steps.World, complete: str, csr: str, ca: certs.Pair, phase: int
+) -> None:
     newer = certs.make_ca('newer', life=datetime.timedelta(days=1))
     with world.db.write() as session:
         world.keystore.put(session, complete, 'ca', newer, is_next=True)
         session.execute(sa.update(models.Cluster).values(rotation=phase))
 
-    assert api('GET', f'/v1/certificates/{complete}').json['pem'] == ca.certificate + newer.certificate
+    assert (
+        api('GET', f'/v1/certificates/{complete}').json['pem'] == ca.certificate + newer.certificate
+    )
     assert api('GET', f'/v1/certificates/{complete}/etcd').json['pem'] == ca.certificate
     pem = api('POST', '/v1/certificates', {'cluster_uuid': complete, 'csr': csr}).json['pem']
     signer = ca if phase == 1 else newer
     x509.load_pem_x509_certificate(pem.encode()).verify_directly_issued_by(
-        x509.load_pem_x509_certificate(signer.certificate.encode()))
+        x509.load_pem_x509_certificate(signer.certificate.encode())
+    )
 
 
 def test_deleted_cluster_has_no_certificates(api: Api, services: Services, complete: str) -> None:
@@ -101,11 +116,17 @@ def test_deleted_cluster_has_no_certificates(api: Api, services: Services, compl
     assert api('GET', f'/v1/certificates/{complete}').status_code == 404
 
 
-# -- what is signed ------------------------------------------------------------------------------------------------
+# -- what is signed --------------------------------------------------------------------------------
+
 
 def test_certificate_lives_as_long_as_the_operator_says(
-        api: Api, conf: cfg.ConfigOpts, complete: str, csr: str, ca: certs.Pair,
-        caplog: pytest.LogCaptureFixture) -> None:
+    api: Api,
+    conf: cfg.ConfigOpts,
+    complete: str,
+    csr: str,
+    ca: certs.Pair,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     conf.set_override('term_of_validity', 30, 'x509')
 
     with caplog.at_level('INFO', 'magnum_lite'):
@@ -113,32 +134,54 @@ def test_certificate_lives_as_long_as_the_operator_says(
 
     made = x509.load_pem_x509_certificate(pem.encode())
     made.verify_directly_issued_by(x509.load_pem_x509_certificate(ca.certificate.encode()))
-    assert (made.not_valid_after_utc - models.utcnow()).total_seconds() == pytest.approx(30 * 86400, abs=60)
+    assert (made.not_valid_after_utc - models.utcnow()).total_seconds() == pytest.approx(
+        30 * 86400, abs=60
+    )
     assert f'Cluster {complete}: authority ca has signed {made.serial_number:x} for ' in caplog.text
     assert 'CN=admin,O=system:masters' in caplog.text and 'user-of-p1' in caplog.text
     assert 'PRIVATE' not in caplog.text
 
 
-@pytest.mark.parametrize(('role', 'group'), [
-    ('admin', 'magnum-lite:admin'), ('member', 'magnum-lite:admin'), ('reader', 'magnum-lite:view')])
+@pytest.mark.parametrize(
+    ('role', 'group'),
+    [
+        ('admin', 'magnum-lite:admin'),
+        ('member', 'magnum-lite:admin'),
+        ('reader', 'magnum-lite:view'),
+    ],
+)
 def test_kubeconfig_holds_together(
-        api: Api, services: Services, complete: str, ca: certs.Pair, caplog: pytest.LogCaptureFixture, role: str,
-        group: str) -> None:
+    api: Api,
+    services: Services,
+    complete: str,
+    ca: certs.Pair,
+    caplog: pytest.LogCaptureFixture,
+    role: str,
+    group: str,
+) -> None:
     with caplog.at_level('DEBUG'):
         answer = api('POST', f'/v1/clusters/{complete}/kubeconfig', roles=role).json
 
     config = yaml.safe_load(answer['kubeconfig'])
     [cluster], [user], [context] = config['clusters'], config['users'], config['contexts']
-    read = {name: base64.b64decode(value) for name, value in (cluster['cluster'] | user['user']).items()
-            if name.endswith('-data')}
+    read = {
+        name: base64.b64decode(value)
+        for name, value in (cluster['cluster'] | user['user']).items()
+        if name.endswith('-data')
+    }
     made = x509.load_pem_x509_certificate(read['client-certificate-data'])
     key = serialization.load_pem_private_key(read['client-key-data'], None)
     assert cluster['cluster']['server'] == 'https://192.0.2.1:6443'
     assert read['certificate-authority-data'].decode() == ca.certificate
-    assert context == {'name': config['current-context'], 'context': {'cluster': cluster['name'], 'user': user['name']}}
+    assert context == {
+        'name': config['current-context'],
+        'context': {'cluster': cluster['name'], 'user': user['name']},
+    }
     assert made.public_key() == key.public_key()
     assert made.subject.rfc4514_string() == f'CN=user-of-p1,O={group}'
-    assert (made.not_valid_after_utc - models.utcnow()).total_seconds() == pytest.approx(8 * 3600, abs=60)
+    assert (made.not_valid_after_utc - models.utcnow()).total_seconds() == pytest.approx(
+        8 * 3600, abs=60
+    )
     assert (answer['group'], answer['serial']) == (group, f'{made.serial_number:x}')
     assert answer['expires_at'] == made.not_valid_after_utc.isoformat()
 
@@ -148,7 +191,8 @@ def test_kubeconfig_holds_together(
 
 
 def test_kubeconfig_disturbs_no_work(api: Api, services: Services, complete: str) -> None:
-    """An issue in the middle of a create: it neither ends with it, nor tells how long others take, nor is stopped."""
+    """An issue in the middle of a create: it neither ends with it, nor tells how long others take,
+    nor is stopped."""
     before = api('GET', f'/v1/clusters/{complete}').json
     api('POST', f'/v1/clusters/{complete}/kubeconfig')
 
@@ -157,7 +201,9 @@ def test_kubeconfig_disturbs_no_work(api: Api, services: Services, complete: str
     assert (created.outcome, issued.kind, issued.outcome) == (None, 'kubeconfig', 'complete')
     assert issued.created_at == issued.begun_at == issued.ended_at
     assert db.estimate_s(services.db, created) is None
-    assert api('DELETE', f'/v1/operations/{created.uuid}').status_code == 202, 'the create alone is stopped'
+    assert api('DELETE', f'/v1/operations/{created.uuid}').status_code == 202, (
+        'the create alone is stopped'
+    )
     with services.db.write() as session:
         cluster = session.query(models.Cluster).one()
         ended = db.end_operations(session, cluster, 'failed', code='CANCELLED', text='x')
@@ -168,42 +214,60 @@ def test_groups_of_the_manifest_are_bound_in_the_cluster(conf: cfg.ConfigOpts) -
     for driver in drivers.load(conf).values():
         if driver.access is None:
             continue
-        bindings = [item for item in yaml.safe_load_all(driver._text('access.yaml.j2', {}))
-                    if item['kind'] == 'ClusterRoleBinding']
+        bindings = [
+            item
+            for item in yaml.safe_load_all(driver._text('access.yaml.j2', {}))
+            if item['kind'] == 'ClusterRoleBinding'
+        ]
         health = driver.manifest['health']['certificate']['organization']
         assert {s['name'] for binding in bindings for s in binding['subjects']} == {
-            health, *driver.access.groups.values()}
+            health,
+            *driver.access.groups.values(),
+        }
         assert all(driver.access.groups)
 
 
 def test_issue_hides_what_is_in_it() -> None:
     from magnum_lite.api import certificates
+
     made = certificates._Issue('SECRET', 'c', 'u', 'g', 's', models.utcnow())
 
     assert 'SECRET' not in repr(made) and 'SECRET' not in str(made)
 
 
-# -- the conductor's answers ---------------------------------------------------------------------------------------
+# -- the conductor's answers -----------------------------------------------------------------------
+
 
 def test_conductor_signs_for_the_cluster_s_own_project_only(
-        here: Callable[..., dict[str, Any]], ask: dict[str, Any]) -> None:
+    here: Callable[..., dict[str, Any]], ask: dict[str, Any]
+) -> None:
     assert subject_of(here(**ask)['pem']) == 'CN=admin,O=system:masters'
     assert here(**ask | {'project_id': 'p2'})['code'] == 404
 
 
-@pytest.mark.parametrize(('change', 'code'), [
-    ({'purpose': 'service-account'}, 409), ({'purpose': 'nobody'}, 409), ({'csr': 'hello'}, 400),
-    ({'cluster_uuid': '5d7e1b5c-0000-4000-8000-000000000009'}, 404)])
+@pytest.mark.parametrize(
+    ('change', 'code'),
+    [
+        ({'purpose': 'service-account'}, 409),
+        ({'purpose': 'nobody'}, 409),
+        ({'csr': 'hello'}, 400),
+        ({'cluster_uuid': '5d7e1b5c-0000-4000-8000-000000000009'}, 404),
+    ],
+)
 def test_conductor_believes_no_message(
-        here: Callable[..., dict[str, Any]], ask: dict[str, Any], change: dict[str, Any], code: int) -> None:
+    here: Callable[..., dict[str, Any]], ask: dict[str, Any], change: dict[str, Any], code: int
+) -> None:
     answer = here(**ask | change)
 
     assert answer.keys() == {'code', 'text'} and answer['code'] == code
 
 
 def test_key_that_does_not_open_is_the_operator_s_to_mend(
-        world: steps.World, here: Callable[..., dict[str, Any]], ask: dict[str, Any],
-        caplog: pytest.LogCaptureFixture) -> None:
+    world: steps.World,
+    here: Callable[..., dict[str, Any]],
+    ask: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with world.db.write() as session:
         session.execute(sa.update(models.Key).values(private_key='x'))
 
@@ -214,7 +278,9 @@ def test_key_that_does_not_open_is_the_operator_s_to_mend(
 
 
 @pytest.mark.parametrize('error', [db_exc.DBConnectionError(), RuntimeError('a bug')])
-def test_errors_come_back_as_data(world: steps.World, ask: dict[str, Any], error: Exception) -> None:
+def test_errors_come_back_as_data(
+    world: steps.World, ask: dict[str, Any], error: Exception
+) -> None:
     class Broken:
         def load(self, *_: Any) -> None:
             raise error
@@ -224,7 +290,8 @@ def test_errors_come_back_as_data(world: steps.World, ask: dict[str, Any], error
     assert made.sign_certificate({}, **ask)['code'] == 503
 
 
-# -- over the broker -----------------------------------------------------------------------------------------------
+# -- over the broker -------------------------------------------------------------------------------
+
 
 @contextlib.contextmanager
 def conductor(conf: cfg.ConfigOpts, made: Any) -> Iterator[None]:
@@ -239,21 +306,29 @@ def conductor(conf: cfg.ConfigOpts, made: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize('url', BROKERS)
 def test_certificate_is_signed_over_the_broker(
-        conf: cfg.ConfigOpts, topic: None, url: str, world: steps.World, ask: dict[str, Any]) -> None:
+    conf: cfg.ConfigOpts, topic: None, url: str, world: steps.World, ask: dict[str, Any]
+) -> None:
     use(conf, url)
     signer = rpc.Signer(conf)
 
     with conductor(conf, endpoint.Endpoint(threading.Event(), world)):
-        first, second = signer.sign_certificate(**ask), signer.sign_certificate(**ask | {'purpose': 'etcd'})
+        first, second = (
+            signer.sign_certificate(**ask),
+            signer.sign_certificate(**ask | {'purpose': 'etcd'}),
+        )
         with pytest.raises(errors.NotFound, match='could not be found'):
             signer.sign_certificate(**ask | {'project_id': 'p2'})
 
-    assert subject_of(first['pem']) == 'CN=admin,O=system:masters' and first['serial'] != second['serial']
+    assert (
+        subject_of(first['pem']) == 'CN=admin,O=system:masters'
+        and first['serial'] != second['serial']
+    )
 
 
 @pytest.mark.parametrize('url', BROKERS)
 def test_signing_that_takes_long_holds_up_no_nudge(
-        conf: cfg.ConfigOpts, topic: None, url: str, world: steps.World, ask: dict[str, Any]) -> None:
+    conf: cfg.ConfigOpts, topic: None, url: str, world: steps.World, ask: dict[str, Any]
+) -> None:
     use(conf, url)
     wake, begun, release = threading.Event(), threading.Event(), threading.Event()
 
@@ -266,7 +341,9 @@ def test_signing_that_takes_long_holds_up_no_nudge(
 
     with conductor(conf, Slow(wake, world)):
         answers: list[Any] = []
-        caller = threading.Thread(target=lambda: answers.append(rpc.Signer(conf).sign_certificate(**ask)))
+        caller = threading.Thread(
+            target=lambda: answers.append(rpc.Signer(conf).sign_certificate(**ask))
+        )
         caller.start()
         assert begun.wait(20)
         wake.clear()
@@ -280,7 +357,8 @@ def test_signing_that_takes_long_holds_up_no_nudge(
 
 @pytest.mark.parametrize('url', BROKERS)
 def test_conductor_that_is_away_is_a_503_in_time(
-        conf: cfg.ConfigOpts, topic: None, url: str, ask: dict[str, Any]) -> None:
+    conf: cfg.ConfigOpts, topic: None, url: str, ask: dict[str, Any]
+) -> None:
     use(conf, url)
     conf.set_override('sign_timeout', 1, 'certificates')
 
@@ -302,15 +380,20 @@ class Former:
 
 @pytest.mark.parametrize('url', BROKERS)
 def test_conductor_that_knows_no_signing_is_a_503(
-        conf: cfg.ConfigOpts, topic: None, url: str, ask: dict[str, Any]) -> None:
+    conf: cfg.ConfigOpts, topic: None, url: str, ask: dict[str, Any]
+) -> None:
     use(conf, url)
 
-    with conductor(conf, Former()), pytest.raises(errors.Unavailable, match='No conductor can be reached now'):
+    with (
+        conductor(conf, Former()),
+        pytest.raises(errors.Unavailable, match='No conductor can be reached now'),
+    ):
         rpc.Signer(conf).sign_certificate(**ask)
 
 
 def test_broker_that_is_down_is_a_503_at_once(
-        conf: cfg.ConfigOpts, services: Services, complete: str, csr: str) -> None:
+    conf: cfg.ConfigOpts, services: Services, complete: str, csr: str
+) -> None:
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))  # bound and not listening: a connection is refused
         use(conf, f'rabbit://guest:guest@127.0.0.1:{taken.getsockname()[1]}/')
@@ -322,14 +405,19 @@ def test_broker_that_is_down_is_a_503_at_once(
 
     assert time.monotonic() - began < 5
     assert (answer.status_code, kubeconfig.status_code) == (503, 503)
-    assert 'No conductor can be reached now, and only they can sign' in answer.json['errors'][0]['title']
+    assert (
+        'No conductor can be reached now, and only they can sign'
+        in answer.json['errors'][0]['title']
+    )
     assert [o.kind for o in history_of(services.db, complete)] == ['create'], 'nothing was issued'
 
 
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning', 'ignore::ResourceWarning')
+@pytest.mark.filterwarnings(
+    'ignore::pytest.PytestUnhandledThreadExceptionWarning', 'ignore::ResourceWarning'
+)
 def test_broker_that_hangs_is_a_503_in_time_and_holds_few(
-        conf: cfg.ConfigOpts, silent_broker: str, ask: dict[str, Any],
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    conf: cfg.ConfigOpts, silent_broker: str, ask: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(conf, silent_broker)
     conf.set_override('sign_timeout', 1, 'certificates')
     monkeypatch.setattr(rpc, 'MOST_CALLS', 2)

@@ -24,7 +24,9 @@ LIFE = datetime.timedelta(hours=2)
 
 
 def openssl(*args: str, text: str | None = None) -> str:
-    done = subprocess.run(['openssl', *args], input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ['openssl', *args], input=text, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -39,10 +41,23 @@ def test_openssl_verifies_a_client_certificate(ca: certs.Pair, tmp_path: pathlib
     (tmp_path / 'ca.pem').write_text(ca.certificate)
     (tmp_path / 'leaf.pem').write_text(pair.certificate)
 
-    assert 'OK' in openssl('verify', '-x509_strict', '-purpose', 'sslclient', '-CAfile', str(tmp_path / 'ca.pem'),
-                           str(tmp_path / 'leaf.pem'))
-    shown = openssl('x509', '-noout', '-subject', '-ext', 'basicConstraints,keyUsage,extendedKeyUsage',
-                    text=pair.certificate)
+    assert 'OK' in openssl(
+        'verify',
+        '-x509_strict',
+        '-purpose',
+        'sslclient',
+        '-CAfile',
+        str(tmp_path / 'ca.pem'),
+        str(tmp_path / 'leaf.pem'),
+    )
+    shown = openssl(
+        'x509',
+        '-noout',
+        '-subject',
+        '-ext',
+        'basicConstraints,keyUsage,extendedKeyUsage',
+        text=pair.certificate,
+    )
     assert 'O = nodes, CN = node' in shown
     assert 'CA:FALSE' in shown and 'TLS Web Client Authentication' in shown
     assert 'Certificate Sign' not in shown and 'Server Authentication' not in shown
@@ -50,12 +65,23 @@ def test_openssl_verifies_a_client_certificate(ca: certs.Pair, tmp_path: pathlib
 
 def test_client_certificate_cannot_sign(ca: certs.Pair, tmp_path: pathlib.Path) -> None:
     pair = certs.issue_client(ca, common_name='node', organization=None, life=LIFE)
-    forged = certs.issue_client(pair, common_name='forged', organization='system:masters', life=LIFE)
-    for name, text in (('ca', ca.certificate), ('mid', pair.certificate), ('leaf', forged.certificate)):
+    forged = certs.issue_client(
+        pair, common_name='forged', organization='system:masters', life=LIFE
+    )
+    for name, text in (
+        ('ca', ca.certificate),
+        ('mid', pair.certificate),
+        ('leaf', forged.certificate),
+    ):
         (tmp_path / f'{name}.pem').write_text(text)
 
-    done = subprocess.run(['openssl', 'verify', '-CAfile', 'ca.pem', '-untrusted', 'mid.pem', 'leaf.pem'],
-                          cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ['openssl', 'verify', '-CAfile', 'ca.pem', '-untrusted', 'mid.pem', 'leaf.pem'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode != 0
 
 
@@ -75,7 +101,9 @@ def test_certificate_is_valid_for_a_clock_that_is_behind(ca: certs.Pair) -> None
     assert abs(leaf.not_valid_after_utc - now - LIFE) < datetime.timedelta(minutes=1)
 
 
-@pytest.mark.parametrize(('algorithm', 'header'), [('rsa-2048', 'RSA PRIVATE KEY'), ('ecdsa-p256', 'EC PRIVATE KEY')])
+@pytest.mark.parametrize(
+    ('algorithm', 'header'), [('rsa-2048', 'RSA PRIVATE KEY'), ('ecdsa-p256', 'EC PRIVATE KEY')]
+)
 def test_keypair_belongs_together(algorithm: str, header: str) -> None:
     pair = certs.make_keypair(algorithm=algorithm)
 
@@ -98,13 +126,16 @@ def store(conf: cfg.ConfigOpts) -> keystore.KeyStore:
     return keystore.KeyStore(conf)
 
 
-def put(store: keystore.KeyStore, database: db.Database, cluster: str, purpose: str, pair: certs.Pair) -> None:
+def put(
+    store: keystore.KeyStore, database: db.Database, cluster: str, purpose: str, pair: certs.Pair
+) -> None:
     with database.write() as session:
         store.put(session, cluster, purpose, pair)
 
 
 def test_key_comes_back_and_is_not_readable_in_the_database(
-        store: keystore.KeyStore, database: db.Database, cluster: str, ca: certs.Pair) -> None:
+    store: keystore.KeyStore, database: db.Database, cluster: str, ca: certs.Pair
+) -> None:
     put(store, database, cluster, 'ca', ca)
 
     assert store.load(database, models.Cluster(uuid=cluster, rotation=0)) == {'ca': ca}
@@ -114,7 +145,8 @@ def test_key_comes_back_and_is_not_readable_in_the_database(
 
 
 def test_key_that_was_moved_to_another_purpose_does_not_open(
-        store: keystore.KeyStore, database: db.Database, cluster: str, ca: certs.Pair) -> None:
+    store: keystore.KeyStore, database: db.Database, cluster: str, ca: certs.Pair
+) -> None:
     put(store, database, cluster, 'ca', ca)
     with database.write() as session:
         session.execute(sa.update(models.Key).values(purpose='etcd'))
@@ -124,12 +156,19 @@ def test_key_that_was_moved_to_another_purpose_does_not_open(
 
 
 def test_new_line_on_top_keeps_old_keys_readable(
-        conf: cfg.ConfigOpts, store: keystore.KeyStore, database: db.Database, cluster: str, ca: certs.Pair) -> None:
+    conf: cfg.ConfigOpts,
+    store: keystore.KeyStore,
+    database: db.Database,
+    cluster: str,
+    ca: certs.Pair,
+) -> None:
     put(store, database, cluster, 'ca', ca)
     path = pathlib.Path(conf.keystore.key_file)
     path.write_text(f'{keystore.new_key()}\n{path.read_text()}')
 
-    assert keystore.KeyStore(conf).load(database, models.Cluster(uuid=cluster, rotation=0)) == {'ca': ca}
+    assert keystore.KeyStore(conf).load(database, models.Cluster(uuid=cluster, rotation=0)) == {
+        'ca': ca
+    }
 
     path.write_text(keystore.new_key())
     with pytest.raises(keystore.KeyStoreError, match='does not open'):
@@ -157,7 +196,8 @@ def test_missing_or_malformed_key_file_says_what_to_do(conf: cfg.ConfigOpts) -> 
 
 
 def test_keys_go_with_the_cluster(
-        store: keystore.KeyStore, database: db.Database, cluster: str, ca: certs.Pair, api: Api) -> None:
+    store: keystore.KeyStore, database: db.Database, cluster: str, ca: certs.Pair, api: Api
+) -> None:
     put(store, database, cluster, 'ca', ca)
     with database.write() as session:
         db.destroy_cluster(session, session.query(models.Cluster).one())
@@ -165,17 +205,30 @@ def test_keys_go_with_the_cluster(
     assert not db.list_keys(database, cluster)
 
 
-# -- requests of others --------------------------------------------------------------------------------------------
+# -- requests of others ----------------------------------------------------------------------------
 
 SUBJECT = '/O=system:masters/OU=terraform/CN=admin'
 
 
 def make_csr(tmp_path: pathlib.Path, *args: str, key: str = 'rsa:2048', more: str = '') -> str:
     """A request as openssl makes it; `more` are lines of its configuration."""
-    (tmp_path / 'req.conf').write_text(f'[req]\ndistinguished_name=dn\nreq_extensions=v3\n[dn]\n[v3]\n{more}\n')
+    (tmp_path / 'req.conf').write_text(
+        f'[req]\ndistinguished_name=dn\nreq_extensions=v3\n[dn]\n[v3]\n{more}\n'
+    )
     newkey = ['-newkey', *key.split()]
-    return openssl('req', '-new', *newkey, '-noenc', '-keyout', str(tmp_path / 'key.pem'), '-subj', SUBJECT, '-config',
-                   str(tmp_path / 'req.conf'), *args)
+    return openssl(
+        'req',
+        '-new',
+        *newkey,
+        '-noenc',
+        '-keyout',
+        str(tmp_path / 'key.pem'),
+        '-subj',
+        SUBJECT,
+        '-config',
+        str(tmp_path / 'req.conf'),
+        *args,
+    )
 
 
 def sign(ca: certs.Pair, csr: str, life: datetime.timedelta = LIFE) -> certs.Issued:
@@ -185,16 +238,29 @@ def sign(ca: certs.Pair, csr: str, life: datetime.timedelta = LIFE) -> certs.Iss
 def built(key: Any, digest: Any) -> str:
     """A request as our own library makes it."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, 'admin')])
-    return x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, digest).public_bytes(
-        serialization.Encoding.PEM).decode()
+    return (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(name)
+        .sign(key, digest)
+        .public_bytes(serialization.Encoding.PEM)
+        .decode()
+    )
 
 
-@pytest.mark.parametrize(('key', 'digest'), [
-    ('rsa:2048', '-sha256'), ('rsa:4096', '-sha512'), ('ec -pkeyopt ec_paramgen_curve:P-256', '-sha256'),
-    ('ec -pkeyopt ec_paramgen_curve:P-384', '-sha384'), ('ec -pkeyopt ec_paramgen_curve:P-521', '-sha512'),
-    ('ed25519', '-sha256')])
+@pytest.mark.parametrize(
+    ('key', 'digest'),
+    [
+        ('rsa:2048', '-sha256'),
+        ('rsa:4096', '-sha512'),
+        ('ec -pkeyopt ec_paramgen_curve:P-256', '-sha256'),
+        ('ec -pkeyopt ec_paramgen_curve:P-384', '-sha384'),
+        ('ec -pkeyopt ec_paramgen_curve:P-521', '-sha512'),
+        ('ed25519', '-sha256'),
+    ],
+)
 def test_openssl_verifies_what_was_signed_on_request(
-        ca: certs.Pair, tmp_path: pathlib.Path, key: str, digest: str) -> None:
+    ca: certs.Pair, tmp_path: pathlib.Path, key: str, digest: str
+) -> None:
     csr = make_csr(tmp_path, digest, key=key)
 
     issued = sign(ca, csr)
@@ -205,39 +271,78 @@ def test_openssl_verifies_what_was_signed_on_request(
     assert 'OK' in openssl(*verify, '-purpose', 'sslclient', str(tmp_path / 'leaf.pem'))
     with pytest.raises(AssertionError, match='purpose'):
         openssl(*verify, '-purpose', 'sslserver', str(tmp_path / 'leaf.pem'))
-    shown = openssl('x509', '-noout', '-subject', '-serial', '-ext', 'basicConstraints,keyUsage,extendedKeyUsage',
-                    text=issued.pem)
+    shown = openssl(
+        'x509',
+        '-noout',
+        '-subject',
+        '-serial',
+        '-ext',
+        'basicConstraints,keyUsage,extendedKeyUsage',
+        text=issued.pem,
+    )
     assert 'O = system:masters, OU = terraform, CN = admin' in shown
     assert shown.lower().count(issued.serial) == 1 and 'CA:FALSE' in shown
-    assert 'Digital Signature, Key Encipherment' in shown and 'TLS Web Client Authentication\n' in shown
+    assert (
+        'Digital Signature, Key Encipherment' in shown
+        and 'TLS Web Client Authentication\n' in shown
+    )
     assert openssl('x509', '-noout', '-pubkey', text=issued.pem) == openssl(
-        'pkey', '-pubout', text=(tmp_path / 'key.pem').read_text())
+        'pkey', '-pubout', text=(tmp_path / 'key.pem').read_text()
+    )
 
 
-@pytest.mark.parametrize(('more', 'shown'), [
-    ('basicConstraints=CA:TRUE', 'CA:FALSE'), ('keyUsage=keyCertSign,cRLSign', 'Key Encipherment'),
-    ('extendedKeyUsage=serverAuth,codeSigning', 'Web Client'), ('subjectAltName=DNS:me.example', 'DNS:me.example'),
-    ('keyUsage=critical,digitalSignature,nonRepudiation', 'Digital Signature, Key'), ('nsComment=hello', 'CA:FALSE'),
-    ('extendedKeyUsage=critical,clientAuth', 'Web Client'), ('basicConstraints=critical,CA:FALSE', 'CA:FALSE')])
+@pytest.mark.parametrize(
+    ('more', 'shown'),
+    [
+        ('basicConstraints=CA:TRUE', 'CA:FALSE'),
+        ('keyUsage=keyCertSign,cRLSign', 'Key Encipherment'),
+        ('extendedKeyUsage=serverAuth,codeSigning', 'Web Client'),
+        ('subjectAltName=DNS:me.example', 'DNS:me.example'),
+        ('keyUsage=critical,digitalSignature,nonRepudiation', 'Digital Signature, Key'),
+        ('nsComment=hello', 'CA:FALSE'),
+        ('extendedKeyUsage=critical,clientAuth', 'Web Client'),
+        ('basicConstraints=critical,CA:FALSE', 'CA:FALSE'),
+    ],
+)
 def test_usages_are_ours_whatever_is_asked_for(
-        ca: certs.Pair, tmp_path: pathlib.Path, more: str, shown: str) -> None:
+    ca: certs.Pair, tmp_path: pathlib.Path, more: str, shown: str
+) -> None:
     text = openssl('x509', '-noout', '-text', text=sign(ca, make_csr(tmp_path, more=more)).pem)
 
     assert shown in text
-    assert 'CA:FALSE' in text and 'Certificate Sign' not in text and 'Server' not in text and 'Comment' not in text
+    assert (
+        'CA:FALSE' in text
+        and 'Certificate Sign' not in text
+        and 'Server' not in text
+        and 'Comment' not in text
+    )
 
 
-@pytest.mark.parametrize('more', [
-    'basicConstraints=critical,CA:TRUE', 'keyUsage=critical,keyCertSign', 'keyUsage=critical,digitalSignature,cRLSign',
-    'extendedKeyUsage=critical,clientAuth,serverAuth', 'nameConstraints=critical,permitted;DNS:.example',
-    '1.2.3.4=critical,ASN1:UTF8String:hello', 'keyUsage=critical,keyAgreement'])
-def test_critical_extension_that_is_not_given_is_refused(ca: certs.Pair, tmp_path: pathlib.Path, more: str) -> None:
+@pytest.mark.parametrize(
+    'more',
+    [
+        'basicConstraints=critical,CA:TRUE',
+        'keyUsage=critical,keyCertSign',
+        'keyUsage=critical,digitalSignature,cRLSign',
+        'extendedKeyUsage=critical,clientAuth,serverAuth',
+        'nameConstraints=critical,permitted;DNS:.example',
+        '1.2.3.4=critical,ASN1:UTF8String:hello',
+        'keyUsage=critical,keyAgreement',
+    ],
+)
+def test_critical_extension_that_is_not_given_is_refused(
+    ca: certs.Pair, tmp_path: pathlib.Path, more: str
+) -> None:
     with pytest.raises(certs.Refused, match='asks for more than a client certificate'):
         sign(ca, make_csr(tmp_path, more=more))
 
 
-@pytest.mark.parametrize(('digest', 'name'), [('-md5', 'md5'), ('-sha1', 'sha1'), ('-sha224', 'sha224')])
-def test_old_digest_is_refused(ca: certs.Pair, tmp_path: pathlib.Path, digest: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ('digest', 'name'), [('-md5', 'md5'), ('-sha1', 'sha1'), ('-sha224', 'sha224')]
+)
+def test_old_digest_is_refused(
+    ca: certs.Pair, tmp_path: pathlib.Path, digest: str, name: str
+) -> None:
     with pytest.raises(certs.Refused, match=f'its digest is {name}'):
         sign(ca, make_csr(tmp_path, digest))
 
@@ -246,8 +351,11 @@ def test_weak_and_strange_keys_are_refused(ca: certs.Pair) -> None:
     small = rsa.generate_private_key(public_exponent=65537, key_size=1024)
     with pytest.raises(certs.Refused, match='has 1024 bits, and must have 2048 to 8192'):
         sign(ca, built(small, hashes.SHA256()))
-    for key in (ec.generate_private_key(ec.SECP256K1()), ec.generate_private_key(ec.SECP224R1()),
-                dsa.generate_private_key(key_size=2048)):
+    for key in (
+        ec.generate_private_key(ec.SECP256K1()),
+        ec.generate_private_key(ec.SECP224R1()),
+        dsa.generate_private_key(key_size=2048),
+    ):
         with pytest.raises(certs.Refused, match='must be RSA or ECDSA'):
             sign(ca, built(key, hashes.SHA256()))
     with pytest.raises(certs.Refused, match='must be RSA or ECDSA'):
@@ -259,8 +367,9 @@ def test_request_must_be_signed_with_its_own_key(ca: certs.Pair) -> None:
     key, other = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     mine = x509.load_pem_x509_csr(built(key, hashes.SHA256()).encode())
     theirs = x509.load_pem_x509_csr(built(other, hashes.SHA256()).encode())
-    forged = mine.public_bytes(serialization.Encoding.DER).replace(mine.tbs_certrequest_bytes,
-                                                                   theirs.tbs_certrequest_bytes)
+    forged = mine.public_bytes(serialization.Encoding.DER).replace(
+        mine.tbs_certrequest_bytes, theirs.tbs_certrequest_bytes
+    )
 
     with pytest.raises(certs.Refused, match='not signed with the key that it names'):
         sign(ca, x509.load_der_x509_csr(forged).public_bytes(serialization.Encoding.PEM).decode())
@@ -269,8 +378,17 @@ def test_request_must_be_signed_with_its_own_key(ca: certs.Pair) -> None:
 def test_what_is_no_request_is_refused(ca: certs.Pair) -> None:
     good = built(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
     lines = good.splitlines()
-    for bad in ('', 'hello', good[:-60], ca.certificate, ca.private_key, good.replace('CERTIFICATE', 'CAT'),
-                '\n'.join([lines[0], lines[1][:-8] + 'AAAAAAAA', *lines[2:]]), '\udcff', '\0'):
+    for bad in (
+        '',
+        'hello',
+        good[:-60],
+        ca.certificate,
+        ca.private_key,
+        good.replace('CERTIFICATE', 'CAT'),
+        '\n'.join([lines[0], lines[1][:-8] + 'AAAAAAAA', *lines[2:]]),
+        '\udcff',
+        '\0',
+    ):
         with pytest.raises(certs.Refused):
             sign(ca, bad)
     with pytest.raises(certs.Refused, match='has 16385 characters and may have 16384'):
@@ -281,7 +399,9 @@ def test_certificate_ends_with_its_authority(ca: certs.Pair) -> None:
     csr = built(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
     end = x509.load_pem_x509_certificate(ca.certificate.encode()).not_valid_after_utc
 
-    assert abs(sign(ca, csr, datetime.timedelta(days=9999)).until - end) <= datetime.timedelta(seconds=1)
+    assert abs(sign(ca, csr, datetime.timedelta(days=9999)).until - end) <= datetime.timedelta(
+        seconds=1
+    )
     assert abs(sign(ca, csr).until - models.utcnow() - LIFE) < datetime.timedelta(minutes=1)
 
 
@@ -291,4 +411,6 @@ def test_own_request_holds_together_and_hides_its_key(ca: certs.Pair) -> None:
     issued = sign(ca, pair.certificate)
 
     assert issued.subject == 'CN=user-1,O=group-1' and 'PRIVATE' not in repr(pair)
-    assert openssl('x509', '-noout', '-pubkey', text=issued.pem) == openssl('pkey', '-pubout', text=pair.private_key)
+    assert openssl('x509', '-noout', '-pubkey', text=issued.pem) == openssl(
+        'pkey', '-pubout', text=pair.private_key
+    )

@@ -1,7 +1,7 @@
 """What the client libraries raise, and what it becomes. The exceptions are the libraries' own.
 
-The second half speaks over HTTP to a Heat that says what it is told to: what a real one does is in functional/.
-"""
+The second half speaks over HTTP to a Heat that says what it is told to: what a real one does is in
+functional/."""
 
 from __future__ import annotations
 
@@ -34,43 +34,62 @@ def response(status: int, **headers: str) -> requests.Response:
     return made
 
 
-@pytest.mark.parametrize(('raised', 'becomes'), [
-    (heat_exc.HTTPNotFound('{"error": {"message": "The Stack (x) could not be found."}}', 404), clients.Gone),
-    (heat_exc.HTTPConflict('{"error": {"message": "The Stack (x) already exists."}}', 409), clients.Clash),
-    (heat_exc.HTTPBadRequest('{"error": {"message": "Property error"}}', 400), clients.Refused),
-    (heat_exc.HTTPForbidden('not JSON', 403), clients.Refused),
-    (heat_exc.HTTPUnauthorized('{}', 401), clients.Away),
-    (heat_exc.HTTPInternalServerError('<html>500</html>', 500), clients.Away),
-    (heat_exc.HTTPServiceUnavailable('["a list"]', 503), clients.Away),
-    (heat_exc.HTTPServiceUnavailable('{"error": null}', 503), clients.Away),
-    (heat_exc.HTTPServiceUnavailable('{"error": "text"}', 503), clients.Away),
-    (heat_exc.HTTPServiceUnavailable(b'', 503), clients.Away),
-    (heat_exc.HTTPException(b'<html>too many</html>', 429), clients.Away),
-    (heat_exc.HTTPException(b'', 504), clients.Away),
-    (heat_exc.HTTPNotFound(b'<html><title>404</title></html>', 404), clients.Away),
-    (heat_exc.HTTPNotFound(b'', 404), clients.Gone),
-    (sdk_exc.NotFoundException('No Image found for x'), clients.Gone),
-    (sdk_exc.NotFoundException('gone', response=response(404)), clients.Gone),
-    (sdk_exc.NotFoundException('a page', response=response(404, **{'Content-Type': 'text/html'})), clients.Away),
-    (sdk_exc.ConflictException('immutable', response=response(409)), clients.Clash),
-    (sdk_exc.DuplicateResource('More than one'), clients.Clash),
-    (sdk_exc.BadRequestException('no', response=response(400)), clients.Refused),
-    (sdk_exc.HttpException('too many', response=response(429)), clients.Away),
-    (sdk_exc.SDKException('whatever'), clients.Away),
-    (ksa_exc.NotFound('no such project'), clients.Gone),
-    (ksa_exc.Conflict('taken'), clients.Clash),
-    (ksa_exc.Forbidden('no'), clients.Refused),
-    (ksa_exc.Unauthorized('who'), clients.Away),
-    (ksa_exc.GatewayTimeout('504'), clients.Away),
-    (ksa_exc.ConnectFailure('refused'), clients.Away),
-    (ksa_exc.EndpointNotFound('orchestration'), clients.Away),
-    (requests.ReadTimeout('slow'), clients.Away),
-    (requests.JSONDecodeError('Expecting value', '<html>', 0), clients.Away),
-    (KeyError('stack'), clients.Away),
-    (IndexError('no such link'), clients.Away),
-])
+@pytest.mark.parametrize(
+    ('raised', 'becomes'),
+    [
+        (
+            heat_exc.HTTPNotFound(
+                '{"error": {"message": "The Stack (x) could not be found."}}', 404
+            ),
+            clients.Gone,
+        ),
+        (
+            heat_exc.HTTPConflict('{"error": {"message": "The Stack (x) already exists."}}', 409),
+            clients.Clash,
+        ),
+        (heat_exc.HTTPBadRequest('{"error": {"message": "Property error"}}', 400), clients.Refused),
+        (heat_exc.HTTPForbidden('not JSON', 403), clients.Refused),
+        (heat_exc.HTTPUnauthorized('{}', 401), clients.Away),
+        (heat_exc.HTTPInternalServerError('<html>500</html>', 500), clients.Away),
+        (heat_exc.HTTPServiceUnavailable('["a list"]', 503), clients.Away),
+        (heat_exc.HTTPServiceUnavailable('{"error": null}', 503), clients.Away),
+        (heat_exc.HTTPServiceUnavailable('{"error": "text"}', 503), clients.Away),
+        (heat_exc.HTTPServiceUnavailable(b'', 503), clients.Away),
+        (heat_exc.HTTPException(b'<html>too many</html>', 429), clients.Away),
+        (heat_exc.HTTPException(b'', 504), clients.Away),
+        (heat_exc.HTTPNotFound(b'<html><title>404</title></html>', 404), clients.Away),
+        (heat_exc.HTTPNotFound(b'', 404), clients.Gone),
+        (sdk_exc.NotFoundException('No Image found for x'), clients.Gone),
+        (sdk_exc.NotFoundException('gone', response=response(404)), clients.Gone),
+        (
+            sdk_exc.NotFoundException(
+                'a page', response=response(404, **{'Content-Type': 'text/html'})
+            ),
+            clients.Away,
+        ),
+        (sdk_exc.ConflictException('immutable', response=response(409)), clients.Clash),
+        (sdk_exc.DuplicateResource('More than one'), clients.Clash),
+        (sdk_exc.BadRequestException('no', response=response(400)), clients.Refused),
+        (sdk_exc.HttpException('too many', response=response(429)), clients.Away),
+        (sdk_exc.SDKException('whatever'), clients.Away),
+        (ksa_exc.NotFound('no such project'), clients.Gone),
+        (ksa_exc.Conflict('taken'), clients.Clash),
+        (ksa_exc.Forbidden('no'), clients.Refused),
+        (ksa_exc.Unauthorized('who'), clients.Away),
+        (ksa_exc.GatewayTimeout('504'), clients.Away),
+        (ksa_exc.ConnectFailure('refused'), clients.Away),
+        (ksa_exc.EndpointNotFound('orchestration'), clients.Away),
+        (requests.ReadTimeout('slow'), clients.Away),
+        (requests.JSONDecodeError('Expecting value', '<html>', 0), clients.Away),
+        (KeyError('stack'), clients.Away),
+        (IndexError('no such link'), clients.Away),
+    ],
+)
 def test_every_failure_is_one_of_four(raised: Exception, becomes: type[clients.CloudError]) -> None:
-    with pytest.raises(clients.CloudError, match=r'^Doing it: ') as caught, clients._translated('Doing it'):
+    with (
+        pytest.raises(clients.CloudError, match=r'^Doing it: ') as caught,
+        clients._translated('Doing it'),
+    ):
         raise raised
 
     assert type(caught.value) is becomes
@@ -78,32 +97,48 @@ def test_every_failure_is_one_of_four(raised: Exception, becomes: type[clients.C
 
 
 def test_what_heat_says_is_passed_on() -> None:
-    with pytest.raises(clients.Refused, match=r'^Doing it: Property error: x \(HTTP 400\)$'), \
-            clients._translated('Doing it'):
+    with (
+        pytest.raises(clients.Refused, match=r'^Doing it: Property error: x \(HTTP 400\)$'),
+        clients._translated('Doing it'),
+    ):
         raise heat_exc.HTTPBadRequest('{"error": {"message": "Property error:\\n   x"}}', 400)
 
 
 def test_a_page_is_told_without_its_tags() -> None:
-    with pytest.raises(clients.Away, match=r'^Doing it: 502 Bad Gateway nginx \(HTTP 502\)$'), \
-            clients._translated('Doing it'):
+    with (
+        pytest.raises(clients.Away, match=r'^Doing it: 502 Bad Gateway nginx \(HTTP 502\)$'),
+        clients._translated('Doing it'),
+    ):
         raise heat_exc.HTTPBadGateway(
-            b'<html>\r\n<head></head><body><h1>502 Bad Gateway</h1>\r\n<hr>nginx</body></html>', 502)
+            b'<html>\r\n<head></head><body><h1>502 Bad Gateway</h1>\r\n<hr>nginx</body></html>', 502
+        )
 
 
-@pytest.mark.parametrize(('header', 'seconds'), [
-    ('7', 7.0), ('86400', 600.0), ('-1', None), ('soon', None), ('Wed, 21 Oct 2026 07:28:00 GMT', None), (None, None)])
+@pytest.mark.parametrize(
+    ('header', 'seconds'),
+    [
+        ('7', 7.0),
+        ('86400', 600.0),
+        ('-1', None),
+        ('soon', None),
+        ('Wed, 21 Oct 2026 07:28:00 GMT', None),
+        (None, None),
+    ],
+)
 def test_retry_after_is_heeded(header: str | None, seconds: float | None) -> None:
     headers = {'Retry-After': header} if header else {}
     with pytest.raises(clients.Away) as caught, clients._translated('Doing it'):
-        raise ksa_exc.HttpError(
-            'slow down', response=response(429, **headers), http_status=429)
+        raise ksa_exc.HttpError('slow down', response=response(429, **headers), http_status=429)
 
     assert caught.value.retry_after_s == seconds
 
 
 def test_what_is_already_said_stays() -> None:
-    with pytest.raises(clients.Gone, match=r'^inner: not found') as caught, clients._translated('outer'), \
-            clients._translated('inner'):
+    with (
+        pytest.raises(clients.Gone, match=r'^inner: not found') as caught,
+        clients._translated('outer'),
+        clients._translated('inner'),
+    ):
         raise ksa_exc.NotFound('not found')
 
     assert caught.value.what == 'inner'
@@ -119,7 +154,8 @@ def test_death_is_no_failure_of_the_cloud() -> None:
 
 
 class Heat:
-    """Answers every request with the next of `answers`: status, headers, body (JSON unless it is bytes)."""
+    """Answers every request with the next of `answers`: status, headers, body (JSON unless it is
+    bytes)."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, dict[str, str], Any]] = []
@@ -130,7 +166,10 @@ class Heat:
         self.requests.append((request.command, request.path, json.loads(body) if body else None))
         status, headers, answer = self.answers.pop(0)
         if not isinstance(answer, bytes):
-            answer, headers = json.dumps(answer).encode(), {'Content-Type': 'application/json', **headers}
+            answer, headers = (
+                json.dumps(answer).encode(),
+                {'Content-Type': 'application/json', **headers},
+            )
         request.send_response(status)
         for name, value in {**headers, 'Content-Length': str(len(answer))}.items():
             request.send_header(name, value)
@@ -146,6 +185,7 @@ def heat() -> Heat:
 @pytest.fixture
 def stacks(heat: Heat, conf: cfg.ConfigOpts) -> Iterator[clients.Stacks]:
     """The stacks of project `mine`, at a Heat of this process."""
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def handle_one_request(self) -> None:
             self.close_connection = True
@@ -156,36 +196,64 @@ def stacks(heat: Heat, conf: cfg.ConfigOpts) -> Iterator[clients.Stacks]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server, contextlib.ExitStack() as undo:
+    with (
+        http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as server,
+        contextlib.ExitStack() as undo,
+    ):
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         undo.callback(thread.join)
         undo.callback(server.shutdown)
-        session = clients.Cloud(conf)._session(token_endpoint.Token(f'http://127.0.0.1:{server.server_port}', 'token'))
+        session = clients.Cloud(conf)._session(
+            token_endpoint.Token(f'http://127.0.0.1:{server.server_port}', 'token')
+        )
         undo.callback(session.session.close)
-        yield clients.Stacks(heat_client.Client(session=session, service_type='orchestration'), 'mine')
+        yield clients.Stacks(
+            heat_client.Client(session=session, service_type='orchestration'), 'mine'
+        )
 
 
 def listed(name: str, stack_id: str = 'id', **more: Any) -> dict[str, Any]:
-    return {'id': stack_id, 'stack_name': name, 'stack_status': 'CREATE_COMPLETE', 'stack_status_reason': None,
-            'creation_time': '2026-11-24T20:10:05Z', **more}
+    return {
+        'id': stack_id,
+        'stack_name': name,
+        'stack_status': 'CREATE_COMPLETE',
+        'stack_status_reason': None,
+        'creation_time': '2026-11-24T20:10:05Z',
+        **more,
+    }
 
 
-@pytest.mark.parametrize(('status', 'headers', 'body', 'seconds', 'said'), [
-    (429, {'Retry-After': '7'}, b'', 7, 'no reason given (HTTP 429)'),
-    (503, {'Retry-After': '9999'}, b'<html><h1>Busy</h1></html>', 600, 'Busy (HTTP 503)'),
-    (503, {'Retry-After': 'Wed, 21 Oct 2026 07:28:00 GMT'}, b'', None, 'no reason given (HTTP 503)'),
-    (503, {}, {'error': {'message': 'no engine'}}, None, 'no engine (HTTP 503)'),
-    (504, {}, b'<html><h1>Gateway Time-out</h1></html>', None, 'Gateway Time-out (HTTP 504)'),
-    (404, {}, b'<html><h1>Not Found</h1></html>', None, 'Not Found (HTTP 404)'),
-    (200, {}, b'<html><h1>Maintenance</h1></html>', None, 'the answer could not be read'),
-    (200, {}, b'', None, 'the answer could not be read'),
-    (200, {}, [], None, 'the answer could not be read'),
-    (200, {}, {'stacks': [{'id': 'x'}]}, None, 'the answer could not be read'),
-])
+@pytest.mark.parametrize(
+    ('status', 'headers', 'body', 'seconds', 'said'),
+    [
+        (429, {'Retry-After': '7'}, b'', 7, 'no reason given (HTTP 429)'),
+        (503, {'Retry-After': '9999'}, b'<html><h1>Busy</h1></html>', 600, 'Busy (HTTP 503)'),
+        (
+            503,
+            {'Retry-After': 'Wed, 21 Oct 2026 07:28:00 GMT'},
+            b'',
+            None,
+            'no reason given (HTTP 503)',
+        ),
+        (503, {}, {'error': {'message': 'no engine'}}, None, 'no engine (HTTP 503)'),
+        (504, {}, b'<html><h1>Gateway Time-out</h1></html>', None, 'Gateway Time-out (HTTP 504)'),
+        (404, {}, b'<html><h1>Not Found</h1></html>', None, 'Not Found (HTTP 404)'),
+        (200, {}, b'<html><h1>Maintenance</h1></html>', None, 'the answer could not be read'),
+        (200, {}, b'', None, 'the answer could not be read'),
+        (200, {}, [], None, 'the answer could not be read'),
+        (200, {}, {'stacks': [{'id': 'x'}]}, None, 'the answer could not be read'),
+    ],
+)
 def test_a_heat_that_is_not_well_is_away(
-        heat: Heat, stacks: clients.Stacks, status: int, headers: dict[str, str], body: Any, seconds: float | None,
-        said: str) -> None:
+    heat: Heat,
+    stacks: clients.Stacks,
+    status: int,
+    headers: dict[str, str],
+    body: Any,
+    seconds: float | None,
+    said: str,
+) -> None:
     heat.answers = [(status, headers, body)]
 
     with pytest.raises(clients.Away) as caught:
@@ -197,19 +265,35 @@ def test_a_heat_that_is_not_well_is_away(
 
 
 def test_tags_tell_the_revision(heat: Heat, stacks: clients.Stacks) -> None:
-    heat.answers = [(200, {}, {'stacks': [
-        listed('new', 'a', tags=['magnum-lite', 'rev-12']), listed('old', 'b', tags=None), listed('older', 'c'),
-        listed('odd', 'd', tags=['rev-x', 'my-rev-3'])]})]
+    heat.answers = [
+        (
+            200,
+            {},
+            {
+                'stacks': [
+                    listed('new', 'a', tags=['magnum-lite', 'rev-12']),
+                    listed('old', 'b', tags=None),
+                    listed('older', 'c'),
+                    listed('odd', 'd', tags=['rev-x', 'my-rev-3']),
+                ]
+            },
+        )
+    ]
 
     found = stacks.look(['a', 'b', 'c', 'd'])
 
     assert {s.id: (s.revision, s.tags) for s in found.values()} == {
-        'a': (12, ('magnum-lite', 'rev-12')), 'b': (0, ()), 'c': (0, ()), 'd': (0, ('rev-x', 'my-rev-3'))}
+        'a': (12, ('magnum-lite', 'rev-12')),
+        'b': (0, ()),
+        'c': (0, ()),
+        'd': (0, ('rev-x', 'my-rev-3')),
+    }
 
 
 @pytest.mark.parametrize(('count', 'ids_in_address'), [(1, 1), (100, 100), (101, 0), (1000, 0)])
 def test_any_number_of_stacks_is_one_call(
-        heat: Heat, stacks: clients.Stacks, count: int, ids_in_address: int) -> None:
+    heat: Heat, stacks: clients.Stacks, count: int, ids_in_address: int
+) -> None:
     ids = [str(uuid.uuid4()) for _ in range(count)]
     heat.answers = [(200, {}, {'stacks': [listed(one, one) for one in [*ids[1:], 'another']]})]
 
@@ -227,10 +311,23 @@ def test_no_stack_is_no_call(heat: Heat, stacks: clients.Stacks) -> None:
     assert not heat.requests
 
 
-def test_ours_are_those_with_the_tag_or_a_uuid_at_the_end(heat: Heat, stacks: clients.Stacks) -> None:
-    heat.answers = [(200, {}, {'stacks': [
-        listed(f'one-{uuid.uuid4()}'), listed('two', tags=['magnum-lite']), listed('three', tags=['theirs']),
-        listed(f'{uuid.uuid4()}-four')]})]
+def test_ours_are_those_with_the_tag_or_a_uuid_at_the_end(
+    heat: Heat, stacks: clients.Stacks
+) -> None:
+    heat.answers = [
+        (
+            200,
+            {},
+            {
+                'stacks': [
+                    listed(f'one-{uuid.uuid4()}'),
+                    listed('two', tags=['magnum-lite']),
+                    listed('three', tags=['theirs']),
+                    listed(f'{uuid.uuid4()}-four'),
+                ]
+            },
+        )
+    ]
 
     assert [s.name.partition('-')[0] for s in stacks.list_ours()] == ['one', 'two']
 
@@ -238,19 +335,42 @@ def test_ours_are_those_with_the_tag_or_a_uuid_at_the_end(heat: Heat, stacks: cl
 def test_an_update_keeps_what_it_does_not_name(heat: Heat, stacks: clients.Stacks) -> None:
     heat.answers = [(202, {}, b'')]
 
-    stacks.update('x', template='t', files={'f': 'F'}, parameters={'a': 1}, timeout_min=5,
-                  tags=['magnum-lite', 'rev-2'])
+    stacks.update(
+        'x',
+        template='t',
+        files={'f': 'F'},
+        parameters={'a': 1},
+        timeout_min=5,
+        tags=['magnum-lite', 'rev-2'],
+    )
 
-    assert heat.requests == [('PATCH', '/stacks/x', {
-        'template': 't', 'files': {'f': 'F'}, 'parameters': {'a': 1}, 'timeout_mins': 5, 'disable_rollback': True,
-        'tags': 'magnum-lite,rev-2'})]
+    assert heat.requests == [
+        (
+            'PATCH',
+            '/stacks/x',
+            {
+                'template': 't',
+                'files': {'f': 'F'},
+                'parameters': {'a': 1},
+                'timeout_mins': 5,
+                'disable_rollback': True,
+                'tags': 'magnum-lite,rev-2',
+            },
+        )
+    ]
 
 
-@pytest.mark.parametrize(('status', 'message', 'raised'), [
-    (400, 'Cancelling update when stack is CREATE_COMPLETE is not supported.', None),
-    (400, 'Invalid action', clients.Refused), (404, 'The Stack (x) could not be found.', clients.Gone)])
+@pytest.mark.parametrize(
+    ('status', 'message', 'raised'),
+    [
+        (400, 'Cancelling update when stack is CREATE_COMPLETE is not supported.', None),
+        (400, 'Invalid action', clients.Refused),
+        (404, 'The Stack (x) could not be found.', clients.Gone),
+    ],
+)
 def test_cancelling_what_has_ended_is_nothing(
-        heat: Heat, stacks: clients.Stacks, status: int, message: str, raised: type[Exception] | None) -> None:
+    heat: Heat, stacks: clients.Stacks, status: int, message: str, raised: type[Exception] | None
+) -> None:
     heat.answers = [(status, {}, {'code': status, 'error': {'type': 'x', 'message': message}})]
 
     with pytest.raises(raised) if raised else contextlib.nullcontext():
@@ -260,31 +380,64 @@ def test_cancelling_what_has_ended_is_nothing(
 
 
 def test_progress_counts_what_was_begun_and_is_complete(heat: Heat, stacks: clients.Stacks) -> None:
-    heat.answers = [(200, {}, {'resources': [{'resource_status': status} for status in (
-        'INIT_COMPLETE', 'CREATE_IN_PROGRESS', 'CREATE_COMPLETE', 'UPDATE_COMPLETE', 'CREATE_FAILED')]})]
+    heat.answers = [
+        (
+            200,
+            {},
+            {
+                'resources': [
+                    {'resource_status': status}
+                    for status in (
+                        'INIT_COMPLETE',
+                        'CREATE_IN_PROGRESS',
+                        'CREATE_COMPLETE',
+                        'UPDATE_COMPLETE',
+                        'CREATE_FAILED',
+                    )
+                ]
+            },
+        )
+    ]
 
     assert stacks.progress('x') == (2, 5)
 
 
 def test_a_failed_resource_tells_where_it_is(heat: Heat, stacks: clients.Stacks) -> None:
     def resource(name: str, **more: Any) -> dict[str, Any]:
-        return {'resource_name': name, 'resource_type': 't', 'resource_status_reason': None, 'physical_resource_id': '',
-                'links': [{'rel': 'self', 'href': 'http://h/v1/p/stacks/outer/1/resources/x'},
-                          {'rel': 'stack', 'href': 'http://h/v1/p/stacks/outer/1'}], **more}
+        return {
+            'resource_name': name,
+            'resource_type': 't',
+            'resource_status_reason': None,
+            'physical_resource_id': '',
+            'links': [
+                {'rel': 'self', 'href': 'http://h/v1/p/stacks/outer/1/resources/x'},
+                {'rel': 'stack', 'href': 'http://h/v1/p/stacks/outer/1'},
+            ],
+            **more,
+        }
+
     heat.answers = [(200, {}, {'resources': [resource('a'), resource('b', parent_resource='a')]})]
 
-    assert stacks.failures('x') == [clients.FailedResource('a', 't', '', 'outer', '', '1', ''),
-                                    clients.FailedResource('b', 't', '', 'outer', '', '1', 'a')]
+    assert stacks.failures('x') == [
+        clients.FailedResource('a', 't', '', 'outer', '', '1', ''),
+        clients.FailedResource('b', 't', '', 'outer', '', '1', 'a'),
+    ]
 
 
-@pytest.mark.parametrize(('resource_type', 'physical_id', 'filters'), [
-    ('OS::Neutron::Net', 'n', {'network_id': 'n'}),
-    ('OS::Neutron::Subnet', 's', {'fixed_ips': 'subnet_id=s'}),
-    ('OS::Neutron::RouterInterface', 'r:subnet_id=s', {'fixed_ips': 'subnet_id=s'}),
-    ('OS::Neutron::RouterInterface', 'r:port_id=p', {}),
-    ('OS::Neutron::SecurityGroup', 'g', {'security_groups': 'g'}),
-    ('OS::Nova::Server', 'x', {})])
-def test_what_is_not_known_has_no_filter(resource_type: str, physical_id: str, filters: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ('resource_type', 'physical_id', 'filters'),
+    [
+        ('OS::Neutron::Net', 'n', {'network_id': 'n'}),
+        ('OS::Neutron::Subnet', 's', {'fixed_ips': 'subnet_id=s'}),
+        ('OS::Neutron::RouterInterface', 'r:subnet_id=s', {'fixed_ips': 'subnet_id=s'}),
+        ('OS::Neutron::RouterInterface', 'r:port_id=p', {}),
+        ('OS::Neutron::SecurityGroup', 'g', {'security_groups': 'g'}),
+        ('OS::Nova::Server', 'x', {}),
+    ],
+)
+def test_what_is_not_known_has_no_filter(
+    resource_type: str, physical_id: str, filters: dict[str, str]
+) -> None:
     assert clients._ports_at(resource_type, physical_id) == filters
 
 
@@ -295,12 +448,21 @@ def test_without_a_filter_nobody_is_asked(conf: cfg.ConfigOpts) -> None:
     assert cloud.blockers('p', 'OS::Neutron::Net', '') == []
 
 
-@pytest.mark.parametrize(('address', 'url'), [
-    ('http://k/identity', 'http://k/identity/v3'), ('http://k:5000/v3/', 'http://k:5000/v3'), (None, None)])
+@pytest.mark.parametrize(
+    ('address', 'url'),
+    [
+        ('http://k/identity', 'http://k/identity/v3'),
+        ('http://k:5000/v3/', 'http://k:5000/v3'),
+        (None, None),
+    ],
+)
 def test_login_of_a_cluster_has_the_address_of_the_catalog(
-        conf: cfg.ConfigOpts, address: str | None, url: str | None) -> None:
+    conf: cfg.ConfigOpts, address: str | None, url: str | None
+) -> None:
     cloud: Any = clients.Cloud(conf)
-    cloud._own = types.SimpleNamespace(session=types.SimpleNamespace(get_endpoint=lambda **_: address))
+    cloud._own = types.SimpleNamespace(
+        session=types.SimpleNamespace(get_endpoint=lambda **_: address)
+    )
 
     if url:
         assert cloud.login('user', 'password').auth_url == url
@@ -309,9 +471,13 @@ def test_login_of_a_cluster_has_the_address_of_the_catalog(
             cloud.login('user', 'password')
 
 
-@pytest.mark.parametrize(('ref', 'is_external', 'found'), [('public', True, True), ('an-id', True, True),
-                                                           ('an-id', False, False)])
-def test_external_network_is_found_by_id_and_only_if_it_is_one(ref: str, is_external: bool, found: bool) -> None:
+@pytest.mark.parametrize(
+    ('ref', 'is_external', 'found'),
+    [('public', True, True), ('an-id', True, True), ('an-id', False, False)],
+)
+def test_external_network_is_found_by_id_and_only_if_it_is_one(
+    ref: str, is_external: bool, found: bool
+) -> None:
     asked: list[dict[str, Any]] = []
 
     def find_network(ref: str, **how: Any) -> types.SimpleNamespace:
@@ -323,4 +489,6 @@ def test_external_network_is_found_by_id_and_only_if_it_is_one(ref: str, is_exte
 
     with contextlib.nullcontext() if found else pytest.raises(clients.Gone):
         assert lookups.network(ref, external=True) == 'an-id'
-    assert asked == [{'ignore_missing': False, 'router:external': True}], 'Neutron knows no other name of it'
+    assert asked == [{'ignore_missing': False, 'router:external': True}], (
+        'Neutron knows no other name of it'
+    )

@@ -1,4 +1,5 @@
-"""What tests/api/etag.yaml and idempotency.yaml cannot say: requests at the same time, processes that die, costs."""
+"""What tests/api/etag.yaml and idempotency.yaml cannot say: requests at the same time, processes
+that die, costs."""
 
 from __future__ import annotations
 
@@ -34,8 +35,15 @@ def stored(services: Services) -> str:
 def any_api(conf: cfg.ConfigOpts, any_database: db.Database, cloud: fakes.FakeCloud) -> Api:
     """The API on each database, with a template and a cluster."""
     services: Any = Services(
-        conf=conf, db=any_database, cloud=cloud, drivers=drivers.load(conf), nudger=Nudges(),
-        notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf), signer=None)
+        conf=conf,
+        db=any_database,
+        cloud=cloud,
+        drivers=drivers.load(conf),
+        nudger=Nudges(),
+        notifier=notify.Notifier(conf),
+        enforcer=policies.enforcer(conf),
+        signer=None,
+    )
     store_template(any_database)
     store_cluster(any_database, 1, stack_id='stack-1')
     return Api(api_app.make_app(services))
@@ -53,32 +61,45 @@ class Blind(set[str]):
         return False
 
 
-# -- at the same time ----------------------------------------------------------------------------------------------
+# -- at the same time ------------------------------------------------------------------------------
 
-def test_one_of_many_changes_with_the_same_tag_is_made(any_api: Api, any_database: db.Database) -> None:
+
+def test_one_of_many_changes_with_the_same_tag_is_made(
+    any_api: Api, any_database: db.Database
+) -> None:
     path = f'/v1/clusters/{uuid_of(1)}'
     tag = {'If-Match': any_api('GET', path).headers['ETag']}
     requests = [('POST', '/actions/resize', {'node_count': number}) for number in (3, 4, 5)] + [
-        ('PATCH', '', [{'op': 'replace', 'path': '/node_count', 'value': 6}]), ('POST', '/nodegroups', {'name': 'n'}),
-        ('DELETE', '', None)]
+        ('PATCH', '', [{'op': 'replace', 'path': '/node_count', 'value': 6}]),
+        ('POST', '/nodegroups', {'name': 'n'}),
+        ('DELETE', '', None),
+    ]
 
     with futures.ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda r: any_api(r[0], path + r[1], r[2], headers=tag).status_code, requests))
+        answers = list(
+            pool.map(lambda r: any_api(r[0], path + r[1], r[2], headers=tag).status_code, requests)
+        )
 
     assert sorted(answers)[1:] == [412] * 5 and min(answers) in (202, 204)
     assert count(any_database, models.Operation) == 1
 
 
 def test_tag_is_looked_at_when_the_change_is_written(
-        api: Api, services: Services, cloud: fakes.FakeCloud, stored: str) -> None:
+    api: Api, services: Services, cloud: fakes.FakeCloud, stored: str
+) -> None:
     """The upgrade has read the cluster, and looks up an image while another caller resizes it."""
+
     def change(name: str, when: str) -> None:
         cloud.hook = None
         assert api('POST', f'{stored}/actions/resize', {'node_count': 3}).status_code == 202
 
     cloud.hook = change
-    response = api('POST', f'{stored}/actions/upgrade', {'cluster_template': 'k8s'},
-                   headers={'If-Match': '"c0000000-1"'})
+    response = api(
+        'POST',
+        f'{stored}/actions/upgrade',
+        {'cluster_template': 'k8s'},
+        headers={'If-Match': '"c0000000-1"'},
+    )
 
     assert response.status_code == 412
     assert count(services.db, models.Operation) == 1
@@ -86,12 +107,15 @@ def test_tag_is_looked_at_when_the_change_is_written(
 
 @pytest.mark.parametrize('separate', [False, True], ids=['one process', 'many processes'])
 def test_many_repetitions_at_the_same_time_make_one_cluster(
-        any_api: Api, any_database: db.Database, monkeypatch: pytest.MonkeyPatch, separate: bool) -> None:
+    any_api: Api, any_database: db.Database, monkeypatch: pytest.MonkeyPatch, separate: bool
+) -> None:
     if separate:
         monkeypatch.setattr(idempotency, '_running', Blind())
 
     with futures.ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda _: any_api('POST', '/v1/clusters', CLUSTER, headers=KEY), range(6)))
+        answers = list(
+            pool.map(lambda _: any_api('POST', '/v1/clusters', CLUSTER, headers=KEY), range(6))
+        )
 
     assert {answer.status_code for answer in answers} <= ({202} if separate else {202, 409})
     assert len({answer.text for answer in answers if answer.status_code == 202}) == 1
@@ -99,15 +123,38 @@ def test_many_repetitions_at_the_same_time_make_one_cluster(
     assert count(any_database, models.Receipt) == count(any_database, models.Operation) == 1
 
 
-@pytest.mark.parametrize(('path', 'body', 'model'), [
-    ('/v1/clustertemplates', {'name': 't', 'coe': 'kubernetes', 'image_id': 'ubuntu', 'flavor_id': 'm1.small',
-                              'master_flavor_id': 'm1.small', 'external_network_id': 'public'}, models.ClusterTemplate),
-    (f'/v1/clusters/{uuid_of(1)}/nodegroups', {'name': 'n'}, models.NodeGroup),
-    (f'/v1/clusters/{uuid_of(1)}/actions/resize', {'node_count': 3}, models.Operation),
-    (f'/v1/clusters/{uuid_of(1)}/actions/upgrade', {'cluster_template': 'k8s'}, models.Operation)])
+@pytest.mark.parametrize(
+    ('path', 'body', 'model'),
+    [
+        (
+            '/v1/clustertemplates',
+            {
+                'name': 't',
+                'coe': 'kubernetes',
+                'image_id': 'ubuntu',
+                'flavor_id': 'm1.small',
+                'master_flavor_id': 'm1.small',
+                'external_network_id': 'public',
+            },
+            models.ClusterTemplate,
+        ),
+        (f'/v1/clusters/{uuid_of(1)}/nodegroups', {'name': 'n'}, models.NodeGroup),
+        (f'/v1/clusters/{uuid_of(1)}/actions/resize', {'node_count': 3}, models.Operation),
+        (
+            f'/v1/clusters/{uuid_of(1)}/actions/upgrade',
+            {'cluster_template': 'k8s'},
+            models.Operation,
+        ),
+    ],
+)
 def test_many_repetitions_in_many_processes_do_it_once(
-        any_api: Api, any_database: db.Database, monkeypatch: pytest.MonkeyPatch, path: str, body: Any,
-        model: type[models.Base]) -> None:
+    any_api: Api,
+    any_database: db.Database,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    body: Any,
+    model: type[models.Base],
+) -> None:
     monkeypatch.setattr(idempotency, '_running', Blind())
     before = count(any_database, model)
 
@@ -119,7 +166,9 @@ def test_many_repetitions_in_many_processes_do_it_once(
     assert count(any_database, model) == before + 1
 
 
-def test_key_whose_request_still_runs(api: Api, services: Services, cloud: fakes.FakeCloud, stored: str) -> None:
+def test_key_whose_request_still_runs(
+    api: Api, services: Services, cloud: fakes.FakeCloud, stored: str
+) -> None:
     during = []
 
     def repeat(name: str, when: str) -> None:
@@ -135,7 +184,12 @@ def test_key_whose_request_still_runs(api: Api, services: Services, cloud: fakes
 
 
 def test_key_that_another_process_was_faster_with(
-        api: Api, services: Services, cloud: fakes.FakeCloud, stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    api: Api,
+    services: Services,
+    cloud: fakes.FakeCloud,
+    stored: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Its answer is given, as if this had come later; nothing of this request is stored."""
     monkeypatch.setattr(idempotency, '_running', Blind())
     during = []
@@ -153,19 +207,23 @@ def test_key_that_another_process_was_faster_with(
 
 
 def test_other_request_that_another_process_was_faster_with(
-        api: Api, cloud: fakes.FakeCloud, stored: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    api: Api, cloud: fakes.FakeCloud, stored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(idempotency, '_running', Blind())
 
     def other(name: str, when: str) -> None:
         cloud.hook = None
-        assert api('POST', '/v1/clusters', CLUSTER | {'name': 'other'}, headers=KEY).status_code == 202
+        assert (
+            api('POST', '/v1/clusters', CLUSTER | {'name': 'other'}, headers=KEY).status_code == 202
+        )
 
     cloud.hook = other
 
     assert api('POST', '/v1/clusters', CLUSTER, headers=KEY).status_code == 422
 
 
-# -- processes that die --------------------------------------------------------------------------------------------
+# -- processes that die ----------------------------------------------------------------------------
+
 
 class Died(BaseException):
     """A process that ends here."""
@@ -173,8 +231,10 @@ class Died(BaseException):
 
 @pytest.mark.parametrize('path', ['/v1/clusters', f'/v1/clusters/{uuid_of(1)}/nodegroups'])
 def test_death_between_commit_and_answer_loses_nothing(
-        api: Api, services: Services, stored: str, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    api: Api, services: Services, stored: str, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
     """The nudge is the first thing behind the commit."""
+
     def die(_: Any, __: str) -> None:
         raise Died
 
@@ -194,7 +254,8 @@ def test_death_between_commit_and_answer_loses_nothing(
 
 
 def test_death_before_the_commit_leaves_the_key_free(
-        api: Api, services: Services, cloud: fakes.FakeCloud, stored: str) -> None:
+    api: Api, services: Services, cloud: fakes.FakeCloud, stored: str
+) -> None:
     def die(name: str, when: str) -> None:
         raise Died
 
@@ -207,7 +268,8 @@ def test_death_before_the_commit_leaves_the_key_free(
     assert api('POST', '/v1/clusters', CLUSTER, headers=KEY).status_code == 202
 
 
-# -- the end of a receipt ------------------------------------------------------------------------------------------
+# -- the end of a receipt --------------------------------------------------------------------------
+
 
 def age(database: db.Database, by: datetime.timedelta) -> None:
     """Have time go by for all receipts."""
@@ -217,7 +279,9 @@ def age(database: db.Database, by: datetime.timedelta) -> None:
 
 
 @pytest.mark.parametrize(('hours', 'clusters'), [(23.9, 2), (24.1, 3)])
-def test_answer_is_kept_for_a_day(api: Api, services: Services, stored: str, hours: float, clusters: int) -> None:
+def test_answer_is_kept_for_a_day(
+    api: Api, services: Services, stored: str, hours: float, clusters: int
+) -> None:
     first = api('POST', '/v1/clusters', CLUSTER, headers=KEY)
     age(services.db, datetime.timedelta(hours=hours))
 
@@ -228,7 +292,9 @@ def test_answer_is_kept_for_a_day(api: Api, services: Services, stored: str, hou
     assert count(services.db, models.Cluster) == clusters
 
 
-def test_answer_is_given_when_the_cluster_is_gone(api: Api, services: Services, stored: str) -> None:
+def test_answer_is_given_when_the_cluster_is_gone(
+    api: Api, services: Services, stored: str
+) -> None:
     first = api('POST', '/v1/clusters', CLUSTER, headers=KEY)
     with services.db.write() as session:
         session.execute(sa.delete(models.Cluster))
@@ -237,7 +303,9 @@ def test_answer_is_given_when_the_cluster_is_gone(api: Api, services: Services, 
 
 
 def receipt(number: int, expires_at: datetime.datetime) -> models.Receipt:
-    return models.Receipt(digest=f'{number:064}', fingerprint='f' * 64, headers={}, body=None, expires_at=expires_at)
+    return models.Receipt(
+        digest=f'{number:064}', fingerprint='f' * 64, headers={}, body=None, expires_at=expires_at
+    )
 
 
 def test_old_receipts_are_dropped_in_portions(any_database: db.Database) -> None:
@@ -270,13 +338,20 @@ def test_conductor_drops_them_when_it_reports(world: steps.World, database: db.D
     assert count(database, models.Receipt) == 0
 
 
-# -- costs ---------------------------------------------------------------------------------------------------------
+# -- costs -----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(('path', 'body'), [
-    ('/v1/clusters', CLUSTER), (f'/v1/clusters/{uuid_of(1)}/nodegroups', {'name': 'n'}),
-    (f'/v1/clusters/{uuid_of(1)}/actions/resize', {'node_count': 2})])
+
+@pytest.mark.parametrize(
+    ('path', 'body'),
+    [
+        ('/v1/clusters', CLUSTER),
+        (f'/v1/clusters/{uuid_of(1)}/nodegroups', {'name': 'n'}),
+        (f'/v1/clusters/{uuid_of(1)}/actions/resize', {'node_count': 2}),
+    ],
+)
 def test_key_costs_two_statements_and_a_repetition_one(
-        api: Api, services: Services, stored: str, path: str, body: dict[str, Any]) -> None:
+    api: Api, services: Services, stored: str, path: str, body: dict[str, Any]
+) -> None:
     api('POST', '/v1/clusters', CLUSTER)  # the quota's row is made
     with counted_statements(services.db) as plain:
         api('POST', path, body)
@@ -307,14 +382,23 @@ def test_tag_costs_nothing(api: Api, services: Services, stored: str) -> None:
     assert len(with_tag) == len(without)
 
 
-@pytest.mark.parametrize(('path', 'body'), [
-    ('/v1/clusters', CLUSTER), (f'/v1/clusters/{uuid_of(1)}', [{'op': 'replace', 'path': '/node_count', 'value': 3}]),
-    (f'/v1/clusters/{uuid_of(1)}/nodegroups', {'name': 'n'}),
-    (f'/v1/clusters/{uuid_of(1)}/nodegroups/default-worker', [{'op': 'add', 'path': '/node_labels/a', 'value': 'b'}]),
-    (f'/v1/clusters/{uuid_of(1)}/actions/resize', {'node_count': 3}),
-    (f'/v1/clusters/{uuid_of(1)}/actions/upgrade', {'cluster_template': 'k8s'})])
+@pytest.mark.parametrize(
+    ('path', 'body'),
+    [
+        ('/v1/clusters', CLUSTER),
+        (f'/v1/clusters/{uuid_of(1)}', [{'op': 'replace', 'path': '/node_count', 'value': 3}]),
+        (f'/v1/clusters/{uuid_of(1)}/nodegroups', {'name': 'n'}),
+        (
+            f'/v1/clusters/{uuid_of(1)}/nodegroups/default-worker',
+            [{'op': 'add', 'path': '/node_labels/a', 'value': 'b'}],
+        ),
+        (f'/v1/clusters/{uuid_of(1)}/actions/resize', {'node_count': 3}),
+        (f'/v1/clusters/{uuid_of(1)}/actions/upgrade', {'cluster_template': 'k8s'}),
+    ],
+)
 def test_what_is_to_be_carried_out_has_an_address(
-        api: Api, services: Services, stored: str, path: str, body: Any) -> None:
+    api: Api, services: Services, stored: str, path: str, body: Any
+) -> None:
     response = api('PATCH' if isinstance(body, list) else 'POST', path, body)
 
     assert response.status_code == 202

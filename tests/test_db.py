@@ -25,38 +25,85 @@ P1, P2 = db.Scope('p1'), db.Scope('p2')
 
 
 def new_template(database: db.Database, project: str = 'p1', **columns: Any) -> ClusterTemplate:
-    values = {'name': 't', 'coe': 'x', 'image_id': 'i', 'server_type': 'vm', 'cluster_distro': 'd', 'labels': {}}
-    template = ClusterTemplate(uuid=str(uuid.uuid4()), project_id=project, user_id='u', **values | columns)
+    values = {
+        'name': 't',
+        'coe': 'x',
+        'image_id': 'i',
+        'server_type': 'vm',
+        'cluster_distro': 'd',
+        'labels': {},
+    }
+    template = ClusterTemplate(
+        uuid=str(uuid.uuid4()), project_id=project, user_id='u', **values | columns
+    )
     db.create_template(database, template)
     return template
 
 
-def a_cluster(template: ClusterTemplate, *, project: str = 'p1', workers: int = 2, **columns: Any) -> Cluster:
+def a_cluster(
+    template: ClusterTemplate, *, project: str = 'p1', workers: int = 2, **columns: Any
+) -> Cluster:
     """The rows of a cluster, not yet stored."""
-    values = {'name': 'c', 'driver': 'd', 'status': 'CREATE_IN_PROGRESS', 'generation': 1, 'labels': {'a': '1'},
-              'floating_ip_enabled': True, 'master_lb_enabled': False, 'nodegroups': []}
-    cluster = Cluster(uuid=str(uuid.uuid4()), project_id=project, user_id='u', cluster_template_id=template.uuid,
-                      **values | columns)
-    for name, role, count in (('default-master', 'master', 1), ('default-worker', 'worker', workers)):
-        group = NodeGroup(uuid=str(uuid.uuid4()), project_id=project, name=name, role=role, is_default=True,
-                          node_count=count, next_number=0, status=cluster.status, nodes=[], labels={})
+    values = {
+        'name': 'c',
+        'driver': 'd',
+        'status': 'CREATE_IN_PROGRESS',
+        'generation': 1,
+        'labels': {'a': '1'},
+        'floating_ip_enabled': True,
+        'master_lb_enabled': False,
+        'nodegroups': [],
+    }
+    cluster = Cluster(
+        uuid=str(uuid.uuid4()),
+        project_id=project,
+        user_id='u',
+        cluster_template_id=template.uuid,
+        **values | columns,
+    )
+    for name, role, count in (
+        ('default-master', 'master', 1),
+        ('default-worker', 'worker', workers),
+    ):
+        group = NodeGroup(
+            uuid=str(uuid.uuid4()),
+            project_id=project,
+            name=name,
+            role=role,
+            is_default=True,
+            node_count=count,
+            next_number=0,
+            status=cluster.status,
+            nodes=[],
+            labels={},
+        )
         cluster.nodegroups.append(group)
         members.add(cluster, group, count)
     return cluster
 
 
-def new_cluster(database: db.Database, template: ClusterTemplate, *, quota: int = 10_000, **values: Any) -> Cluster:
+def new_cluster(
+    database: db.Database, template: ClusterTemplate, *, quota: int = 10_000, **values: Any
+) -> Cluster:
     cluster = a_cluster(template, **values)
     db.create_cluster(database, cluster, operation(cluster), default_quota=quota)
     return cluster
 
 
 def operation(cluster: Cluster | None = None, kind: str = 'create') -> Operation:
-    return Operation(uuid=str(uuid.uuid4()), user_id='u', kind=kind, cluster_id=cluster and cluster.uuid,
-                     project_id=cluster and cluster.project_id, generation=1)
+    return Operation(
+        uuid=str(uuid.uuid4()),
+        user_id='u',
+        kind=kind,
+        cluster_id=cluster and cluster.uuid,
+        project_id=cluster and cluster.project_id,
+        generation=1,
+    )
 
 
-def claim(database: db.Database, holder: str, *, limit: int = 10, lease_s: float = 60) -> list[Cluster]:
+def claim(
+    database: db.Database, holder: str, *, limit: int = 10, lease_s: float = 60
+) -> list[Cluster]:
     db.claim(database, holder, limit=limit, lease_s=lease_s)
     return db.list_held(database, holder)
 
@@ -66,7 +113,8 @@ def expire_leases(database: db.Database) -> None:
         session.execute(sa.update(Cluster).values(leased_until=db.now(-1)))
 
 
-# -- tenancy, names, pages -----------------------------------------------------------------------------------------
+# -- tenancy, names, pages -------------------------------------------------------------------------
+
 
 def test_foreign_cluster_is_not_found(any_database: db.Database) -> None:
     cluster = new_cluster(any_database, new_template(any_database))
@@ -78,9 +126,13 @@ def test_foreign_cluster_is_not_found(any_database: db.Database) -> None:
     assert db.get_cluster(any_database, ADMIN, cluster.uuid).uuid == cluster.uuid
 
 
-@pytest.mark.parametrize(('public', 'hidden', 'seen'), [
-    (False, False, False), (True, False, True), (False, True, False), (True, True, False)])
-def test_template_of_another_project(any_database: db.Database, public: bool, hidden: bool, seen: bool) -> None:
+@pytest.mark.parametrize(
+    ('public', 'hidden', 'seen'),
+    [(False, False, False), (True, False, True), (False, True, False), (True, True, False)],
+)
+def test_template_of_another_project(
+    any_database: db.Database, public: bool, hidden: bool, seen: bool
+) -> None:
     template = new_template(any_database, public=public, hidden=hidden)
 
     listed = db.list_templates(any_database, P2, db.Page(10))
@@ -111,11 +163,18 @@ def test_uuid_without_dashes_is_a_uuid(any_database: db.Database) -> None:
 
 @pytest.mark.parametrize('descending', [False, True])
 @pytest.mark.parametrize('sort_key', ['id', 'name', 'keypair', 'floating_ip_enabled', 'created_at'])
-def test_pages_put_together_are_the_whole_once(any_database: db.Database, sort_key: str, descending: bool) -> None:
+def test_pages_put_together_are_the_whole_once(
+    any_database: db.Database, sort_key: str, descending: bool
+) -> None:
     template = new_template(any_database)
     for number in range(9):
-        new_cluster(any_database, template, name='same' if number % 2 else f'n{number}',
-                    keypair=None if number % 3 else f'k{number % 2}', floating_ip_enabled=number > 4)
+        new_cluster(
+            any_database,
+            template,
+            name='same' if number % 2 else f'n{number}',
+            keypair=None if number % 3 else f'k{number % 2}',
+            floating_ip_enabled=number > 4,
+        )
 
     seen: list[str] = []
     marker = None
@@ -131,7 +190,7 @@ def test_pages_put_together_are_the_whole_once(any_database: db.Database, sort_k
     values = [getattr(row, sort_key) for row in whole]
     known = [value for value in values if value is not None]
     assert known == sorted(known, reverse=descending)
-    assert values[len(known):] == [None] * (9 - len(known))
+    assert values[len(known) :] == [None] * (9 - len(known))
 
 
 def test_marker_of_another_project_is_not_found(any_database: db.Database) -> None:
@@ -141,9 +200,12 @@ def test_marker_of_another_project_is_not_found(any_database: db.Database) -> No
         db.list_clusters(any_database, P2, db.Page(10, cluster.uuid))
 
 
-@pytest.mark.parametrize(('listing', 'statements'), [(db.list_clusters_brief, 1), (db.list_clusters, 2)])
+@pytest.mark.parametrize(
+    ('listing', 'statements'), [(db.list_clusters_brief, 1), (db.list_clusters, 2)]
+)
 def test_listing_takes_the_same_statements_at_any_size(
-        any_database: db.Database, listing: Any, statements: int) -> None:
+    any_database: db.Database, listing: Any, statements: int
+) -> None:
     template = new_template(any_database)
     counts = []
     for _ in range(2):
@@ -152,12 +214,15 @@ def test_listing_takes_the_same_statements_at_any_size(
             rows = listing(any_database, P1, db.Page(1000))
             assert [(row.node_count, row.master_count) for row in rows] == [(2, 1)] * len(rows)
         counts.append(len(sent))
-        with any_database.write() as session:  # more than go into one statement of SQLAlchemy's own loaders
+        with (
+            any_database.write() as session
+        ):  # more than go into one statement of SQLAlchemy's own loaders
             session.add_all([a_cluster(template) for _ in range(600)])
     assert counts == [statements, statements]
 
 
-# -- quota ---------------------------------------------------------------------------------------------------------
+# -- quota -----------------------------------------------------------------------------------------
+
 
 def test_parallel_creates_do_not_exceed_the_quota(any_database: db.Database) -> None:
     template = new_template(any_database)
@@ -255,10 +320,17 @@ def test_conductor_is_up_while_it_reports(any_database: db.Database) -> None:
     for host in ('a', 'b', 'a'):
         db.report_service(any_database, host, 'magnum-conductor')
     with any_database.write() as session:
-        session.execute(sa.update(models.Service).where(models.Service.host == 'b').values(last_seen_up=db.now(-100)))
+        session.execute(
+            sa.update(models.Service)
+            .where(models.Service.host == 'b')
+            .values(last_seen_up=db.now(-100))
+        )
 
     def states(down_time_s: float) -> list[tuple[str, str, int]]:
-        return [(row.host, row.state, row.report_count) for row in db.list_services(any_database, down_time_s)]
+        return [
+            (row.host, row.state, row.report_count)
+            for row in db.list_services(any_database, down_time_s)
+        ]
 
     with counted_statements(any_database) as sent:
         assert states(60) == [('a', 'up', 2), ('b', 'down', 1)]
@@ -275,7 +347,9 @@ def test_cluster_of_a_template_that_went_meanwhile_is_not_made(any_database: db.
     assert db.list_clusters(any_database, ADMIN, db.Page(10)) == []
 
 
-def test_cluster_of_a_template_that_changed_meanwhile_is_not_made(any_database: db.Database) -> None:
+def test_cluster_of_a_template_that_changed_meanwhile_is_not_made(
+    any_database: db.Database,
+) -> None:
     template = new_template(any_database)
     cluster = a_cluster(template)
     orm.attributes.set_committed_value(cluster, 'template', template)
@@ -286,7 +360,9 @@ def test_cluster_of_a_template_that_changed_meanwhile_is_not_made(any_database: 
     assert db.list_clusters(any_database, ADMIN, db.Page(10)) == []
 
 
-def test_cluster_of_a_template_that_was_renamed_meanwhile_is_made(any_database: db.Database) -> None:
+def test_cluster_of_a_template_that_was_renamed_meanwhile_is_made(
+    any_database: db.Database,
+) -> None:
     template = new_template(any_database)
     cluster = a_cluster(template)
     orm.attributes.set_committed_value(cluster, 'template', template)
@@ -297,10 +373,19 @@ def test_cluster_of_a_template_that_was_renamed_meanwhile_is_made(any_database: 
     assert db.get_cluster(any_database, P1, cluster.uuid).template.name == 'new'
 
 
-@pytest.mark.parametrize('changed', [{'labels': {'a': '2'}}, {'name': 'a', 'tags': 'a'}, {'tags': None},
-                                     {'public': False}, {'image_id': 'j'}])
+@pytest.mark.parametrize(
+    'changed',
+    [
+        {'labels': {'a': '2'}},
+        {'name': 'a', 'tags': 'a'},
+        {'tags': None},
+        {'public': False},
+        {'image_id': 'j'},
+    ],
+)
 def test_either_a_template_changes_or_a_cluster_is_made_with_it(
-        any_database: db.Database, changed: dict[str, Any]) -> None:
+    any_database: db.Database, changed: dict[str, Any]
+) -> None:
     """Whoever comes second is refused, also where both have read that nothing stands in the way."""
     template = new_template(any_database)
     cluster = a_cluster(template)
@@ -324,7 +409,9 @@ def test_either_a_template_changes_or_a_cluster_is_made_with_it(
         return True
 
     with futures.ThreadPoolExecutor(2) as pool:
-        created, updated = [future.result(30) for future in (pool.submit(create), pool.submit(update))]
+        created, updated = [
+            future.result(30) for future in (pool.submit(create), pool.submit(update))
+        ]
     assert created if changed.keys() <= db.LABELLING else created is not updated
 
 
@@ -339,12 +426,27 @@ def test_template_that_changed_meanwhile_is_looked_at_again(any_database: db.Dat
     assert db.get_template(any_database, P1, template.uuid).name == 'first'
 
 
-@pytest.mark.parametrize(('changed', 'taken'), [
-    ({'name': 'x'}, True), ({'tags': 'x'}, True), ({'tags': ''}, True), ({'hidden': True}, True),
-    ({'hidden': False}, True), ({'public': True}, True), ({'public': False}, False), ({'tags': None}, False),
-    ({'name': 'x', 'tags': 'x'}, False), ({'hidden': True, 'public': True}, False), ({'image_id': 'x'}, False),
-    ({'labels': {}}, False), ({'driver': 'x'}, False)])
-def test_what_of_a_template_in_use_may_change(database: db.Database, changed: dict[str, Any], taken: bool) -> None:
+@pytest.mark.parametrize(
+    ('changed', 'taken'),
+    [
+        ({'name': 'x'}, True),
+        ({'tags': 'x'}, True),
+        ({'tags': ''}, True),
+        ({'hidden': True}, True),
+        ({'hidden': False}, True),
+        ({'public': True}, True),
+        ({'public': False}, False),
+        ({'tags': None}, False),
+        ({'name': 'x', 'tags': 'x'}, False),
+        ({'hidden': True, 'public': True}, False),
+        ({'image_id': 'x'}, False),
+        ({'labels': {}}, False),
+        ({'driver': 'x'}, False),
+    ],
+)
+def test_what_of_a_template_in_use_may_change(
+    database: db.Database, changed: dict[str, Any], taken: bool
+) -> None:
     template = new_template(database)
     new_cluster(database, template)
 
@@ -366,7 +468,8 @@ def test_template_in_use_stays(any_database: db.Database) -> None:
     assert db.get_template(any_database, P1, template.uuid)
 
 
-# -- leases --------------------------------------------------------------------------------------------------------
+# -- leases ----------------------------------------------------------------------------------------
+
 
 def test_each_cluster_is_claimed_once(any_database: db.Database) -> None:
     template = new_template(any_database)
@@ -375,33 +478,50 @@ def test_each_cluster_is_claimed_once(any_database: db.Database) -> None:
 
     def work(number: int) -> list[str]:
         start.wait()
-        return [row.uuid for turn in range(10) for row in claim(any_database, f'h{number}-{turn}', limit=4)]
+        return [
+            row.uuid
+            for turn in range(10)
+            for row in claim(any_database, f'h{number}-{turn}', limit=4)
+        ]
 
     with futures.ThreadPoolExecutor(6) as pool:
         claimed = [uuid for found in pool.map(work, range(6)) for uuid in found]
     assert sorted(claimed) == sorted(uuids)
 
 
-def test_lease_that_is_over_is_claimed_again_and_the_first_holder_can_write_nothing(any_database: db.Database) -> None:
+def test_lease_that_is_over_is_claimed_again_and_the_first_holder_can_write_nothing(
+    any_database: db.Database,
+) -> None:
     new_cluster(any_database, new_template(any_database))
     [first] = claim(any_database, 'first')
     assert claim(any_database, 'second') == []
     expire_leases(any_database)
     [second] = claim(any_database, 'second')
 
-    with pytest.raises(errors.LeaseLost), db.held(any_database, first, 'first', lease_s=60, failures=7) as session:
+    with (
+        pytest.raises(errors.LeaseLost),
+        db.held(any_database, first, 'first', lease_s=60, failures=7) as session,
+    ):
         session.execute(sa.update(NodeGroup).values(node_count=99))
     with any_database.write() as session, pytest.raises(errors.LeaseLost):
         db.move(session, first, 'done', holder='first')
     db.release(any_database, first, 'first', check_in_s=None)
 
     [row] = db.list_held(any_database, 'second')
-    assert (row.failures, row.node_count, row.status, row.uuid) == (0, 2, 'CREATE_IN_PROGRESS', second.uuid)
+    assert (row.failures, row.node_count, row.status, row.uuid) == (
+        0,
+        2,
+        'CREATE_IN_PROGRESS',
+        second.uuid,
+    )
     assert row.leased_until == second.leased_until
 
 
-def test_cluster_that_somebody_left_without_a_lease_is_looked_at_again(any_database: db.Database) -> None:
-    """He may have sent something while he had none: also when nobody waits for the cluster, or another one has it."""
+def test_cluster_that_somebody_left_without_a_lease_is_looked_at_again(
+    any_database: db.Database,
+) -> None:
+    """He may have sent something while he had none: also when nobody waits for the cluster, or
+    another one has it."""
     cluster = new_cluster(any_database, new_template(any_database))
     claim(any_database, 'second')
     db.release(any_database, cluster, 'first', check_in_s=None)
@@ -421,7 +541,9 @@ def test_cluster_that_somebody_left_without_a_lease_is_looked_at_again(any_datab
     with any_database.write() as session:
         session.execute(sa.update(Cluster).values(check_at=db.now(), leased_by='second'))
     db.release(any_database, cluster, 'first', check_in_s=None)
-    assert min(db.due_in_s(any_database)) > 0, 'a look that somebody else has begun may have seen what was before'
+    assert min(db.due_in_s(any_database)) > 0, (
+        'a look that somebody else has begun may have seen what was before'
+    )
 
 
 def test_lease_lasts_by_the_clock_of_the_database(any_database: db.Database) -> None:
@@ -432,7 +554,9 @@ def test_lease_lasts_by_the_clock_of_the_database(any_database: db.Database) -> 
         clock = session.scalar(sa.select(db.now()))
         ahead = session.scalar(sa.select(db.now(90.5)))
     assert row.uuid == cluster.uuid
-    assert datetime.timedelta(seconds=50) < row.leased_until - clock <= datetime.timedelta(seconds=60)
+    assert (
+        datetime.timedelta(seconds=50) < row.leased_until - clock <= datetime.timedelta(seconds=60)
+    )
     assert datetime.timedelta(seconds=89) < ahead - clock < datetime.timedelta(seconds=92)
     assert abs(clock - models.utcnow()) < datetime.timedelta(seconds=5), 'it is in UTC'
 
@@ -472,7 +596,9 @@ def test_handed_back_clusters_are_due_at_once(any_database: db.Database) -> None
     assert len(claim(any_database, 'other')) == 1
 
 
-def follow(database: db.Database, holder: str, *, projects: int = 10, horizon_s: float = 0) -> list[db.Followed]:
+def follow(
+    database: db.Database, holder: str, *, projects: int = 10, horizon_s: float = 0
+) -> list[db.Followed]:
     return db.claim_followed(database, holder, projects=projects, lease_s=60, horizon_s=horizon_s)
 
 
@@ -481,25 +607,38 @@ def test_claims_tell_those_with_a_stack_from_those_without(any_database: db.Data
     fresh = new_cluster(any_database, template, name='fresh')
     running = new_cluster(any_database, template, name='running', stack_id='s')
     with any_database.write() as session:
-        session.execute(sa.update(NodeGroup).where(NodeGroup.cluster_id == running.uuid).values(stack_id='s'))
+        session.execute(
+            sa.update(NodeGroup).where(NodeGroup.cluster_id == running.uuid).values(stack_id='s')
+        )
 
     [followed] = follow(any_database, 'b')
     [claimed] = claim(any_database, 'a')
-    assert (claimed.uuid, [len(group.nodes) for group in claimed.nodegroups]) == (fresh.uuid, [1, 2])
+    assert (claimed.uuid, [len(group.nodes) for group in claimed.nodegroups]) == (
+        fresh.uuid,
+        [1, 2],
+    )
     assert (followed.uuid, followed.groups) == (running.uuid, [('s', 'CREATE_IN_PROGRESS')] * 2)
     assert (followed.watched, followed.failures) == (False, 0)
 
 
 def test_followed_clusters_of_a_project_come_together(any_database: db.Database) -> None:
-    """Those that are due soon share the look of the one that is due now; other projects wait for their turn."""
+    """Those that are due soon share the look of the one that is due now; other projects wait for
+    their turn."""
     template = new_template(any_database, public=True)
     now, soon, late = (new_cluster(any_database, template, stack_id='s') for _ in range(3))
     other = new_cluster(any_database, template, project='p2', stack_id='s')
     with any_database.write() as session:
         for cluster, due_s in ((now, -9), (soon, 2), (late, 100), (other, -5)):
-            session.execute(sa.update(Cluster).where(Cluster.uuid == cluster.uuid).values(check_at=db.now(due_s)))
+            session.execute(
+                sa.update(Cluster)
+                .where(Cluster.uuid == cluster.uuid)
+                .values(check_at=db.now(due_s))
+            )
 
-    assert {f.uuid for f in follow(any_database, 'a', projects=1, horizon_s=5)} == {now.uuid, soon.uuid}
+    assert {f.uuid for f in follow(any_database, 'a', projects=1, horizon_s=5)} == {
+        now.uuid,
+        soon.uuid,
+    }
     assert [f.uuid for f in follow(any_database, 'b', projects=1, horizon_s=5)] == [other.uuid]
     assert follow(any_database, 'c') == []
 
@@ -512,7 +651,9 @@ def test_cluster_without_nodegroups_is_followed_too(any_database: db.Database) -
     assert [(f.uuid, f.groups) for f in follow(any_database, 'a')] == [(cluster.uuid, [])]
 
 
-def test_claiming_what_is_followed_takes_the_same_statements_at_any_size(any_database: db.Database) -> None:
+def test_claiming_what_is_followed_takes_the_same_statements_at_any_size(
+    any_database: db.Database,
+) -> None:
     template = new_template(any_database)
     counts = []
     for _ in range(2):
@@ -529,13 +670,17 @@ def test_claiming_what_is_followed_takes_the_same_statements_at_any_size(any_dat
     assert (len(clusters), counts[0], counts[1]) == (600, 5, 5)
 
 
-def test_look_that_is_asked_for_while_somebody_looks_is_not_forgotten(any_database: db.Database) -> None:
+def test_look_that_is_asked_for_while_somebody_looks_is_not_forgotten(
+    any_database: db.Database,
+) -> None:
     """Heat says that the stack is done just after the conductor has seen that it is not."""
     cluster = new_cluster(any_database, new_template(any_database), stack_id='s')
     with any_database.write() as session:
         session.execute(sa.update(NodeGroup).values(stack_id='s'))
-    for give_back in (lambda: db.postpone(any_database, 'me', [cluster.uuid], check_in_s=100),
-                      lambda: db.release(any_database, cluster, 'me', check_in_s=100)):
+    for give_back in (
+        lambda: db.postpone(any_database, 'me', [cluster.uuid], check_in_s=100),
+        lambda: db.release(any_database, cluster, 'me', check_in_s=100),
+    ):
         assert len(follow(any_database, 'me')) == 1
         assert db.wake(any_database, ['s']) == 1
         give_back()
@@ -561,17 +706,28 @@ def test_asking_twice_to_delete_is_one_operation(any_database: db.Database) -> N
         db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))
 
     history = history_of(any_database, cluster.uuid)
-    assert [(o.kind, o.outcome, o.generation) for o in history] == [('create', 'superseded', 1), ('delete', None, 2)]
-    assert {g.status for g in db.get_cluster(any_database, P1, cluster.uuid).nodegroups} == {'DELETE_IN_PROGRESS'}
+    assert [(o.kind, o.outcome, o.generation) for o in history] == [
+        ('create', 'superseded', 1),
+        ('delete', None, 2),
+    ]
+    assert {g.status for g in db.get_cluster(any_database, P1, cluster.uuid).nodegroups} == {
+        'DELETE_IN_PROGRESS'
+    }
 
 
-def test_asking_again_after_a_while_has_the_delete_sent_again_once_a_minute(any_database: db.Database) -> None:
+def test_asking_again_after_a_while_has_the_delete_sent_again_once_a_minute(
+    any_database: db.Database,
+) -> None:
     cluster = new_cluster(any_database, new_template(any_database))
     db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))
     seen = []
     for age_s in (0, db.RESEND_S + 1, db.RESEND_S + 1, 2 * db.RESEND_S + 1):
         with any_database.write() as session:
-            session.execute(sa.update(Cluster).values(updated_at=models.utcnow() - datetime.timedelta(seconds=age_s)))
+            session.execute(
+                sa.update(Cluster).values(
+                    updated_at=models.utcnow() - datetime.timedelta(seconds=age_s)
+                )
+            )
         seen.append(db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))[1])
         seen.append(db.get_cluster(any_database, P1, cluster.uuid).generation)
 
@@ -579,17 +735,28 @@ def test_asking_again_after_a_while_has_the_delete_sent_again_once_a_minute(any_
     assert {(o.kind, o.generation) for o in seen[::2]} == {('delete', 2)}
     assert len(history_of(any_database, cluster.uuid)) == 2
     with any_database.write() as session:
-        assert len(db.end_operations(session, db.get_cluster(any_database, P1, cluster.uuid), 'complete')) == 1
+        assert (
+            len(
+                db.end_operations(
+                    session, db.get_cluster(any_database, P1, cluster.uuid), 'complete'
+                )
+            )
+            == 1
+        )
 
 
-def test_destroyed_cluster_takes_its_rows_along_but_not_its_history(any_database: db.Database) -> None:
+def test_destroyed_cluster_takes_its_rows_along_but_not_its_history(
+    any_database: db.Database,
+) -> None:
     cluster = new_cluster(any_database, new_template(any_database))
     with any_database.write() as session:
         db.destroy_cluster(session, cluster)
 
     with any_database.read() as session:
-        left = [session.scalar(sa.select(sa.func.count()).select_from(model))
-                for model in (Cluster, NodeGroup, models.Node, Operation)]
+        left = [
+            session.scalar(sa.select(sa.func.count()).select_from(model))
+            for model in (Cluster, NodeGroup, models.Node, Operation)
+        ]
     assert left == [0, 0, 0, 1]
 
 
@@ -621,7 +788,8 @@ def test_naive_times_are_not_stored() -> None:
 
 
 def test_process_that_stands_still_in_a_transaction_does_not_stop_the_others(
-        any_database: db.Database, conf: cfg.ConfigOpts, monkeypatch: pytest.MonkeyPatch) -> None:
+    any_database: db.Database, conf: cfg.ConfigOpts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if any_database.engine.dialect.name == 'sqlite':
         pytest.skip('a file has no server that could end it')
     cluster = new_cluster(any_database, new_template(any_database))
@@ -629,7 +797,9 @@ def test_process_that_stands_still_in_a_transaction_does_not_stop_the_others(
     frozen = db.Database(conf, connection=any_database.url)
 
     with pytest.raises(db_exc.DBError), frozen.write() as session:
-        session.execute(sa.update(Cluster).where(Cluster.uuid == cluster.uuid).values(name='frozen'))
+        session.execute(
+            sa.update(Cluster).where(Cluster.uuid == cluster.uuid).values(name='frozen')
+        )
         begun = time.monotonic()
         assert db.claim(any_database, 'other', limit=1, lease_s=60) == [cluster.uuid]
         waited_s = time.monotonic() - begun

@@ -1,4 +1,5 @@
-"""How engines are asked: one owner per turn, one budget per look, and nothing believed of what answers."""
+"""How engines are asked: one owner per turn, one budget per look, and nothing believed of what
+answers."""
 
 from __future__ import annotations
 
@@ -32,11 +33,15 @@ from magnum_lite.models import Cluster
 LIFE = datetime.timedelta(days=1)
 #: Who asks: the user may list nodes, the group delete them. In the order of the certificate.
 PROBER = {'organizationName': 'magnum-lite:health', 'commonName': 'system:kube-proxy'}
-READY = {'kind': 'Table', 'columnDefinitions': [{'name': 'Name'}, {'name': 'Status'}],
-         'rows': [{'cells': ['m-0', 'Ready']}, {'cells': ['w-0', 'Ready,SchedulingDisabled']}]}
+READY = {
+    'kind': 'Table',
+    'columnDefinitions': [{'name': 'Name'}, {'name': 'Status'}],
+    'rows': [{'cells': ['m-0', 'Ready']}, {'cells': ['w-0', 'Ready,SchedulingDisabled']}],
+}
 
 
-# -- turns ---------------------------------------------------------------------------------------------------------
+# -- turns -----------------------------------------------------------------------------------------
+
 
 def due(database: db.Database, **columns: Any) -> Cluster:
     values = {'status': 'CREATE_COMPLETE', 'api_address': 'https://192.0.2.1:6443'} | columns
@@ -60,7 +65,9 @@ def test_each_turn_has_one_owner(any_database: db.Database) -> None:
     wake(any_database)
 
     with futures.ThreadPoolExecutor(4) as pool:
-        claims = list(pool.map(lambda _: db.claim_health(any_database, limit=5, interval_s=60), range(16)))
+        claims = list(
+            pool.map(lambda _: db.claim_health(any_database, limit=5, interval_s=60), range(16))
+        )
 
     taken = [cluster.uuid for claim in claims for cluster, _ in claim]
     assert sorted(taken) == sorted(uuids)
@@ -79,9 +86,13 @@ def test_the_next_turn_comes_an_interval_later(any_database: db.Database) -> Non
     assert db.claim_health(any_database, limit=5, interval_s=100) == []
 
 
-@pytest.mark.parametrize('columns', [
-    {'api_address': None}, {'status': 'DELETE_IN_PROGRESS'}, {'status': 'DELETE_FAILED'}])
-def test_what_has_no_address_or_is_deleted_is_not_asked(any_database: db.Database, columns: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    'columns',
+    [{'api_address': None}, {'status': 'DELETE_IN_PROGRESS'}, {'status': 'DELETE_FAILED'}],
+)
+def test_what_has_no_address_or_is_deleted_is_not_asked(
+    any_database: db.Database, columns: dict[str, Any]
+) -> None:
     due(any_database, **columns)
 
     assert db.claim_health(any_database, limit=5, interval_s=60) == []
@@ -92,12 +103,15 @@ def test_a_report_changes_nothing_but_health(any_database: db.Database) -> None:
     before = vars(row(any_database, cluster))
     [(_, token)] = db.claim_health(any_database, limit=5, interval_s=60)
 
-    written = db.report_health(any_database, cluster.uuid, token, status='HEALTHY', reason={'api': 'ok'})
+    written = db.report_health(
+        any_database, cluster.uuid, token, status='HEALTHY', reason={'api': 'ok'}
+    )
 
     after = vars(row(any_database, cluster))
     assert written
-    assert {name: after[name] for name in after if after[name] != before[name] and name[0] != '_'} == {
-        'health_status': 'HEALTHY', 'health_status_reason': {'api': 'ok'}, 'health_at': token}
+    assert {
+        name: after[name] for name in after if after[name] != before[name] and name[0] != '_'
+    } == {'health_status': 'HEALTHY', 'health_status_reason': {'api': 'ok'}, 'health_at': token}
 
 
 def test_who_slept_through_a_turn_writes_nothing(any_database: db.Database) -> None:
@@ -117,7 +131,9 @@ def test_a_cluster_that_is_deleted_meanwhile_is_left_alone(any_database: db.Data
     with any_database.write() as session:
         session.execute(sa.update(Cluster).values(health_at=None))
     gone = due(any_database)
-    [(_, token_of_gone)] = [c for c in db.claim_health(any_database, limit=5, interval_s=60) if c[0].uuid == gone.uuid]
+    [(_, token_of_gone)] = [
+        c for c in db.claim_health(any_database, limit=5, interval_s=60) if c[0].uuid == gone.uuid
+    ]
     with any_database.write() as session:
         db.destroy_cluster(session, gone)
 
@@ -125,7 +141,8 @@ def test_a_cluster_that_is_deleted_meanwhile_is_left_alone(any_database: db.Data
     assert not db.report_health(any_database, gone.uuid, token_of_gone, status='HEALTHY', reason={})
 
 
-# -- an engine that is made up -------------------------------------------------------------------------------------
+# -- an engine that is made up ---------------------------------------------------------------------
+
 
 class Engine(http.server.ThreadingHTTPServer):
     """Answers what a test says, by path; notes who asked for what."""
@@ -174,16 +191,29 @@ def server_pair(ca: certs.Pair, address: str = '127.0.0.1') -> certs.Pair:
     signer: Any = serialization.load_pem_private_key(ca.private_key.encode(), None)
     authority = x509.load_pem_x509_certificate(ca.certificate.encode())
     now = datetime.datetime.now(datetime.UTC)
-    certificate = x509.CertificateBuilder().subject_name(x509.Name([])).issuer_name(authority.subject).public_key(
-        key.public_key()).serial_number(1).not_valid_before(now - LIFE).not_valid_after(now + LIFE).add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False).sign(
-                signer, hashes.SHA256())
-    return certs.Pair(certificate.public_bytes(serialization.Encoding.PEM).decode(), made.private_key)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(authority.subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - LIFE)
+        .not_valid_after(now + LIFE)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]),
+            critical=False,
+        )
+        .sign(signer, hashes.SHA256())
+    )
+    return certs.Pair(
+        certificate.public_bytes(serialization.Encoding.PEM).decode(), made.private_key
+    )
 
 
 @contextlib.contextmanager
-def serving(tmp_path: pathlib.Path, *, ca: certs.Pair | None = None,
-            pair: certs.Pair | None = None) -> Iterator[Engine]:
+def serving(
+    tmp_path: pathlib.Path, *, ca: certs.Pair | None = None, pair: certs.Pair | None = None
+) -> Iterator[Engine]:
     """An engine over http, or over https that asks for certificates of `ca`."""
     engine = Engine()
     if ca is not None:
@@ -194,7 +224,9 @@ def serving(tmp_path: pathlib.Path, *, ca: certs.Pair | None = None,
         context.load_cert_chain(file)
         context.load_verify_locations(cadata=ca.certificate)
         context.verify_mode = ssl.CERT_REQUIRED
-        engine.socket = context.wrap_socket(engine.socket, server_side=True, do_handshake_on_connect=False)
+        engine.socket = context.wrap_socket(
+            engine.socket, server_side=True, do_handshake_on_connect=False
+        )
     thread = threading.Thread(target=engine.serve_forever, kwargs={'poll_interval': 0.02})
     thread.start()
     try:
@@ -215,16 +247,24 @@ def ca() -> certs.Pair:
 def engine(tmp_path: pathlib.Path, ca: certs.Pair) -> Iterator[Engine]:
     """One that is well."""
     with serving(tmp_path, ca=ca) as made:
-        made.answers = {'/readyz?verbose': (200, b'[+]ping ok\nreadyz check passed\n'),
-                        '/api/v1/nodes?includeObject=None&resourceVersion=0': (200, json.dumps(READY).encode())}
+        made.answers = {
+            '/readyz?verbose': (200, b'[+]ping ok\nreadyz check passed\n'),
+            '/api/v1/nodes?includeObject=None&resourceVersion=0': (200, json.dumps(READY).encode()),
+        }
         yield made
 
 
 NODES = '/api/v1/nodes?includeObject=None&resourceVersion=0'
 
 
-def asked(world: steps.World, url: str, *, authority: certs.Pair | None, driver: str = 'k8s_ubuntu',
-          **columns: Any) -> Cluster:
+def asked(
+    world: steps.World,
+    url: str,
+    *,
+    authority: certs.Pair | None,
+    driver: str = 'k8s_ubuntu',
+    **columns: Any,
+) -> Cluster:
     """A cluster with this address that is due."""
     cluster = due(world.db, driver=driver, api_address=url, labels={}, **columns)
     if authority is not None:
@@ -250,28 +290,88 @@ def look(world: steps.World, cluster: Cluster) -> tuple[str | None, dict[str, st
 def test_a_cluster_that_is_well(world: steps.World, engine: Engine, ca: certs.Pair) -> None:
     cluster = asked(world, address(engine), authority=ca)
 
-    assert look(world, cluster) == ('HEALTHY', {'api': 'ok', 'm-0.Ready': 'True', 'w-0.Ready': 'True'})
+    assert look(world, cluster) == (
+        'HEALTHY',
+        {'api': 'ok', 'm-0.Ready': 'True', 'w-0.Ready': 'True'},
+    )
     assert engine.asked == [
         ('/readyz?verbose', '*/*', PROBER),
-        (NODES, 'application/json;as=Table;v=v1;g=meta.k8s.io', PROBER)]
+        (NODES, 'application/json;as=Table;v=v1;g=meta.k8s.io', PROBER),
+    ]
 
 
-@pytest.mark.parametrize(('path', 'answer', 'status', 'reason'), [
-    ('/readyz?verbose', (500, b'[+]ping ok\n[-]etcd failed: reason withheld\n'), 'UNHEALTHY',
-     {'api': 'not ready (HTTP 500) [-]etcd failed: reason withheld', 'm-0.Ready': 'True', 'w-0.Ready': 'True'}),
-    (NODES, (200, json.dumps(READY | {'rows': [{'cells': ['m-0', 'Ready']}, {'cells': ['w-0', 'NotReady']},
-                                               {'cells': ['w-1', 'Unknown']}]}).encode()), 'UNHEALTHY',
-     {'api': 'ok', 'm-0.Ready': 'True', 'w-0.Ready': 'False', 'w-1.Ready': 'Unknown'}),
-    (NODES, (403, b'{}'), 'UNKNOWN', {'api': 'ok', 'nodes': 'The list of nodes could not be read (HTTP 403)'}),
-    (NODES, (302, b''), 'UNKNOWN', {'api': 'ok', 'nodes': 'The list of nodes could not be read (HTTP 302)'}),
-    (NODES, (200, json.dumps(READY).encode() + b' ' * health.MAX_BODY), 'UNKNOWN',
-     {'api': 'ok', 'nodes': 'The list of nodes could not be read (HTTP 200)'}),
-    (NODES, (200, b'[' * 100_000), 'UNKNOWN', {'api': 'ok', 'nodes': 'The list of nodes could not be read (HTTP 200)'}),
-    (NODES, (200, b'{"kind": "Table", "columnDefinitions": 7}'), 'UNKNOWN',
-     {'api': 'The service made a mistake, and its log has the details'}),
-])
-def test_what_answers_mean(world: steps.World, engine: Engine, ca: certs.Pair, path: str, answer: tuple[int, bytes],
-                           status: str, reason: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ('path', 'answer', 'status', 'reason'),
+    [
+        (
+            '/readyz?verbose',
+            (500, b'[+]ping ok\n[-]etcd failed: reason withheld\n'),
+            'UNHEALTHY',
+            {
+                'api': 'not ready (HTTP 500) [-]etcd failed: reason withheld',
+                'm-0.Ready': 'True',
+                'w-0.Ready': 'True',
+            },
+        ),
+        (
+            NODES,
+            (
+                200,
+                json.dumps(
+                    READY
+                    | {
+                        'rows': [
+                            {'cells': ['m-0', 'Ready']},
+                            {'cells': ['w-0', 'NotReady']},
+                            {'cells': ['w-1', 'Unknown']},
+                        ]
+                    }
+                ).encode(),
+            ),
+            'UNHEALTHY',
+            {'api': 'ok', 'm-0.Ready': 'True', 'w-0.Ready': 'False', 'w-1.Ready': 'Unknown'},
+        ),
+        (
+            NODES,
+            (403, b'{}'),
+            'UNKNOWN',
+            {'api': 'ok', 'nodes': 'The list of nodes could not be read (HTTP 403)'},
+        ),
+        (
+            NODES,
+            (302, b''),
+            'UNKNOWN',
+            {'api': 'ok', 'nodes': 'The list of nodes could not be read (HTTP 302)'},
+        ),
+        (
+            NODES,
+            (200, json.dumps(READY).encode() + b' ' * health.MAX_BODY),
+            'UNKNOWN',
+            {'api': 'ok', 'nodes': 'The list of nodes could not be read (HTTP 200)'},
+        ),
+        (
+            NODES,
+            (200, b'[' * 100_000),
+            'UNKNOWN',
+            {'api': 'ok', 'nodes': 'The list of nodes could not be read (HTTP 200)'},
+        ),
+        (
+            NODES,
+            (200, b'{"kind": "Table", "columnDefinitions": 7}'),
+            'UNKNOWN',
+            {'api': 'The service made a mistake, and its log has the details'},
+        ),
+    ],
+)
+def test_what_answers_mean(
+    world: steps.World,
+    engine: Engine,
+    ca: certs.Pair,
+    path: str,
+    answer: tuple[int, bytes],
+    status: str,
+    reason: dict[str, str],
+) -> None:
     engine.answers[path] = answer
     cluster = asked(world, address(engine), authority=ca)
 
@@ -280,24 +380,55 @@ def test_what_answers_mean(world: steps.World, engine: Engine, ca: certs.Pair, p
 
 
 def test_members_that_were_removed_do_not_count_and_are_forgotten(
-        world: steps.World, engine: Engine, ca: certs.Pair) -> None:
+    world: steps.World, engine: Engine, ca: certs.Pair
+) -> None:
     """The engine goes on to know them, as not ready. Who joined by other ways counts."""
     cluster = asked(world, address(engine), authority=ca)
     with world.db.read() as session:
-        there = session.scalars(sa.select(models.Node).where(models.Node.name.like('%worker-0'))).one().name
+        there = (
+            session.scalars(sa.select(models.Node).where(models.Node.name.like('%worker-0')))
+            .one()
+            .name
+        )
     gone = members.name_prefix(cluster) + '0123abcd-pool-7'
-    cells = [[there, 'Ready'], [gone, 'NotReady'], [f'{gone}-not-yet', 'Ready'], ['by-hand', 'NotReady']]
-    engine.answers[NODES] = (200, json.dumps(READY | {'rows': [{'cells': c} for c in cells]}).encode())
+    cells = [
+        [there, 'Ready'],
+        [gone, 'NotReady'],
+        [f'{gone}-not-yet', 'Ready'],
+        ['by-hand', 'NotReady'],
+    ]
+    engine.answers[NODES] = (
+        200,
+        json.dumps(READY | {'rows': [{'cells': c} for c in cells]}).encode(),
+    )
 
-    assert look(world, cluster) == ('UNHEALTHY', {
-        'api': 'ok', f'{there}.Ready': 'True', 'by-hand.Ready': 'False'})
+    assert look(world, cluster) == (
+        'UNHEALTHY',
+        {'api': 'ok', f'{there}.Ready': 'True', 'by-hand.Ready': 'False'},
+    )
     assert engine.forgotten == [f'/api/v1/nodes/{gone}']
 
 
 def test_a_thousand_nodes_fit(world: steps.World, engine: Engine, ca: certs.Pair) -> None:
     names = [f'a-cluster-with-a-name-0123abcd-worker-{n}' for n in range(1000)]
-    rows = [{'cells': [name, 'Ready', '<none>', '38m', 'v1.20.2', '10.0.0.58', '<none>', 'os', 'kernel', 'runtime'],
-             'object': None} for name in names]
+    rows = [
+        {
+            'cells': [
+                name,
+                'Ready',
+                '<none>',
+                '38m',
+                'v1.20.2',
+                '10.0.0.58',
+                '<none>',
+                'os',
+                'kernel',
+                'runtime',
+            ],
+            'object': None,
+        }
+        for name in names
+    ]
     engine.answers[NODES] = (200, json.dumps(READY | {'rows': rows}, indent=2).encode())
     cluster = asked(world, address(engine), authority=ca)
 
@@ -306,7 +437,9 @@ def test_a_thousand_nodes_fit(world: steps.World, engine: Engine, ca: certs.Pair
     assert (status, len(reason), reason[f'{names[999]}.Ready']) == ('HEALTHY', 1001, 'True')
 
 
-def test_what_a_cluster_says_of_itself_is_bounded(world: steps.World, engine: Engine, ca: certs.Pair) -> None:
+def test_what_a_cluster_says_of_itself_is_bounded(
+    world: steps.World, engine: Engine, ca: certs.Pair
+) -> None:
     rows = [{'cells': [f'{n:0900}', 'Ready']} for n in range(1000)]
     engine.answers[NODES] = (200, json.dumps(READY | {'rows': rows}).encode())
     cluster = asked(world, address(engine), authority=ca)
@@ -336,8 +469,9 @@ def silence(handler: Handler) -> None:
 
 
 @pytest.mark.parametrize('slow', [trickle, trickle_headers, silence])
-def test_a_slow_engine_has_one_budget_for_all(world: steps.World, engine: Engine, ca: certs.Pair,
-                                              slow: Callable[[Handler], None]) -> None:
+def test_a_slow_engine_has_one_budget_for_all(
+    world: steps.World, engine: Engine, ca: certs.Pair, slow: Callable[[Handler], None]
+) -> None:
     world.conf.set_override('timeout', 0.6, 'health')
     engine.answers = dict.fromkeys(engine.answers, slow)
     cluster = asked(world, address(engine), authority=ca)
@@ -349,7 +483,9 @@ def test_a_slow_engine_has_one_budget_for_all(world: steps.World, engine: Engine
     assert seen == ('UNHEALTHY', {'api': 'It does not answer in time'})
 
 
-def test_an_address_that_swallows_everything_has_the_same_budget(world: steps.World, ca: certs.Pair) -> None:
+def test_an_address_that_swallows_everything_has_the_same_budget(
+    world: steps.World, ca: certs.Pair
+) -> None:
     world.conf.set_override('timeout', 0.4, 'health')
     with socket.create_server(('127.0.0.1', 0)) as listening:  # accepts, and never shakes hands
         cluster = asked(world, f'https://127.0.0.1:{listening.getsockname()[1]}', authority=ca)
@@ -366,10 +502,15 @@ def test_nobody_there(world: steps.World, ca: certs.Pair) -> None:
         port = listening.getsockname()[1]
     cluster = asked(world, f'https://127.0.0.1:{port}', authority=ca)
 
-    assert look(world, cluster) == ('UNHEALTHY', {'api': 'It cannot be reached: Connection refused'})
+    assert look(world, cluster) == (
+        'UNHEALTHY',
+        {'api': 'It cannot be reached: Connection refused'},
+    )
 
 
-def test_a_private_address_that_never_answered_is_unknown(world: steps.World, engine: Engine, ca: certs.Pair) -> None:
+def test_a_private_address_that_never_answered_is_unknown(
+    world: steps.World, engine: Engine, ca: certs.Pair
+) -> None:
     with socket.create_server(('127.0.0.1', 0)) as listening:
         port = listening.getsockname()[1]
     cluster = asked(world, f'https://127.0.0.1:{port}', authority=ca, floating_ip_enabled=False)
@@ -377,15 +518,20 @@ def test_a_private_address_that_never_answered_is_unknown(world: steps.World, en
     assert look(world, cluster) == ('UNKNOWN', {'api': 'It cannot be reached: Connection refused'})
 
     with world.db.write() as session:
-        session.execute(sa.update(Cluster).values(api_address=address(engine), health_at=db.now(-1)))
+        session.execute(
+            sa.update(Cluster).values(api_address=address(engine), health_at=db.now(-1))
+        )
     assert look(world, cluster)[0] == 'HEALTHY'
     with world.db.write() as session:
-        session.execute(sa.update(Cluster).values(api_address=f'https://127.0.0.1:{port}', health_at=db.now(-1)))
+        session.execute(
+            sa.update(Cluster).values(api_address=f'https://127.0.0.1:{port}', health_at=db.now(-1))
+        )
     assert look(world, cluster)[0] == 'UNHEALTHY'
 
 
 def test_a_foreign_authority_or_address_is_not_believed(
-        world: steps.World, tmp_path: pathlib.Path, ca: certs.Pair) -> None:
+    world: steps.World, tmp_path: pathlib.Path, ca: certs.Pair
+) -> None:
     other = certs.make_ca('engine', life=LIFE)
     for pair in (server_pair(other), server_pair(ca, '127.0.0.2')):
         with serving(tmp_path, ca=ca, pair=pair) as engine:
@@ -399,7 +545,8 @@ def test_a_foreign_authority_or_address_is_not_believed(
 
 
 def test_proxies_of_the_environment_are_not_used(
-        world: steps.World, engine: Engine, ca: certs.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    world: steps.World, engine: Engine, ca: certs.Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ('http_proxy', 'https_proxy', 'all_proxy'):
         monkeypatch.setenv(name, 'http://127.0.0.1:9')
     cluster = asked(world, address(engine), authority=ca)
@@ -408,31 +555,48 @@ def test_proxies_of_the_environment_are_not_used(
 
 
 def test_no_key_is_left_in_a_file_or_shown(
-        world: steps.World, engine: Engine, ca: certs.Pair, caplog: pytest.LogCaptureFixture,
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    world: steps.World,
+    engine: Engine,
+    ca: certs.Pair,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     written: list[str] = []
-    monkeypatch.setattr(ssl.SSLContext, 'load_cert_chain', lambda self, path: written.append(path) or 1 / 0)
+    monkeypatch.setattr(
+        ssl.SSLContext, 'load_cert_chain', lambda self, path: written.append(path) or 1 / 0
+    )
     cluster = asked(world, address(engine), authority=ca)
 
     status, reason = look(world, cluster)
 
-    assert (status, reason) == ('UNKNOWN', {'api': 'The service made a mistake, and its log has the details'})
+    assert (status, reason) == (
+        'UNKNOWN',
+        {'api': 'The service made a mistake, and its log has the details'},
+    )
     assert written[0].startswith('/proc/self/fd/') and not pathlib.Path(written[0]).is_file()
     assert 'PRIVATE' not in caplog.text
 
 
-# -- what is missing -----------------------------------------------------------------------------------------------
+# -- what is missing -------------------------------------------------------------------------------
+
 
 def test_what_is_missing_is_named(world: steps.World) -> None:
     no_driver = asked(world, 'https://192.0.2.1', authority=None, driver='gone')
-    assert look(world, no_driver) == ('UNKNOWN', {'api': 'The driver gone of this cluster is not installed'})
+    assert look(world, no_driver) == (
+        'UNKNOWN',
+        {'api': 'The driver gone of this cluster is not installed'},
+    )
 
     no_authority = asked(world, 'https://192.0.2.1', authority=None)
-    assert look(world, no_authority) == ('UNKNOWN', {'api': 'The authority ca of this cluster is missing'})
+    assert look(world, no_authority) == (
+        'UNKNOWN',
+        {'api': 'The authority ca of this cluster is missing'},
+    )
 
 
 def test_a_key_that_does_not_open_is_our_mistake(
-        world: steps.World, ca: certs.Pair, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    world: steps.World, ca: certs.Pair, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
     cluster = asked(world, 'https://192.0.2.1', authority=ca)
     (tmp_path / 'keystore.key').write_text(keystore.new_key())
 
@@ -443,7 +607,8 @@ def test_a_key_that_does_not_open_is_our_mistake(
 
 
 def test_a_database_that_is_away_is_waited_for_and_told_of_once(
-        world: steps.World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    world: steps.World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stopping, calls = threading.Event(), []
 
     def claim(*_: Any, **__: Any) -> list[Any]:
@@ -467,8 +632,9 @@ def test_interval_zero_means_never(world: steps.World) -> None:
     health.Prober(world).run(threading.Event())  # returns
 
 
-def test_many_are_looked_at_with_few_workers(world: steps.World, engine: Engine, ca: certs.Pair,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_are_looked_at_with_few_workers(
+    world: steps.World, engine: Engine, ca: certs.Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.conf.set_override('workers', 3, 'health')
     monkeypatch.setattr(health, 'TICK_S', 0.05)
     clusters = [asked(world, address(engine), authority=ca) for _ in range(10)]
@@ -486,7 +652,7 @@ def test_many_are_looked_at_with_few_workers(world: steps.World, engine: Engine,
     assert not running.is_alive()
 
 
-# -- engines of other kinds ----------------------------------------------------------------------------------------
+# -- engines of other kinds ------------------------------------------------------------------------
 
 MANIFEST = """
 text: Made up
@@ -517,16 +683,21 @@ def made_up(world: steps.World, folder: pathlib.Path, manifest: str, more: str =
     folder.mkdir()
     (folder / 'manifest.yaml').write_text(manifest)
     (folder / 'health.yaml.j2').write_text(TEMPLATE + more)
-    return dataclasses.replace(world, drivers={'made_up': drivers.Driver({folder: yaml.safe_load(manifest)}, [])})
+    return dataclasses.replace(
+        world, drivers={'made_up': drivers.Driver({folder: yaml.safe_load(manifest)}, [])}
+    )
 
 
 @pytest.mark.parametrize('tls', [True, False])
 def test_another_engine_is_asked_in_its_own_way(
-        world: steps.World, tmp_path: pathlib.Path, ca: certs.Pair, tls: bool) -> None:
+    world: steps.World, tmp_path: pathlib.Path, ca: certs.Pair, tls: bool
+) -> None:
     world = made_up(world, tmp_path / 'made_up', MANIFEST + HTTP)
     with serving(tmp_path, ca=ca if tls else None) as engine:
         engine.answers['/v2/info'] = (200, b'{"tasks": 3}')
-        cluster = asked(world, address(engine).removeprefix('https://'), authority=None, driver='made_up')
+        cluster = asked(
+            world, address(engine).removeprefix('https://'), authority=None, driver='made_up'
+        )
         with world.db.write() as session:
             world.keystore.put(session, cluster.uuid, 'swarm', ca)
             session.execute(sa.update(models.ClusterTemplate).values(tls_disabled=not tls))
@@ -535,21 +706,41 @@ def test_another_engine_is_asked_in_its_own_way(
 
     assert seen == ('HEALTHY', {'api': 'ok', 'tasks': '3'})
     assert engine.asked == [
-        ('/v2/info', '*/*', {'organizationName': 'readers', 'commonName': 'prober'} if tls else None)]
+        (
+            '/v2/info',
+            '*/*',
+            {'organizationName': 'readers', 'commonName': 'prober'} if tls else None,
+        )
+    ]
 
 
-@pytest.mark.parametrize(('forget', 'sent', 'status'), [
-    ("['/nodes/7?force=true', '/nodes/8']", ['/v2/nodes/7?force=true', '/v2/nodes/8'], 'HEALTHY'),
-    ('[]', [], 'HEALTHY'),
-    ("['/x y']", [], 'UNKNOWN'),
-    ('answers.info.json.tasks', [], 'UNKNOWN'),
-])
+@pytest.mark.parametrize(
+    ('forget', 'sent', 'status'),
+    [
+        (
+            "['/nodes/7?force=true', '/nodes/8']",
+            ['/v2/nodes/7?force=true', '/v2/nodes/8'],
+            'HEALTHY',
+        ),
+        ('[]', [], 'HEALTHY'),
+        ("['/x y']", [], 'UNKNOWN'),
+        ('answers.info.json.tasks', [], 'UNKNOWN'),
+    ],
+)
 def test_an_engine_is_told_to_forget_members_that_were_removed(
-        world: steps.World, tmp_path: pathlib.Path, ca: certs.Pair, forget: str, sent: list[str], status: str) -> None:
+    world: steps.World,
+    tmp_path: pathlib.Path,
+    ca: certs.Pair,
+    forget: str,
+    sent: list[str],
+    status: str,
+) -> None:
     world = made_up(world, tmp_path / 'made_up', MANIFEST + HTTP, f'forget: {{{{ {forget} }}}}\n')
     with serving(tmp_path, ca=ca) as engine:
         engine.answers['/v2/info'] = (200, b'{"tasks": 3}')
-        cluster = asked(world, address(engine).removeprefix('https://'), authority=None, driver='made_up')
+        cluster = asked(
+            world, address(engine).removeprefix('https://'), authority=None, driver='made_up'
+        )
         with world.db.write() as session:
             world.keystore.put(session, cluster.uuid, 'swarm', ca)
 
@@ -559,7 +750,9 @@ def test_an_engine_is_told_to_forget_members_that_were_removed(
     assert engine.forgotten == sent
 
 
-def test_an_engine_that_nobody_can_ask_is_left_alone(world: steps.World, tmp_path: pathlib.Path) -> None:
+def test_an_engine_that_nobody_can_ask_is_left_alone(
+    world: steps.World, tmp_path: pathlib.Path
+) -> None:
     world = made_up(world, tmp_path / 'made_up', MANIFEST)
     cluster = asked(world, 'http://192.0.2.1', authority=None, driver='made_up')
 
@@ -568,7 +761,8 @@ def test_an_engine_that_nobody_can_ask_is_left_alone(world: steps.World, tmp_pat
 
 
 def test_an_address_that_is_no_url_is_our_mistake(
-        world: steps.World, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    world: steps.World, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
     world = made_up(world, tmp_path / 'made_up', MANIFEST + HTTP)
     cluster = asked(world, 'user@host', authority=None, driver='made_up')
 

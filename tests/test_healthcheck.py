@@ -1,4 +1,5 @@
-"""Liveness and readiness: what they say, how long they take, and that they tell nobody what is none of his business."""
+"""Liveness and readiness: what they say, how long they take, and that they tell nobody what is none
+of his business."""
 
 from __future__ import annotations
 
@@ -28,8 +29,9 @@ def test_liveness_asks_nobody_and_needs_no_token(services: Services) -> None:
     def never() -> None:
         raise AssertionError('liveness asks nobody')
 
-    application = healthcheck.Healthcheck(lambda *_: [b'the application'], services.conf,
-                                          healthcheck.Readiness({'database': never}))
+    application = healthcheck.Healthcheck(
+        lambda *_: [b'the application'], services.conf, healthcheck.Readiness({'database': never})
+    )
 
     response = Api(application)('GET', '/healthcheck', version=None)
 
@@ -41,14 +43,26 @@ def test_liveness_is_found_below_a_mount_point(api: Api) -> None:
 
     assert (response.status_code, response.text) == (200, 'OK')
     mounted: list[str] = []
-    list(api.application({'REQUEST_METHOD': 'GET', 'SCRIPT_NAME': '/container-infra', 'PATH_INFO': '/healthcheck',
-                          'SERVER_NAME': 'x', 'SERVER_PORT': '80', 'wsgi.url_scheme': 'http',
-                          'REMOTE_ADDR': '127.0.0.1'}, lambda status, headers: mounted.append(status)))
+    list(
+        api.application(
+            {
+                'REQUEST_METHOD': 'GET',
+                'SCRIPT_NAME': '/container-infra',
+                'PATH_INFO': '/healthcheck',
+                'SERVER_NAME': 'x',
+                'SERVER_PORT': '80',
+                'wsgi.url_scheme': 'http',
+                'REMOTE_ADDR': '127.0.0.1',
+            },
+            lambda status, headers: mounted.append(status),
+        )
+    )
     assert mounted == ['200 OK']
 
 
 def test_an_operator_takes_a_process_out_of_the_balancer_with_a_file(
-        services: Services, tmp_path: pathlib.Path) -> None:
+    services: Services, tmp_path: pathlib.Path
+) -> None:
     api_app.make_app(services)
     services.conf.set_override('disable_by_file_path', str(tmp_path / 'drain'), 'healthcheck')
     api = Api(api_app.make_app(services))
@@ -66,12 +80,17 @@ def test_readiness_says_that_all_is_there(api: Api) -> None:
 
     assert response.status_code == 200
     assert response.json == {
-        'ready': True, 'down': [], 'oldest_due_s': 0.0,
-        'checks': {'database': 'ok', 'broker': 'ok', 'keystone': 'ok', 'heat': 'ok'}}
+        'ready': True,
+        'down': [],
+        'oldest_due_s': 0.0,
+        'checks': {'database': 'ok', 'broker': 'ok', 'keystone': 'ok', 'heat': 'ok'},
+    }
     assert api('POST', '/healthcheck/ready').status_code == 405
 
 
-def test_readiness_names_what_is_down_and_not_why(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readiness_names_what_is_down_and_not_why(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def away(name: str, when: str) -> None:
         if name == 'check_orchestration':
             raise clients.Away(f'no answer of {SECRET}')
@@ -119,7 +138,8 @@ def test_an_answer_is_good_for_some_seconds_and_then_asked_for_anew() -> None:
 
 
 def test_a_row_that_nobody_works_on_is_told_with_its_age(
-        api: Api, cluster: str, database: db.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    api: Api, cluster: str, database: db.Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with database.write() as session:
         session.execute(sa.update(models.Cluster).values(check_at=db.now(-1000)))
 
@@ -130,12 +150,21 @@ def test_a_row_that_nobody_works_on_is_told_with_its_age(
     assert 990 < response.json['oldest_due_s'] < 1100
 
 
-@pytest.mark.parametrize(('url', 'expected'), [
-    ('sqlite:////tmp/x.sqlite', 'sqlite:////tmp/x.sqlite'),
-    ('mysql+pymysql://u:p@h/d?charset=utf8',
-     'mysql+pymysql://u:p@h/d?charset=utf8&connect_timeout=4&read_timeout=4&write_timeout=4'),
-    ('postgresql+psycopg2://u:p@h/d', 'postgresql+psycopg2://u:p@h/d?connect_timeout=4&'
-     'options=-c+statement_timeout%3D4000&tcp_user_timeout=4000')])
+@pytest.mark.parametrize(
+    ('url', 'expected'),
+    [
+        ('sqlite:////tmp/x.sqlite', 'sqlite:////tmp/x.sqlite'),
+        (
+            'mysql+pymysql://u:p@h/d?charset=utf8',
+            'mysql+pymysql://u:p@h/d?charset=utf8&connect_timeout=4&read_timeout=4&write_timeout=4',
+        ),
+        (
+            'postgresql+psycopg2://u:p@h/d',
+            'postgresql+psycopg2://u:p@h/d?connect_timeout=4&'
+            'options=-c+statement_timeout%3D4000&tcp_user_timeout=4000',
+        ),
+    ],
+)
 def test_the_look_at_the_database_has_a_limit(url: str, expected: str) -> None:
     assert db.bounded(url, 4) == expected
 

@@ -19,8 +19,10 @@ MOST = 27  # doc/decisions/0016
 
 
 def test_create_enters_few_files(
-        api: Api, template: dict[str, Any], world: steps.World, cloud: fakes.FakeCloud) -> None:
-    """From the POST to CREATE_COMPLETE, in the API and in the conductor; the second request, so caches are warm."""
+    api: Api, template: dict[str, Any], world: steps.World, cloud: fakes.FakeCloud
+) -> None:
+    """From the POST to CREATE_COMPLETE, in the API and in the conductor; the second request, so
+    caches are warm."""
     story = Story(world, cloud)
     body = {'name': 'c1', 'cluster_template_id': template['uuid']}
     api('POST', '/v1/clusters', body)
@@ -30,8 +32,10 @@ def test_create_enters_few_files(
 
     def note(frame: FrameType, event: str, _: Any) -> None:
         name = frame.f_code.co_filename
-        if event == 'call' and name.startswith(PACKAGE) and name.endswith('.py'):  # a Jinja template is data
-            entered.add(name[len(PACKAGE) + 1:])
+        if (
+            event == 'call' and name.startswith(PACKAGE) and name.endswith('.py')
+        ):  # a Jinja template is data
+            entered.add(name[len(PACKAGE) + 1 :])
 
     sys.setprofile(note)
     try:

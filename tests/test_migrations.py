@@ -1,4 +1,5 @@
-"""The schema that migrations make is the one that the models describe, on every database that answers."""
+"""The schema that migrations make is the one that the models describe, on every database that
+answers."""
 
 from __future__ import annotations
 
@@ -28,8 +29,12 @@ def run(url: str, folder: pathlib.Path, *argv: str) -> str:
     """The command as an operator calls it. Returns what it printed."""
     conf = folder / 'magnum-lite.conf'
     conf.write_text(f'[database]\nconnection = {url}\n')
-    done = subprocess.run([pathlib.Path(sys.executable).parent / 'magnum-lite', '--config-file', conf, *argv],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [pathlib.Path(sys.executable).parent / 'magnum-lite', '--config-file', conf, *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -54,7 +59,9 @@ def test_migrations_make_what_the_models_say(url: str, tmp_path: pathlib.Path) -
     run(url, tmp_path, 'db', 'upgrade')
 
     assert differences(url) == []
-    assert tables(url) == {table.name for table in models.Base.metadata.sorted_tables} | {'alembic_version'}
+    assert tables(url) == {table.name for table in models.Base.metadata.sorted_tables} | {
+        'alembic_version'
+    }
 
 
 def test_version_is_shown_and_a_second_upgrade_does_nothing(tmp_path: pathlib.Path) -> None:
@@ -76,7 +83,9 @@ def test_every_migration_goes_back(url: str) -> None:
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         made = alembic.config.Config()
-        made.set_main_option('script_location', str(pathlib.Path(models.__file__).parent / 'alembic'))
+        made.set_main_option(
+            'script_location', str(pathlib.Path(models.__file__).parent / 'alembic')
+        )
         made.attributes['connection'] = connection
         alembic.command.upgrade(made, 'head')
         alembic.command.downgrade(made, 'base')

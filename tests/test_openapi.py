@@ -1,4 +1,5 @@
-"""The document is made from the tables, is whole, and is what is served. `contract` holds each answer against it."""
+"""The document is made from the tables, is whole, and is what is served. `contract` holds each
+answer against it."""
 
 from __future__ import annotations
 
@@ -21,8 +22,11 @@ from magnum_lite.api import openapi, resources, routes, versions
 from magnum_lite.api.request import Services
 
 FILE = pathlib.Path(__file__).parent.parent / 'doc' / 'openapi.json'
-METHODS = [(path, method, operation) for path, methods in openapi.document()['paths'].items()
-           for method, operation in methods.items()]
+METHODS = [
+    (path, method, operation)
+    for path, methods in openapi.document()['paths'].items()
+    for method, operation in methods.items()
+]
 
 
 def lacks(route: routes.Route) -> list[str]:
@@ -33,12 +37,20 @@ def lacks(route: routes.Route) -> list[str]:
     if route.gives is None and route.status != 204:
         found.append('gives: the schema of its answer (schema.one, schema.many)')
     if route.method in ('POST', 'PATCH', 'PUT') and route.takes is None:
-        found.append('takes: the schema of its body (schema.posted, schema.patched, schema.NO_BODY)')
+        found.append(
+            'takes: the schema of its body (schema.posted, schema.patched, schema.NO_BODY)'
+        )
     if route.method == 'POST' and route.keyed is None:
-        found.append('keyed: True if the handler gives Request.receipt to db, False if the answer is a secret')
+        found.append(
+            'keyed: True if the handler gives Request.receipt to db, False if the answer is a '
+            'secret'
+        )
     found += [f'openapi.QUERY: what {name} is' for name in route.query if name not in openapi.QUERY]
-    found += [f'openapi.PATH: what {name} is' for name in re.findall(r'\{(\w+)\}', route.path)
-              if name not in openapi.PATH]
+    found += [
+        f'openapi.PATH: what {name} is'
+        for name in re.findall(r'\{(\w+)\}', route.path)
+        if name not in openapi.PATH
+    ]
     return found
 
 
@@ -54,19 +66,31 @@ def test_line_that_says_nothing_is_told_what_it_lacks() -> None:
     found = lacks(routes.Route('POST', '/v1/things/{thing}', handler, 'x', query=('unheard',)))
 
     assert [text.split(':')[0].split('.')[-1] for text in found] == [
-        'a docstring of its handler', 'gives', 'takes', 'keyed', 'QUERY', 'PATH']
+        'a docstring of its handler',
+        'gives',
+        'takes',
+        'keyed',
+        'QUERY',
+        'PATH',
+    ]
 
 
 def test_line_that_says_nothing_is_in_the_document_all_the_same() -> None:
     def handler(req: Any) -> None:
         """Do a thing. It may fail."""
 
-    made = openapi.build([routes.Route('POST', '/v1/things/{thing}', handler, 'x:y', since=9, query=('unheard',))])
+    made = openapi.build(
+        [routes.Route('POST', '/v1/things/{thing}', handler, 'x:y', since=9, query=('unheard',))]
+    )
 
     operation = made['paths']['/v1/things/{thing}']['post']
     assert (operation['summary'], operation['description']) == ('Do a thing', 'It may fail.')
     assert (operation['x-policy-rule'], operation['x-microversion']) == ('x:y', '1.9')
-    assert {parameter['name'] for parameter in operation['parameters']} == {'thing', 'unheard', versions.HEADER}
+    assert {parameter['name'] for parameter in operation['parameters']} == {
+        'thing',
+        'unheard',
+        versions.HEADER,
+    }
 
 
 def test_file_is_fresh() -> None:
@@ -76,7 +100,8 @@ def test_file_is_fresh() -> None:
 
 def test_all_lines_are_there() -> None:
     assert {(path, method.upper()) for path, method, _ in METHODS} == {
-        (route.path, route.method) for route in routes.ROUTES}
+        (route.path, route.method) for route in routes.ROUTES
+    }
 
 
 def test_names_of_operations_are_unique() -> None:
@@ -86,7 +111,9 @@ def test_names_of_operations_are_unique() -> None:
 
 
 def test_handler_of_two_lines_has_two_names() -> None:
-    lines = [routes.Route(method, '/v1/a', openapi.serve, 'x') for method in ('GET', 'POST', 'PATCH')]
+    lines = [
+        routes.Route(method, '/v1/a', openapi.serve, 'x') for method in ('GET', 'POST', 'PATCH')
+    ]
 
     assert openapi.operation_ids(lines) == ['openapi.serve', 'openapi.serve.2', 'openapi.serve.3']
 
@@ -108,29 +135,59 @@ def test_references_lead_somewhere() -> None:
 
 def test_titles_are_unique() -> None:
     """Two fragments with one title and not the same content would be one in the document."""
-    one, other = schema.one(resources.NODE), schema.one(resources.NODE, brief=True) | {'title': 'Node'}
-    lines = [routes.Route('GET', f'/v1/{name}', openapi.serve, 'x', gives=gives)
-             for name, gives in (('a', one), ('b', other))]
+    one, other = (
+        schema.one(resources.NODE),
+        schema.one(resources.NODE, brief=True) | {'title': 'Node'},
+    )
+    lines = [
+        routes.Route('GET', f'/v1/{name}', openapi.serve, 'x', gives=gives)
+        for name, gives in (('a', one), ('b', other))
+    ]
 
     with pytest.raises(ValueError, match='two schemas have the title Node'):
         openapi.build(lines)
 
 
-@pytest.mark.parametrize(('resource', 'body'), [
-    (resources.CLUSTER, {'cluster_template_id': 't', 'node_count': None, 'labels': {'a': 1, 'b': True, 'c': 'd'}}),
-    (resources.RESIZE, {'node_count': 3, 'nodes_to_remove': ['a'], 'nodegroup': None}),
-    (resources.NODEGROUP, {'name': 'n', 'node_taints': [{'key': 'a', 'effect': 'NoSchedule', 'value': None}]})])
-def test_body_that_the_document_has_is_taken(resource: schema.Resource, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ('resource', 'body'),
+    [
+        (
+            resources.CLUSTER,
+            {
+                'cluster_template_id': 't',
+                'node_count': None,
+                'labels': {'a': 1, 'b': True, 'c': 'd'},
+            },
+        ),
+        (resources.RESIZE, {'node_count': 3, 'nodes_to_remove': ['a'], 'nodegroup': None}),
+        (
+            resources.NODEGROUP,
+            {'name': 'n', 'node_taints': [{'key': 'a', 'effect': 'NoSchedule', 'value': None}]},
+        ),
+    ],
+)
+def test_body_that_the_document_has_is_taken(
+    resource: schema.Resource, body: dict[str, Any]
+) -> None:
     jsonschema.validate(body, schema.posted(resource))
 
     resource.parse(body)
 
 
-@pytest.mark.parametrize(('path', 'fits'), [
-    ('/node_count', True), ('/health_status_reason/n-0', True), ('/name', False), ('/node_count/a', False),
-    ('node_count', False)])
+@pytest.mark.parametrize(
+    ('path', 'fits'),
+    [
+        ('/node_count', True),
+        ('/health_status_reason/n-0', True),
+        ('/name', False),
+        ('/node_count/a', False),
+        ('node_count', False),
+    ],
+)
 def test_patch_has_the_paths_that_can_be_set(path: str, fits: bool) -> None:
-    patch = jsonschema.Draft202012Validator(schema.patched(resources.CLUSTER, ('node_count', 'health_status_reason')))
+    patch = jsonschema.Draft202012Validator(
+        schema.patched(resources.CLUSTER, ('node_count', 'health_status_reason'))
+    )
 
     assert patch.is_valid([{'op': 'replace', 'path': path, 'value': 1}]) == fits
     assert patch.is_valid([{'op': 'remove', 'path': path}]) == fits
@@ -145,18 +202,24 @@ def test_versions_are_said_where_they_gate() -> None:
     assert 'stack_id' in shown['required'] and 'cluster_id' not in shown['required']
 
 
-# -- served --------------------------------------------------------------------------------------------------------
+# -- served ----------------------------------------------------------------------------------------
+
 
 def test_document_is_served_and_names_its_server(api: Api) -> None:
     response = api('GET', '/v1/openapi.json', version=None)
 
     assert response.json.pop('servers') == [{'url': 'http://localhost'}]
-    assert {k: v for k, v in response.json.items() if k != 'servers'} == json.loads(FILE.read_text())
+    assert {k: v for k, v in response.json.items() if k != 'servers'} == json.loads(
+        FILE.read_text()
+    )
 
 
 def test_server_is_where_the_api_is_mounted(services: Services) -> None:
-    request = webob.Request.blank('/v1/openapi.json', base_url='https://cloud.example/container-infra',
-                                  environ={'REMOTE_ADDR': '127.0.0.1'})
+    request = webob.Request.blank(
+        '/v1/openapi.json',
+        base_url='https://cloud.example/container-infra',
+        environ={'REMOTE_ADDR': '127.0.0.1'},
+    )
 
     response = request.get_response(api_app.make_app(services))
 
@@ -224,17 +287,28 @@ def test_page_tells_of_every_operation(services: Services) -> None:
 
 
 def test_host_that_is_code_is_text(services: Services) -> None:
-    request = webob.Request.blank('/docs', environ={'REMOTE_ADDR': '127.0.0.1', 'HTTP_HOST': '"><script>x</script>'})
+    request = webob.Request.blank(
+        '/docs', environ={'REMOTE_ADDR': '127.0.0.1', 'HTTP_HOST': '"><script>x</script>'}
+    )
 
     response = request.get_response(api_app.make_app(services))
 
     assert '<script' not in response.text
 
 
-@pytest.mark.parametrize(('path', 'accept', 'status'), [
-    ('/docs', 'text/html', 200), ('/docs', 'application/json', 406), ('/docs/', '*/*', 200), ('/docs?x=1', '*/*', 400),
-    ('/v1/openapi.json', 'text/html', 406), ('/v1/openapi.json', 'application/json', 200), ('/v1/docs', '*/*', 404),
-    ('/openapi.json', '*/*', 200)])
+@pytest.mark.parametrize(
+    ('path', 'accept', 'status'),
+    [
+        ('/docs', 'text/html', 200),
+        ('/docs', 'application/json', 406),
+        ('/docs/', '*/*', 200),
+        ('/docs?x=1', '*/*', 400),
+        ('/v1/openapi.json', 'text/html', 406),
+        ('/v1/openapi.json', 'application/json', 200),
+        ('/v1/docs', '*/*', 404),
+        ('/openapi.json', '*/*', 200),
+    ],
+)
 def test_documents_are_of_one_kind(api: Api, path: str, accept: str, status: int) -> None:
     assert api('GET', path, headers={'Accept': accept}).status_code == status
 

@@ -28,15 +28,19 @@ def heat(clock: Clock, caplog: pytest.LogCaptureFixture) -> outage.Outage:
     return outage.Outage('Heat', 'Clusters wait', clock=clock)
 
 
-def test_first_failure_is_said_at_once(heat: outage.Outage, caplog: pytest.LogCaptureFixture) -> None:
+def test_first_failure_is_said_at_once(
+    heat: outage.Outage, caplog: pytest.LogCaptureFixture
+) -> None:
     heat.failed('refused')
 
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
-        ('WARNING', 'Heat fails. Clusters wait (refused)')]
+        ('WARNING', 'Heat fails. Clusters wait (refused)')
+    ]
 
 
 def test_more_failures_are_said_once_a_minute(
-        heat: outage.Outage, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    heat: outage.Outage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     for second in range(150):
         clock.now = second
         heat.failed('refused')
@@ -44,27 +48,34 @@ def test_more_failures_are_said_once_a_minute(
     assert caplog.messages == [
         'Heat fails. Clusters wait (refused)',
         'Heat has failed for 60 s, calls: 61. Clusters wait (refused)',
-        'Heat has failed for 120 s, calls: 121. Clusters wait (refused)']
+        'Heat has failed for 120 s, calls: 121. Clusters wait (refused)',
+    ]
 
 
-def test_end_is_said_once(heat: outage.Outage, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_end_is_said_once(
+    heat: outage.Outage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     heat.failed('refused')
     clock.now = 90
     heat.works()
     heat.works()
 
     assert [(r.levelname, r.getMessage()) for r in caplog.records][1:] == [
-        ('INFO', 'Heat works again after 90 s, failed calls: 1')]
+        ('INFO', 'Heat works again after 90 s, failed calls: 1')
+    ]
 
 
-def test_nothing_is_said_of_what_works(heat: outage.Outage, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_said_of_what_works(
+    heat: outage.Outage, caplog: pytest.LogCaptureFixture
+) -> None:
     heat.works()
 
     assert caplog.messages == []
 
 
 def test_what_comes_and_goes_is_said_no_more_than_once_a_minute(
-        heat: outage.Outage, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    heat: outage.Outage, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     for second in range(60):
         clock.now = second
         heat.failed('refused')
@@ -88,7 +99,9 @@ def test_many_threads_warn_once(heat: outage.Outage, caplog: pytest.LogCaptureFi
     assert len(caplog.messages) == 1
 
 
-def test_library_that_repeats_itself_is_heard_once_a_minute(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_library_that_repeats_itself_is_heard_once_a_minute(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     logger = logging.getLogger('test.chatterer')
     logger.addFilter(outage.OnceAMinute(clock=clock))
     for second in range(0, 150, 5):
@@ -100,7 +113,9 @@ def test_library_that_repeats_itself_is_heard_once_a_minute(clock: Clock, caplog
     assert warnings == ['try 0 failed', 'try 60 failed', 'try 120 failed']
 
 
-def test_other_things_that_a_library_says_are_heard(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_things_that_a_library_says_are_heard(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
     logger = logging.getLogger('test.chatterer.other')
     logger.addFilter(outage.OnceAMinute(clock=clock))
     logger.warning('refused')

@@ -1,4 +1,5 @@
-"""The conductor against a cloud that fails and with processes that die: the same end, whatever happened."""
+"""The conductor against a cloud that fails and with processes that die: the same end, whatever
+happened."""
 
 from __future__ import annotations
 
@@ -31,12 +32,20 @@ class Story:
         self.rounds = 0
 
     def make_due(self) -> None:
-        """Let the time pass: everything that will be due is due, every lease of the dead is over."""
+        """Let the time pass: everything that will be due is due, every lease of the dead is
+        over."""
         with self.world.db.write() as session:
             past = models.utcnow() - datetime.timedelta(hours=1)
-            session.execute(sa.update(models.Cluster).where(models.Cluster.check_at.is_not(None)).values(check_at=past))
-            session.execute(sa.update(models.Cluster).where(models.Cluster.leased_by.is_not(None)).values(
-                leased_until=past))
+            session.execute(
+                sa.update(models.Cluster)
+                .where(models.Cluster.check_at.is_not(None))
+                .values(check_at=past)
+            )
+            session.execute(
+                sa.update(models.Cluster)
+                .where(models.Cluster.leased_by.is_not(None))
+                .values(leased_until=past)
+            )
 
     def round(self) -> None:
         """One look of a new conductor at all that is due. If it dies, it dies silently."""
@@ -51,7 +60,9 @@ class Story:
             watch.visit(self.world, fresh, uuid, {}, False, NOBODY_STOPS)
         clusters = db.claim_followed(self.world.db, followed, projects=100, lease_s=60, horizon_s=0)
         for project in service.by_project(clusters):
-            watch.follow(self.world, followed, project, lambda work, *args: work(*args), NOBODY_STOPS)
+            watch.follow(
+                self.world, followed, project, lambda work, *args: work(*args), NOBODY_STOPS
+            )
 
     def heat_works(self) -> None:
         """What Heat does meanwhile: stacks become complete, deleted ones go."""
@@ -88,7 +99,12 @@ def test_create_reaches_complete_with_one_stack(story: Story, cluster: str) -> N
 
     [row] = story.clusters()
     [stack] = story.cloud.all_stacks()
-    assert (row.status, row.stack_id, row.check_at, row.leased_by) == ('CREATE_COMPLETE', stack.id, None, None)
+    assert (row.status, row.stack_id, row.check_at, row.leased_by) == (
+        'CREATE_COMPLETE',
+        stack.id,
+        None,
+        None,
+    )
     assert stack.name == f'c1-{cluster}'
     assert story.count(models.Key) == len(story.world.drivers[row.driver].keys)
     assert {group.status for group in row.nodegroups} == {'CREATE_COMPLETE'}
@@ -104,10 +120,26 @@ def test_outputs_become_addresses(story: Story, cluster: str) -> None:
     outputs = story.world.drivers['k8s_ubuntu'].manifest['outputs']
     stack.outputs = {
         outputs['api_address']: 'https://172.24.0.5:6443',
-        outputs['nodes'][0]: [{'nodegroup': 'default-master', 'number': 0, 'server_id': 's0',
-                               'address': '172.24.0.5', 'private_address': '10.0.0.5'}],
-        outputs['nodes'][1]: [{'nodegroup': 'default-worker', 'number': n, 'server_id': f's{n + 1}',
-                               'address': f'172.24.0.{n + 6}', 'private_address': None} for n in range(2)]}
+        outputs['nodes'][0]: [
+            {
+                'nodegroup': 'default-master',
+                'number': 0,
+                'server_id': 's0',
+                'address': '172.24.0.5',
+                'private_address': '10.0.0.5',
+            }
+        ],
+        outputs['nodes'][1]: [
+            {
+                'nodegroup': 'default-worker',
+                'number': n,
+                'server_id': f's{n + 1}',
+                'address': f'172.24.0.{n + 6}',
+                'private_address': None,
+            }
+            for n in range(2)
+        ],
+    }
     story.heat_works()
     story.run(1)
 
@@ -118,7 +150,10 @@ def test_outputs_become_addresses(story: Story, cluster: str) -> None:
     with story.world.db.read() as session:
         nodes = session.scalars(sa.select(models.Node).order_by(models.Node.id)).all()
     assert [(n.name.rpartition('-')[2], n.server_id, n.status) for n in nodes] == [
-        ('0', 's0', 'CREATE_COMPLETE'), ('0', 's1', 'CREATE_COMPLETE'), ('1', 's2', 'CREATE_COMPLETE')]
+        ('0', 's0', 'CREATE_COMPLETE'),
+        ('0', 's1', 'CREATE_COMPLETE'),
+        ('1', 's2', 'CREATE_COMPLETE'),
+    ]
 
 
 def test_outputs_that_are_null_are_borne(story: Story, cluster: str) -> None:
@@ -138,11 +173,14 @@ def test_delete_leaves_nothing(story: Story, api: Api, cluster: str) -> None:
     assert story.cloud.granted == set()
     assert [story.count(m) for m in (models.NodeGroup, models.Node, models.Key)] == [0, 0, 0]
     assert [(o.kind, o.outcome) for o in history_of(story.world.db, cluster)] == [
-        ('create', 'complete'), ('delete', 'complete')]
+        ('create', 'complete'),
+        ('delete', 'complete'),
+    ]
 
 
 def test_delete_of_one_cluster_keeps_the_role_for_the_other(
-        story: Story, api: Api, cluster: str, template: dict[str, Any]) -> None:
+    story: Story, api: Api, cluster: str, template: dict[str, Any]
+) -> None:
     api('POST', '/v1/clusters', {'name': 'c2', 'cluster_template_id': template['uuid']})
     story.run(3)
     api('DELETE', f'/v1/clusters/{cluster}')
@@ -161,12 +199,17 @@ def test_delete_during_create_removes_the_stack(story: Story, api: Api, cluster:
 
     assert (story.clusters(), story.cloud.all_stacks()) == ([], [])
     assert [(o.kind, o.outcome) for o in history_of(story.world.db, cluster)] == [
-        ('create', 'superseded'), ('delete', 'complete')]
+        ('create', 'superseded'),
+        ('delete', 'complete'),
+    ]
 
 
 def test_delete_that_arrives_while_the_stack_is_being_created_is_not_overwritten(
-        story: Story, api: Api, cluster: str) -> None:
-    """The API writes while a conductor waits for Heat: what the conductor writes then must not undo it."""
+    story: Story, api: Api, cluster: str
+) -> None:
+    """The API writes while a conductor waits for Heat: what the conductor writes then must not undo
+    it."""
+
     def delete_meanwhile(call: str, when: str) -> None:
         if (call, when) == ('create', 'after'):
             story.cloud.hook = None
@@ -178,7 +221,9 @@ def test_delete_that_arrives_while_the_stack_is_being_created_is_not_overwritten
     assert (story.clusters(), story.cloud.all_stacks()) == ([], [])
 
 
-def test_delete_before_any_conductor_saw_it_makes_no_call_to_heat(story: Story, api: Api, cluster: str) -> None:
+def test_delete_before_any_conductor_saw_it_makes_no_call_to_heat(
+    story: Story, api: Api, cluster: str
+) -> None:
     api('DELETE', f'/v1/clusters/{cluster}')
     story.run(2)
 
@@ -191,20 +236,24 @@ DELETE_CALLS = ('look', 'delete', 'revoke_roles')
 
 
 def dying(cloud: fakes.FakeCloud, victim: str, moment: str) -> list[int]:
-    """Have the process die at its first call of this name. Returns a list that holds 1 once it did."""
+    """Have the process die at its first call of this name. Returns a list that holds 1 once it
+    did."""
     deaths: list[int] = []
 
     def hook(call: str, when: str) -> None:
         if (call, when) == (victim, moment) and not deaths:
             deaths.append(1)
             raise fakes.Died
+
     cloud.hook = hook
     return deaths
 
 
 @pytest.mark.parametrize('moment', ['before', 'after'])
 @pytest.mark.parametrize('victim', OUTSIDE_CALLS)
-def test_conductor_that_dies_in_a_create(story: Story, cluster: str, victim: str, moment: str) -> None:
+def test_conductor_that_dies_in_a_create(
+    story: Story, cluster: str, victim: str, moment: str
+) -> None:
     deaths = dying(story.cloud, victim, moment)
     story.run()
 
@@ -217,7 +266,9 @@ def test_conductor_that_dies_in_a_create(story: Story, cluster: str, victim: str
 
 @pytest.mark.parametrize('moment', ['before', 'after'])
 @pytest.mark.parametrize('victim', DELETE_CALLS)
-def test_conductor_that_dies_in_a_delete(story: Story, api: Api, cluster: str, victim: str, moment: str) -> None:
+def test_conductor_that_dies_in_a_delete(
+    story: Story, api: Api, cluster: str, victim: str, moment: str
+) -> None:
     story.run(3)
     api('DELETE', f'/v1/clusters/{cluster}')
     deaths = dying(story.cloud, victim, moment)
@@ -230,7 +281,8 @@ def test_conductor_that_dies_in_a_delete(story: Story, api: Api, cluster: str, v
 
 @pytest.mark.parametrize('moment', ['before', 'after'])
 def test_delete_after_a_conductor_died_in_its_create_finds_the_stack(
-        story: Story, api: Api, cluster: str, moment: str) -> None:
+    story: Story, api: Api, cluster: str, moment: str
+) -> None:
     """The stack may exist although no row knows its id."""
     dying(story.cloud, 'create', moment)
     story.make_due()
@@ -242,7 +294,9 @@ def test_delete_after_a_conductor_died_in_its_create_finds_the_stack(
 
 
 @pytest.mark.parametrize('moment', ['before', 'after'])
-def test_conductor_that_dies_while_it_looks_for_what_a_dead_one_made(story: Story, cluster: str, moment: str) -> None:
+def test_conductor_that_dies_while_it_looks_for_what_a_dead_one_made(
+    story: Story, cluster: str, moment: str
+) -> None:
     dying(story.cloud, 'create', 'after')
     story.make_due()
     story.round()
@@ -294,7 +348,8 @@ class DiesInTheDatabase:
 @pytest.mark.parametrize('number', range(1, 14))
 @pytest.mark.parametrize('moment', ['before', 'after'])
 def test_conductor_that_dies_at_a_write_of_create_or_delete(
-        story: Story, api: Api, cluster: str, number: int, moment: str) -> None:
+    story: Story, api: Api, cluster: str, number: int, moment: str
+) -> None:
     """Creating takes 8 writes or so and deleting 6: every one of them is a place to die at."""
     deaths = 0
     for phase in ('create', 'delete'):
@@ -331,18 +386,32 @@ def test_stack_that_fails_says_why(story: Story, api: Api, cluster: str) -> None
     story.round()
     [stack] = story.cloud.all_stacks()
     with story.world.db.read() as session:
-        victim = session.scalars(sa.select(models.Node).where(models.Node.name.like('%worker-1'))).one().name
+        victim = (
+            session.scalars(sa.select(models.Node).where(models.Node.name.like('%worker-1')))
+            .one()
+            .name
+        )
     stack.status, stack.reason = 'CREATE_FAILED', 'Resource CREATE failed: resources.kube_minions'
     stack.failed = [
-        clients.FailedResource('kube_minions', 'nodegroup.yaml', 'resources[1].kube-minion: ...', 'root', 'x'),
-        clients.FailedResource('kube-minion', 'OS::Nova::Server',
-                               f'ResourceInError: {victim}: Went to status ERROR due to "Message: No valid host was '
-                               'found. There are not enough hosts available., Code: 500"', 'root-1', 'y')]
+        clients.FailedResource(
+            'kube_minions', 'nodegroup.yaml', 'resources[1].kube-minion: ...', 'root', 'x'
+        ),
+        clients.FailedResource(
+            'kube-minion',
+            'OS::Nova::Server',
+            f'ResourceInError: {victim}: Went to status ERROR due to "Message: No valid host was '
+            'found. There are not enough hosts available., Code: 500"',
+            'root-1',
+            'y',
+        ),
+    ]
     story.run(1)
 
     body = api('GET', f'/v1/clusters/{cluster}').json
     assert body['status'] == 'CREATE_FAILED'
-    assert body['status_reason'].startswith('No compute host has room for a server of this flavor: kube-minion: Res')
+    assert body['status_reason'].startswith(
+        'No compute host has room for a server of this flavor: kube-minion: Res'
+    )
     assert 'No valid host was found' in body['faults']['default-worker']
     [operation] = history_of(story.world.db, cluster)
     assert (operation.outcome, operation.code) == ('failed', 'NO_VALID_HOST')
@@ -354,7 +423,8 @@ def test_stack_that_fails_says_why(story: Story, api: Api, cluster: str) -> None
 
 
 def test_stack_that_cannot_be_deleted_fails_the_delete_and_a_second_request_tries_again(
-        story: Story, api: Api, cluster: str) -> None:
+    story: Story, api: Api, cluster: str
+) -> None:
     story.run(3)
     api('DELETE', f'/v1/clusters/{cluster}')
     story.make_due()
@@ -382,7 +452,11 @@ def test_stack_that_somebody_deleted_is_said(story: Story, api: Api, cluster: st
 def test_stack_that_heat_refuses_fails_at_once(story: Story, cluster: str) -> None:
     def refuse(call: str, when: str) -> None:
         if call == 'create':
-            raise clients.Refused('Creating the stack: You have reached the maximum stacks per tenant, 512. (HTTP 403)')
+            raise clients.Refused(
+                'Creating the stack: You have reached the maximum stacks per tenant, 512. (HTTP '
+                '403)'
+            )
+
     story.cloud.hook = refuse
     story.run(2)
 
@@ -392,30 +466,45 @@ def test_stack_that_heat_refuses_fails_at_once(story: Story, cluster: str) -> No
     assert operation.code == 'STACK_LIMIT'
 
 
-@pytest.mark.parametrize('error', [
-    clients.Away('Heat does not answer'), clients.Away('slow down (HTTP 429)', 3.0), clients.Clash('busy (HTTP 409)'),
-    RuntimeError('a mistake of ours')])
+@pytest.mark.parametrize(
+    'error',
+    [
+        clients.Away('Heat does not answer'),
+        clients.Away('slow down (HTTP 429)', 3.0),
+        clients.Clash('busy (HTTP 409)'),
+        RuntimeError('a mistake of ours'),
+    ],
+)
 @pytest.mark.parametrize('call', ['grant_roles', 'create', 'look', 'outputs'])
 def test_call_that_fails_for_a_while_is_tried_again(
-        story: Story, cluster: str, call: str, error: Exception) -> None:
+    story: Story, cluster: str, call: str, error: Exception
+) -> None:
     left = [error] * 3
 
     def hook(name: str, when: str) -> None:
         if name == call and when == 'before' and left:
             raise left.pop()
+
     story.cloud.hook = hook
     story.run()
 
     [row] = story.clusters()
-    assert (row.status, row.failures, len(story.cloud.all_stacks()), left) == ('CREATE_COMPLETE', 0, 1, [])
+    assert (row.status, row.failures, len(story.cloud.all_stacks()), left) == (
+        'CREATE_COMPLETE',
+        0,
+        1,
+        [],
+    )
 
 
 def test_create_that_heat_did_and_did_not_say_so(story: Story, cluster: str) -> None:
     """A gateway times out, the stack is there: it is adopted and not made twice."""
+
     def hook(name: str, when: str) -> None:
         if (name, when) == ('create', 'after'):
             story.cloud.hook = None
             raise clients.Away('Creating the stack: gateway time-out (HTTP 504)')
+
     story.cloud.hook = hook
     story.run()
 
@@ -427,9 +516,14 @@ def test_create_that_heat_did_and_did_not_say_so(story: Story, cluster: str) -> 
 def test_operation_ends_when_the_cloud_stays_away(story: Story, cluster: str) -> None:
     def hook(name: str, when: str) -> None:
         raise clients.Away('Heat does not answer')
+
     story.cloud.hook = hook
     with story.world.db.write() as session:
-        session.execute(sa.update(models.Cluster).values(created_at=models.utcnow() - datetime.timedelta(hours=2)))
+        session.execute(
+            sa.update(models.Cluster).values(
+                created_at=models.utcnow() - datetime.timedelta(hours=2)
+            )
+        )
     story.run(1)
 
     [row] = story.clusters()
@@ -456,8 +550,11 @@ def test_conductor_that_lost_its_lease_changes_nothing(story: Story, cluster: st
 
 
 def test_conductor_that_slept_through_a_delete_removes_the_stack_it_made(
-        story: Story, api: Api, cluster: str) -> None:
-    """It was stopped in the middle of its call; meanwhile others deleted the cluster and found no stack."""
+    story: Story, api: Api, cluster: str
+) -> None:
+    """It was stopped in the middle of its call; meanwhile others deleted the cluster and found no
+    stack."""
+
     def sleep(call: str, when: str) -> None:
         if (call, when) == ('create', 'before'):
             story.cloud.hook = None
@@ -465,6 +562,7 @@ def test_conductor_that_slept_through_a_delete_removes_the_stack_it_made(
             story.run(3)
             assert story.clusters() == []
             story.cloud.granted.add('p1')  # another cluster of the project keeps it
+
     story.cloud.hook = sleep
     story.run(4)
 
@@ -472,10 +570,16 @@ def test_conductor_that_slept_through_a_delete_removes_the_stack_it_made(
 
 
 def vars_of(row: models.Cluster) -> dict[str, Any]:
-    return {c.key: getattr(row, c.key) for c in models.Cluster.__table__.columns if c.key != 'stack_text'}
+    return {
+        c.key: getattr(row, c.key)
+        for c in models.Cluster.__table__.columns
+        if c.key != 'stack_text'
+    }
 
 
-def test_looks_of_one_project_are_one_call(story: Story, api: Api, template: dict[str, Any]) -> None:
+def test_looks_of_one_project_are_one_call(
+    story: Story, api: Api, template: dict[str, Any]
+) -> None:
     for _ in range(20):
         api('POST', '/v1/clusters', {'cluster_template_id': template['uuid']})
     story.make_due()
@@ -495,7 +599,9 @@ def test_looks_grow_seldom_with_age() -> None:
     assert len(set(young)) > 1, 'without jitter all conductors look at once'
 
 
-def test_project_whose_role_was_taken_away_meanwhile_gets_it_back(story: Story, cluster: str) -> None:
+def test_project_whose_role_was_taken_away_meanwhile_gets_it_back(
+    story: Story, cluster: str
+) -> None:
     story.make_due()
     story.round()
     story.cloud.granted.clear()
@@ -506,7 +612,8 @@ def test_project_whose_role_was_taken_away_meanwhile_gets_it_back(story: Story, 
 
 @pytest.mark.usefixtures('cluster')
 def test_database_that_goes_away_in_a_visit_is_no_mistake_of_the_step(
-        story: Story, caplog: pytest.LogCaptureFixture) -> None:
+    story: Story, caplog: pytest.LogCaptureFixture
+) -> None:
     class Away:
         def put(self, *_: Any, **__: Any) -> None:
             raise db_exc.DBConnectionError(Exception('gone'))
@@ -521,9 +628,12 @@ def test_database_that_goes_away_in_a_visit_is_no_mistake_of_the_step(
 
 
 def test_role_is_taken_back_when_the_last_two_clusters_go_at_the_same_moment(
-        story: Story, api: Api, cluster: str) -> None:
+    story: Story, api: Api, cluster: str
+) -> None:
     template = story.clusters()[0].template.uuid
-    other = api('POST', '/v1/clusters', {'name': 'c2', 'cluster_template_id': template}).json['uuid']
+    other = api('POST', '/v1/clusters', {'name': 'c2', 'cluster_template_id': template}).json[
+        'uuid'
+    ]
     story.run(4)
     for uuid in (cluster, other):
         api('DELETE', f'/v1/clusters/{uuid}')
@@ -543,7 +653,8 @@ def test_role_is_taken_back_when_the_last_two_clusters_go_at_the_same_moment(
 
 @pytest.fixture
 def integrated(conf: cfg.ConfigOpts) -> None:
-    """An operator has provided for users of clusters, so clusters get one. Ask for it before the cluster."""
+    """An operator has provided for users of clusters, so clusters get one. Ask for it before the
+    cluster."""
     conf.set_override('trustee_domain_id', 'users', 'trust')
 
 
@@ -554,15 +665,22 @@ def password(story: Story, cluster: str) -> tuple[str, str]:
 
 
 @pytest.mark.usefixtures('integrated')
-def test_cluster_gets_a_user_before_its_stack_and_loses_it_first(story: Story, api: Api, cluster: str) -> None:
+def test_cluster_gets_a_user_before_its_stack_and_loses_it_first(
+    story: Story, api: Api, cluster: str
+) -> None:
     story.run(4)
 
     [(user_id, secret)] = story.cloud.cluster_logins.values()
     assert password(story, cluster) == (user_id, secret)
     assert story.cloud.user_grants == {user_id: {'p1'}}
     [stack] = story.cloud.all_stacks()
-    assert secret in stack.parameters['master_user_data'] and user_id in stack.parameters['master_user_data']
-    assert secret not in stack.parameters['worker_user_data'] + stack.template + ''.join(stack.files.values())
+    assert (
+        secret in stack.parameters['master_user_data']
+        and user_id in stack.parameters['master_user_data']
+    )
+    assert secret not in stack.parameters['worker_user_data'] + stack.template + ''.join(
+        stack.files.values()
+    )
 
     assert 'whose password is not rotated' in api('PATCH', f'/v1/credentials/{cluster}').text
 
@@ -583,7 +701,9 @@ def test_cluster_that_wants_no_user_gets_none(story: Story, cluster: str) -> Non
 @pytest.mark.usefixtures('integrated')
 @pytest.mark.parametrize('moment', ['before', 'after'])
 @pytest.mark.parametrize('victim', ['make_user', 'grant_user', 'login', 'create'])
-def test_conductor_that_dies_while_a_user_is_made(story: Story, cluster: str, victim: str, moment: str) -> None:
+def test_conductor_that_dies_while_a_user_is_made(
+    story: Story, cluster: str, victim: str, moment: str
+) -> None:
     deaths = dying(story.cloud, victim, moment)
     story.run()
 
@@ -592,14 +712,19 @@ def test_conductor_that_dies_while_a_user_is_made(story: Story, cluster: str, vi
     [(user_id, secret)] = story.cloud.cluster_logins.values()
     [stack] = story.cloud.all_stacks()
     assert row.status == 'CREATE_COMPLETE' and list(story.cloud.cluster_logins) == [cluster]
-    assert password(story, cluster) == (user_id, secret) and secret in stack.parameters['master_user_data']
+    assert (
+        password(story, cluster) == (user_id, secret)
+        and secret in stack.parameters['master_user_data']
+    )
     assert story.cloud.user_grants == {user_id: {'p1'}}
 
 
 @pytest.mark.usefixtures('integrated')
 @pytest.mark.parametrize('moment', ['before', 'after'])
 @pytest.mark.parametrize('victim', ['remove_user', 'load_balancers', 'delete', 'revoke_roles'])
-def test_conductor_that_dies_while_a_user_goes(story: Story, api: Api, cluster: str, victim: str, moment: str) -> None:
+def test_conductor_that_dies_while_a_user_goes(
+    story: Story, api: Api, cluster: str, victim: str, moment: str
+) -> None:
     story.run(3)
     api('DELETE', f'/v1/clusters/{cluster}')
     deaths = dying(story.cloud, victim, moment)
@@ -614,7 +739,8 @@ def test_conductor_that_dies_while_a_user_goes(story: Story, api: Api, cluster: 
 @pytest.mark.parametrize('moment', ['before', 'after'])
 @pytest.mark.parametrize('call', ['make_user', 'grant_user'])
 def test_delete_after_a_conductor_died_while_it_made_the_user(
-        story: Story, api: Api, cluster: str, call: str, moment: str) -> None:
+    story: Story, api: Api, cluster: str, call: str, moment: str
+) -> None:
     dying(story.cloud, call, moment)
     story.make_due()
     story.round()
@@ -628,11 +754,15 @@ def test_delete_after_a_conductor_died_while_it_made_the_user(
 @pytest.mark.parametrize('number', range(1, 14))
 @pytest.mark.parametrize('moment', ['before', 'after'])
 def test_conductor_that_dies_at_a_write_leaves_no_user(
-        story: Story, api: Api, cluster: str, number: int, moment: str) -> None:
+    story: Story, api: Api, cluster: str, number: int, moment: str
+) -> None:
     for phase in ('create', 'delete'):
         if phase == 'delete':
             api('DELETE', f'/v1/clusters/{cluster}')
-        with contextlib.suppress(fakes.Died), DiesInTheDatabase(story.world.db, number, moment) as killer:
+        with (
+            contextlib.suppress(fakes.Died),
+            DiesInTheDatabase(story.world.db, number, moment) as killer,
+        ):
             for _ in range(5):
                 story.look()
                 with_time_passing(story, killer)
@@ -643,13 +773,16 @@ def test_conductor_that_dies_at_a_write_leaves_no_user(
 
 
 @pytest.mark.usefixtures('integrated')
-def test_conductor_that_slept_through_a_delete_removes_the_user_it_made(story: Story, api: Api, cluster: str) -> None:
+def test_conductor_that_slept_through_a_delete_removes_the_user_it_made(
+    story: Story, api: Api, cluster: str
+) -> None:
     def sleep(call: str, when: str) -> None:
         if (call, when) == ('make_user', 'before'):
             story.cloud.hook = None
             api('DELETE', f'/v1/clusters/{cluster}')
             story.run(3)
             assert story.clusters() == []
+
     story.cloud.hook = sleep
     story.run(4)
 
@@ -657,11 +790,14 @@ def test_conductor_that_slept_through_a_delete_removes_the_user_it_made(story: S
 
 
 @pytest.mark.usefixtures('integrated')
-def test_conductor_that_slept_while_another_made_the_user_leaves_it(story: Story, cluster: str) -> None:
+def test_conductor_that_slept_while_another_made_the_user_leaves_it(
+    story: Story, cluster: str
+) -> None:
     def sleep(call: str, when: str) -> None:
         if (call, when) == ('grant_user', 'after'):
             story.cloud.hook = None
             story.run(4)
+
     story.cloud.hook = sleep
     story.run(4)
 
@@ -684,7 +820,8 @@ def test_create_that_is_stopped_leaves_no_user(story: Story, api: Api, cluster: 
 @pytest.mark.usefixtures('integrated')
 @pytest.mark.parametrize('state', ['disabled', 'gone'])
 def test_user_goes_although_the_project_is_closed_and_no_key_opens(
-        story: Story, api: Api, cluster: str, state: str) -> None:
+    story: Story, api: Api, cluster: str, state: str
+) -> None:
     story.run(4)
     story.cloud.project_states['p1'] = state
     pathlib.Path(story.world.conf.keystore.key_file).write_text(keystore.new_key())
@@ -700,17 +837,23 @@ def test_user_goes_although_the_project_is_closed_and_no_key_opens(
 def test_user_that_the_service_may_not_make_fails_the_create(story: Story, cluster: str) -> None:
     def refuse(call: str, when: str) -> None:
         if call == 'make_user':
-            raise clients.Refused('Making the user of the cluster: You are not authorized (HTTP 403)')
+            raise clients.Refused(
+                'Making the user of the cluster: You are not authorized (HTTP 403)'
+            )
+
     story.cloud.hook = refuse
     story.run(2)
 
     [row] = story.clusters()
-    assert row.status == 'CREATE_FAILED' and 'role admin on the domain that [trust] names' in str(row.status_reason)
+    assert row.status == 'CREATE_FAILED' and 'role admin on the domain that [trust] names' in str(
+        row.status_reason
+    )
 
 
 @pytest.mark.usefixtures('integrated')
 def test_worker_that_comes_later_knows_of_the_user_and_not_its_password(
-        story: Story, api: Api, cluster: str, conf: cfg.ConfigOpts) -> None:
+    story: Story, api: Api, cluster: str, conf: cfg.ConfigOpts
+) -> None:
     story.run(4)
     conf.clear_override('trustee_domain_id', 'trust')
 

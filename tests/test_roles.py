@@ -1,8 +1,8 @@
 """Who gets which answer from every route: the whole of who may do what, in one table.
 
-A new line in `routes` needs a line here. Its callers ask for what belongs to project p1; `ADMIN` is of project p3 and
-`OTHER` a member of p2. Without a token nobody gets past keystonemiddleware, but to what is public.
-"""
+A new line in `routes` needs a line here. Its callers ask for what belongs to project p1; `ADMIN` is
+of project p3 and `OTHER` a member of p2. Without a token nobody gets past keystonemiddleware, but
+to what is public."""
 
 from __future__ import annotations
 
@@ -33,18 +33,29 @@ from magnum_lite.api import routes
 from magnum_lite.api.request import Services
 
 READER, MEMBER, ADMIN, OTHER = 'a reader', 'a member', 'an admin', "another project's member"
-CALLERS = {READER: {'roles': 'reader'}, MEMBER: {'roles': 'member,reader'},
-           ADMIN: {'roles': 'admin', 'project': 'p3'}, OTHER: {'roles': 'member,reader', 'project': 'p2'}}
+CALLERS = {
+    READER: {'roles': 'reader'},
+    MEMBER: {'roles': 'member,reader'},
+    ADMIN: {'roles': 'admin', 'project': 'p3'},
+    OTHER: {'roles': 'member,reader', 'project': 'p2'},
+}
 
 #: What others must not read in any answer: it is in the name of all that p1 has.
 SECRET = 'treasure'
 GROUP_UUID = group_uuid(1, 'worker').replace('b', 'd', 1)
 OPERATION_UUID = 'e0000002-0000-4000-8000-000000000001'
 NAMES = {
-    '/v1/clustertemplates/{ident}': NEWER_UUID, '/v1/clusters/{ident}': uuid_of(1),
-    '/v1/certificates/{ident}': uuid_of(1), '/v1/credentials/{ident}': uuid_of(1), '{type}': 'etcd',
-    '{group}': GROUP_UUID, '/v1/operations/{ident}': OPERATION_UUID,
-    '{project_id}': 'p1', '{resource}': 'Cluster', '{ident}': 'nobody'}
+    '/v1/clustertemplates/{ident}': NEWER_UUID,
+    '/v1/clusters/{ident}': uuid_of(1),
+    '/v1/certificates/{ident}': uuid_of(1),
+    '/v1/credentials/{ident}': uuid_of(1),
+    '{type}': 'etcd',
+    '{group}': GROUP_UUID,
+    '/v1/operations/{ident}': OPERATION_UUID,
+    '{project_id}': 'p1',
+    '{resource}': 'Cluster',
+    '{ident}': 'nobody',
+}
 
 PATCH_NAME = [{'op': 'replace', 'path': '/name', 'value': 'renamed'}]
 PATCH_COUNT = [{'op': 'replace', 'path': '/node_count', 'value': 3}]
@@ -52,7 +63,8 @@ CSR = certs.make_request(common_name='u', organization='o').certificate
 CA = certs.make_ca('ca', life=datetime.timedelta(days=400))
 PATCH_BOUND = [{'op': 'replace', 'path': '/max_node_count', 'value': 9}]
 
-#: Method and address -> what is sent, and the status for a reader, a member, an admin, another project's member.
+#: Method and address -> what is sent, and the status for a reader, a member, an admin, another
+#: project's member.
 TABLE: dict[tuple[str, str], tuple[Any, int, int, int, int]] = {
     ('GET', '/'): (None, 200, 200, 200, 200),
     ('GET', '/v1'): (None, 200, 200, 200, 200),
@@ -66,12 +78,24 @@ TABLE: dict[tuple[str, str], tuple[Any, int, int, int, int]] = {
     ('DELETE', '/v1/clustertemplates/{ident}'): (None, 403, 204, 204, 404),
     ('GET', '/v1/clusters'): (None, 200, 200, 200, 200),
     ('GET', '/v1/clusters/detail'): (None, 200, 200, 200, 200),
-    ('POST', '/v1/clusters'): ({'cluster_template_id': TEMPLATE_UUID, 'keypair': 'testkey'}, 403, 202, 202, 404),
+    ('POST', '/v1/clusters'): (
+        {'cluster_template_id': TEMPLATE_UUID, 'keypair': 'testkey'},
+        403,
+        202,
+        202,
+        404,
+    ),
     ('GET', '/v1/clusters/{ident}'): (None, 200, 200, 200, 404),
     ('PATCH', '/v1/clusters/{ident}'): (PATCH_COUNT, 403, 202, 202, 404),
     ('DELETE', '/v1/clusters/{ident}'): (None, 403, 204, 204, 404),
     ('POST', '/v1/clusters/{ident}/actions/resize'): ({'node_count': 3}, 403, 202, 202, 404),
-    ('POST', '/v1/clusters/{ident}/actions/upgrade'): ({'cluster_template': NEWER_UUID}, 403, 202, 202, 404),
+    ('POST', '/v1/clusters/{ident}/actions/upgrade'): (
+        {'cluster_template': NEWER_UUID},
+        403,
+        202,
+        202,
+        404,
+    ),
     ('GET', '/v1/clusters/{ident}/nodegroups'): (None, 200, 200, 200, 404),
     ('POST', '/v1/clusters/{ident}/nodegroups'): ({'name': 'new'}, 403, 202, 202, 404),
     ('GET', '/v1/clusters/{ident}/nodegroups/{group}'): (None, 200, 200, 200, 404),
@@ -111,7 +135,8 @@ def address(path: str) -> str:
 
 
 def furnish(conf: cfg.ConfigOpts, database: db.Database, *, quota: bool) -> None:
-    """Take all away, and give p1 a template in use and one that is not, a cluster with an operation, and a quota."""
+    """Take all away, and give p1 a template in use and one that is not, a cluster with an
+    operation, and a quota."""
     keystore.create_key_file(conf.keystore.key_file)
     store = keystore.KeyStore(conf)
     with database.write() as session:
@@ -119,13 +144,29 @@ def furnish(conf: cfg.ConfigOpts, database: db.Database, *, quota: bool) -> None
             session.execute(sa.delete(table))
     store_template(database, name=f'{SECRET}-1')
     store_template(database, uuid=NEWER_UUID, name=f'{SECRET}-2')
-    store_cluster(database, 1, name=SECRET, stack_id=f'{SECRET}-stack', api_address='https://192.0.2.1:6443',
-                  master_lb_enabled=True)
+    store_cluster(
+        database,
+        1,
+        name=SECRET,
+        stack_id=f'{SECRET}-stack',
+        api_address='https://192.0.2.1:6443',
+        master_lb_enabled=True,
+    )
     store_operation(database, 1, 2, f'{SECRET}', ended=False)
     with database.write() as session:
-        session.add(models.NodeGroup(
-            uuid=GROUP_UUID, project_id='p1', cluster_id=uuid_of(1), name=f'{SECRET}-group', role='worker',
-            node_count=0, next_number=0, labels={}, status='CREATE_COMPLETE'))
+        session.add(
+            models.NodeGroup(
+                uuid=GROUP_UUID,
+                project_id='p1',
+                cluster_id=uuid_of(1),
+                name=f'{SECRET}-group',
+                role='worker',
+                node_count=0,
+                next_number=0,
+                labels={},
+                status='CREATE_COMPLETE',
+            )
+        )
         for purpose in ('ca', 'etcd'):
             store.put(session, uuid_of(1), purpose, CA)
         if quota:
@@ -161,7 +202,9 @@ def test_answer(staged: Stage, method: str, path: str, caller: str) -> None:
 def test_role_that_nobody_knows_gets_nothing(staged: Stage, method: str, path: str) -> None:
     furnish(staged.conf.conf, staged.database, quota=True)
 
-    response = Api(staged.application)(method, address(path), TABLE[method, path][0], roles='gardener')
+    response = Api(staged.application)(
+        method, address(path), TABLE[method, path][0], roles='gardener'
+    )
 
     assert response.status_code == (200 if (method, path) in PUBLIC else 403)
 
@@ -173,44 +216,68 @@ def test_answer_without_a_token(with_keystone: Api, method: str, path: str) -> N
     assert response.status_code == (200 if (method, path) in PUBLIC else 401)
 
 
-# -- what operators may change -------------------------------------------------------------------------------------
+# -- what operators may change ---------------------------------------------------------------------
+
 
 @pytest.fixture
 def narrowed(services: Services) -> Services:
     """Admins, who by their policy do nothing to what belongs to other projects."""
     services.enforcer.load_rules()
     services.enforcer.set_rules(
-        {rule: policy.FalseCheck() for rule in services.enforcer.registered_rules if rule.endswith('_all_projects')},
-        overwrite=False)
+        {
+            rule: policy.FalseCheck()
+            for rule in services.enforcer.registered_rules
+            if rule.endswith('_all_projects')
+        },
+        overwrite=False,
+    )
     furnish(services.conf, services.db, quota=True)
     return services
 
 
-@pytest.mark.parametrize(('method', 'path', 'status'), [
-    ('GET', '/v1/clusters/{ident}', 404), ('PATCH', '/v1/clusters/{ident}', 404),
-    ('DELETE', '/v1/clusters/{ident}', 404),
-    ('POST', '/v1/clusters/{ident}/actions/upgrade', 404), ('GET', '/v1/clustertemplates/{ident}', 404),
-    ('PATCH', '/v1/clustertemplates/{ident}', 404), ('DELETE', '/v1/clustertemplates/{ident}', 404),
-    ('GET', '/v1/clusters/{ident}/nodegroups', 404), ('GET', '/v1/clusters/{ident}/nodegroups/{group}', 404),
-    ('POST', '/v1/clusters/{ident}/actions/resize', 202)])
+@pytest.mark.parametrize(
+    ('method', 'path', 'status'),
+    [
+        ('GET', '/v1/clusters/{ident}', 404),
+        ('PATCH', '/v1/clusters/{ident}', 404),
+        ('DELETE', '/v1/clusters/{ident}', 404),
+        ('POST', '/v1/clusters/{ident}/actions/upgrade', 404),
+        ('GET', '/v1/clustertemplates/{ident}', 404),
+        ('PATCH', '/v1/clustertemplates/{ident}', 404),
+        ('DELETE', '/v1/clustertemplates/{ident}', 404),
+        ('GET', '/v1/clusters/{ident}/nodegroups', 404),
+        ('GET', '/v1/clusters/{ident}/nodegroups/{group}', 404),
+        ('POST', '/v1/clusters/{ident}/actions/resize', 202),
+    ],
+)
 def test_admin_whose_reach_was_taken_away(
-        narrowed: Services, api: Api, method: str, path: str, status: int) -> None:
+    narrowed: Services, api: Api, method: str, path: str, status: int
+) -> None:
     response = api(method, address(path), TABLE[method, path][0], **CALLERS[ADMIN])
 
     assert response.status_code == status
 
 
-@pytest.mark.parametrize('path', ['/v1/clusters', '/v1/clusters/detail', '/v1/clustertemplates',
-                                  '/v1/clustertemplates/detail'])
-def test_admin_whose_reach_was_taken_away_lists_the_own(narrowed: Services, api: Api, path: str) -> None:
+@pytest.mark.parametrize(
+    'path',
+    ['/v1/clusters', '/v1/clusters/detail', '/v1/clustertemplates', '/v1/clustertemplates/detail'],
+)
+def test_admin_whose_reach_was_taken_away_lists_the_own(
+    narrowed: Services, api: Api, path: str
+) -> None:
     assert SECRET not in api('GET', path, **CALLERS[ADMIN]).text
     assert api('GET', f'{path}?all_tenants=true', **CALLERS[ADMIN]).status_code == 403
 
 
-def test_admin_whose_reach_was_taken_away_leaves_public_templates_alone(narrowed: Services, api: Api) -> None:
+def test_admin_whose_reach_was_taken_away_leaves_public_templates_alone(
+    narrowed: Services, api: Api
+) -> None:
     with narrowed.db.write() as session:
         session.execute(sa.update(models.ClusterTemplate).values(public=True))
 
     assert api('GET', f'/v1/clustertemplates/{NEWER_UUID}', **CALLERS[ADMIN]).status_code == 200
-    assert api('PATCH', f'/v1/clustertemplates/{NEWER_UUID}', PATCH_NAME, **CALLERS[ADMIN]).status_code == 403
+    assert (
+        api('PATCH', f'/v1/clustertemplates/{NEWER_UUID}', PATCH_NAME, **CALLERS[ADMIN]).status_code
+        == 403
+    )
     assert api('DELETE', f'/v1/clustertemplates/{NEWER_UUID}', **CALLERS[ADMIN]).status_code == 403

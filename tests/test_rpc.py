@@ -1,4 +1,5 @@
-"""Nudges: over the in-process transport, over RabbitMQ where it answers, and over a broker that is not there."""
+"""Nudges: over the in-process transport, over RabbitMQ where it answers, and over a broker that is
+not there."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from magnum_lite.conductor import endpoint, steps
 
 
 @pytest.mark.parametrize('url', BROKERS)
-def test_nudge_wakes_a_conductor(conf: cfg.ConfigOpts, topic: None, url: str, world: steps.World) -> None:
+def test_nudge_wakes_a_conductor(
+    conf: cfg.ConfigOpts, topic: None, url: str, world: steps.World
+) -> None:
     use(conf, url)
     wake = threading.Event()
     server = rpc.server(conf, endpoint.Endpoint(wake, world))
@@ -28,7 +31,9 @@ def test_nudge_wakes_a_conductor(conf: cfg.ConfigOpts, topic: None, url: str, wo
         server.wait()
 
 
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning', 'ignore::ResourceWarning')
+@pytest.mark.filterwarnings(
+    'ignore::pytest.PytestUnhandledThreadExceptionWarning', 'ignore::ResourceWarning'
+)
 def test_broker_that_hangs_holds_nobody_up(conf: cfg.ConfigOpts, silent_broker: str) -> None:
     use(conf, silent_broker)
     nudger = rpc.Nudger(conf)
@@ -37,16 +42,20 @@ def test_broker_that_hangs_holds_nobody_up(conf: cfg.ConfigOpts, silent_broker: 
     for _ in range(background.BACKLOG + 10):
         nudger.nudge('5d7e1b5c-0000-4000-8000-000000000001')
     assert time.monotonic() - began < 1, 'a request would have waited'
-    nudger._sender._queue.queue.clear()  # nothing is left to send when the broker of a later test is named
+    # Nothing is left to send when the broker of a later test is named.
+    nudger._sender._queue.queue.clear()
 
 
 def test_broker_that_refuses_is_logged_and_not_raised(
-        conf: cfg.ConfigOpts, caplog: pytest.LogCaptureFixture) -> None:
+    conf: cfg.ConfigOpts, caplog: pytest.LogCaptureFixture
+) -> None:
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))  # bound and not listening: a connection is refused
         use(conf, f'rabbit://guest:guest@127.0.0.1:{taken.getsockname()[1]}/')
         said = threading.Event()
-        caplog.handler.addFilter(lambda record: ('The broker fails' in record.getMessage() and said.set()) or True)
+        caplog.handler.addFilter(
+            lambda record: ('The broker fails' in record.getMessage() and said.set()) or True
+        )
         rpc.Nudger(conf).nudge('5d7e1b5c-0000-4000-8000-000000000001')
         assert said.wait(60), caplog.text
     assert 'conductors find clusters at their next tick' in caplog.text
@@ -64,7 +73,8 @@ def test_serve_needs_no_broker_unless_one_is_named(conf: cfg.ConfigOpts) -> None
 
 
 def test_client_that_has_failed_is_made_anew_once(conf: cfg.ConfigOpts) -> None:
-    """A connection that broke while a broker hung stayed in the pool, and every later message failed on it."""
+    """A connection that broke while a broker hung stayed in the pool, and every later message
+    failed on it."""
     use(conf, 'fake://')
     clients = rpc._Client(conf)
     first = clients.get()

@@ -31,14 +31,18 @@ def lines(pattern: str, *, but: tuple[str, ...] = ()) -> list[str]:
 
 
 def test_no_word_of_an_engine_or_an_os_outside_templates() -> None:
-    words = r'\b(kube(?!config)\w*|kubernetes|k8s|swarm|mesos|marathon|flannel|calico|cilium|etcd|containerd|ubuntu|' \
-            r'debian|fedora|coreos|flatcar|suse)\b'
+    words = (
+        r'\b(kube(?!config)\w*|kubernetes|k8s|swarm|mesos|marathon|flannel|calico|cilium|etcd|containerd|ubuntu|'
+        r'debian|fedora|coreos|flatcar|suse)\b'
+    )
 
     assert lines(words) == []  # but kubeconfig, which is an address of ours
 
 
 def test_only_move_writes_a_status_of_a_cluster() -> None:
-    writers = [line for line in lines(r'update\(Cluster\)|update\(models\.Cluster\)') if 'status' in line]
+    writers = [
+        line for line in lines(r'update\(Cluster\)|update\(models\.Cluster\)') if 'status' in line
+    ]
 
     assert writers == []
     assert lines(r'cluster\.status\s*=[^=]') == []
@@ -54,8 +58,11 @@ def test_no_eventlet() -> None:
 
 def test_no_sleep_in_api_or_tests() -> None:
     assert lines(r'time\.sleep') == []
-    sleeping = [path.name for path in (ROOT / 'tests').glob('test_*.py')
-                if path.name != 'test_rules.py' and 'time.sleep' in path.read_text()]
+    sleeping = [
+        path.name
+        for path in (ROOT / 'tests').glob('test_*.py')
+        if path.name != 'test_rules.py' and 'time.sleep' in path.read_text()
+    ]
     assert sleeping == []
 
 
@@ -66,23 +73,39 @@ def test_everything_public_has_a_docstring() -> None:
         if ast.get_docstring(tree) is None:
             missing.append(str(path.relative_to(ROOT)))
         for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith('_') \
-                    and ast.get_docstring(node) is None and not _is_inner(tree, node) \
-                    and not _is_stub(node):
+            if (
+                isinstance(node, ast.FunctionDef | ast.ClassDef)
+                and not node.name.startswith('_')
+                and ast.get_docstring(node) is None
+                and not _is_inner(tree, node)
+                and not _is_stub(node)
+            ):
                 missing.append(f'{path.relative_to(ROOT)}:{node.lineno} {node.name}')
-    allowed = {'process_bind_param', 'process_result_value', 'load_dialect_impl'}  # SQLAlchemy's, not ours
+    allowed = {
+        'process_bind_param',
+        'process_result_value',
+        'load_dialect_impl',
+    }  # SQLAlchemy's, not ours
     assert [m for m in missing if m.split()[-1] not in allowed] == []
 
 
 def _is_stub(node: ast.AST) -> bool:
     """A member of a Protocol: its class says what it is."""
-    return isinstance(node, ast.FunctionDef) and len(node.body) == 1 and isinstance(node.body[0], ast.Expr) \
-        and isinstance(node.body[0].value, ast.Constant) and node.body[0].value.value is ...
+    return (
+        isinstance(node, ast.FunctionDef)
+        and len(node.body) == 1
+        and isinstance(node.body[0], ast.Expr)
+        and isinstance(node.body[0].value, ast.Constant)
+        and node.body[0].value.value is ...
+    )
 
 
 def _is_inner(tree: ast.AST, wanted: ast.AST) -> bool:
-    return any(wanted is not node and wanted in ast.walk(node) for node in ast.walk(tree)
-               if isinstance(node, ast.FunctionDef))
+    return any(
+        wanted is not node and wanted in ast.walk(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    )
 
 
 def test_package_is_read_in_an_afternoon() -> None:
@@ -92,8 +115,13 @@ def test_package_is_read_in_an_afternoon() -> None:
 
 
 def test_floors_hold() -> None:
-    done = subprocess.run([pathlib.Path(sys.executable).parent / 'lint-imports', '--config', 'setup.cfg'], cwd=ROOT,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [pathlib.Path(sys.executable).parent / 'lint-imports', '--config', 'setup.cfg'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert done.returncode == 0, done.stdout
 
@@ -101,7 +129,9 @@ def test_floors_hold() -> None:
 def test_every_option_says_what_it_does() -> None:
     for group, opts in config.GROUPS.items():
         for opt in opts:
-            assert opt.help and opt.help.endswith('.') and len(opt.help) > 30, f'[{group}] {opt.name}'
+            assert opt.help and opt.help.endswith('.') and len(opt.help) > 30, (
+                f'[{group}] {opt.name}'
+            )
 
 
 def test_every_route_has_a_rule_and_every_rule_a_route() -> None:
@@ -109,12 +139,20 @@ def test_every_route_has_a_rule_and_every_rule_a_route() -> None:
     known = {rule.name for rule in policies.OPERATIONS}
 
     assert named <= known
-    assert set(policies.ALL_PROJECTS) <= named and len(policies.BEYOND) == len(policies.ALL_PROJECTS)
-    assert known - named == {'clustertemplate:publish', 'cluster:update_health_status', 'cluster:force_delete'}
+    assert set(policies.ALL_PROJECTS) <= named and len(policies.BEYOND) == len(
+        policies.ALL_PROJECTS
+    )
+    assert known - named == {
+        'clustertemplate:publish',
+        'cluster:update_health_status',
+        'cluster:force_delete',
+    }
 
 
 def test_every_since_is_a_version() -> None:
-    for resource in (found for found in vars(resources).values() if isinstance(found, schema.Resource)):
+    for resource in (
+        found for found in vars(resources).values() if isinstance(found, schema.Resource)
+    ):
         for field in resource.fields:
             assert field.since in versions.VERSIONS
             assert field.doc.endswith('.'), field.name
@@ -126,14 +164,29 @@ def test_every_code_is_explained(code: str) -> None:
     assert code in errors.CODES
 
 
-@pytest.mark.parametrize(('tool', 'source', 'sample'), [
-    ('oslo-config-generator', 'config-generator.conf', 'magnum-lite.conf.sample'),
-    ('oslopolicy-sample-generator', 'policy-generator.conf', 'policy.yaml.sample')])
+@pytest.mark.parametrize(
+    ('tool', 'source', 'sample'),
+    [
+        ('oslo-config-generator', 'config-generator.conf', 'magnum-lite.conf.sample'),
+        ('oslopolicy-sample-generator', 'policy-generator.conf', 'policy.yaml.sample'),
+    ],
+)
 def test_samples_are_fresh(tool: str, source: str, sample: str, tmp_path: pathlib.Path) -> None:
     """If this fails: tox -e genconfig,genpolicy."""
     made = tmp_path / sample
-    done = subprocess.run([pathlib.Path(sys.executable).parent / tool, '--config-file', f'etc/{source}',
-                           '--output-file', made], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [
+            pathlib.Path(sys.executable).parent / tool,
+            '--config-file',
+            f'etc/{source}',
+            '--output-file',
+            made,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
     assert done.returncode == 0, done.stderr
     assert made.read_text() == (ROOT / 'etc' / sample).read_text()

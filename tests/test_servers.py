@@ -20,40 +20,72 @@ from conftest import AVAILABLE, scratch_database
 
 BIN = pathlib.Path(sys.executable).parent
 ROOT = pathlib.Path(__file__).parent.parent
-UWSGI = [BIN / 'uwsgi', '--master', '--need-app', '--threads', '2', '--processes', '2', '--die-on-term',
-         '--module', 'magnum_lite.api.wsgi:application']
-GUNICORN = [BIN / 'gunicorn', '--workers', '2', '--threads', '2', 'magnum_lite.api.wsgi:application']
+UWSGI = [
+    BIN / 'uwsgi',
+    '--master',
+    '--need-app',
+    '--threads',
+    '2',
+    '--processes',
+    '2',
+    '--die-on-term',
+    '--module',
+    'magnum_lite.api.wsgi:application',
+]
+GUNICORN = [
+    BIN / 'gunicorn',
+    '--workers',
+    '2',
+    '--threads',
+    '2',
+    'magnum_lite.api.wsgi:application',
+]
 INSTALLED = ROOT / 'etc' / 'magnum-lite-api-uwsgi.ini'
 SERVERS = {
-    'uwsgi': [*UWSGI, '--lazy-apps', '--http-socket'], 'uwsgi loaded before the fork': [*UWSGI, '--http-socket'],
+    'uwsgi': [*UWSGI, '--lazy-apps', '--http-socket'],
+    'uwsgi loaded before the fork': [*UWSGI, '--http-socket'],
     'uwsgi as installed': [BIN / 'uwsgi', '--ini', 'magnum-lite-api-uwsgi.ini', '--http-socket'],
-    'gunicorn': [*GUNICORN, '--bind'], 'gunicorn loaded before the fork': [*GUNICORN, '--preload', '--bind']}
+    'gunicorn': [*GUNICORN, '--bind'],
+    'gunicorn loaded before the fork': [*GUNICORN, '--preload', '--bind'],
+}
 Start = Callable[[str], tuple[str, subprocess.Popen[bytes], pathlib.Path]]
 
 
 @pytest.fixture
 def start(tmp_path: pathlib.Path) -> Iterator[Start]:
-    """Start a server with an API that believes its callers; return its address, its process and its log."""
+    """Start a server with an API that believes its callers; return its address, its process and its
+    log."""
     kind = 'mariadb' if 'mariadb' in AVAILABLE else 'sqlite'
     running: list[subprocess.Popen[bytes]] = []
     with scratch_database(kind, tmp_path) as url:
         conf = tmp_path / 'magnum-lite.conf'
-        conf.write_text(f'[DEFAULT]\nstate_path = {tmp_path}\ntransport_url = fake://\n[api]\nauth_strategy = noauth\n'
-                        f'[database]\nconnection = {url}\n'
-                        f'[oslo_reports]\nfile_event_handler = {tmp_path}/report\nfile_event_handler_interval = 1\n')
+        conf.write_text(
+            f'[DEFAULT]\nstate_path = {tmp_path}\ntransport_url = fake://\n[api]\nauth_strategy = '
+            f'noauth\n[database]\nconnection = {url}\n[oslo_reports]\nfile_event_handler = '
+            f'{tmp_path}/report\nfile_event_handler_interval = 1\n'
+        )
         (tmp_path / 'report').touch()
         (tmp_path / INSTALLED.name).write_text(
-            re.sub('^http-socket.*\n', '', INSTALLED.read_text(), flags=re.MULTILINE))
-        subprocess.run([BIN / 'magnum-lite', '--config-file', conf, 'db', 'upgrade'], check=True, timeout=100)
+            re.sub('^http-socket.*\n', '', INSTALLED.read_text(), flags=re.MULTILINE)
+        )
+        subprocess.run(
+            [BIN / 'magnum-lite', '--config-file', conf, 'db', 'upgrade'], check=True, timeout=100
+        )
 
         def begin(name: str) -> tuple[str, subprocess.Popen[bytes], pathlib.Path]:
             with socket.create_server(('127.0.0.1', 0)) as free:
                 address, log = f'127.0.0.1:{free.getsockname()[1]}', tmp_path / 'server.log'
             with log.open('wb') as out:
-                process = subprocess.Popen([*SERVERS[name], address], stdout=out, stderr=out, cwd=tmp_path,
-                                           env={**os.environ, 'MAGNUM_LITE_CONFIG': str(conf)})
+                process = subprocess.Popen(
+                    [*SERVERS[name], address],
+                    stdout=out,
+                    stderr=out,
+                    cwd=tmp_path,
+                    env={**os.environ, 'MAGNUM_LITE_CONFIG': str(conf)},
+                )
             running.append(process)
             return f'http://{address}', process, log
+
         yield begin
         for process in running:
             process.terminate()
@@ -80,7 +112,11 @@ def test_all_workers_answer(start: Start, name: str) -> None:
     asked = {'X-Project-Id': 'p1', 'X-User-Id': 'u1', 'X-Roles': 'member'}
 
     with futures.ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: requests.get(f'{url}/v1/clusters', headers=asked, timeout=60), range(80)))
+        answers = list(
+            pool.map(
+                lambda _: requests.get(f'{url}/v1/clusters', headers=asked, timeout=60), range(80)
+            )
+        )
 
     assert {answer.status_code for answer in answers} == {200}
     assert answers[0].json()['clusters'] == []
@@ -90,7 +126,9 @@ def test_all_workers_answer(start: Start, name: str) -> None:
     text = log.read_text()
     assert 'Traceback' not in text, text
     if 'uwsgi' in name:  # the second may come up when the first has answered all
-        assert len(set(re.findall(r'(?:spawned uWSGI worker \d+ \(pid: |\[pid: )(\d+)', text))) == 2, text
+        assert (
+            len(set(re.findall(r'(?:spawned uWSGI worker \d+ \(pid: |\[pid: )(\d+)', text))) == 2
+        ), text
 
 
 @pytest.mark.timeout(300)
@@ -101,7 +139,9 @@ def test_a_worker_prints_what_it_does_and_no_secret(start: Start) -> None:
 
     for number in range(600):
         # One that has not loaded the application yet dies of it; the one that answers does not.
-        for worker in re.findall(r'Booting worker with pid: (\d+)', log.read_text()) if number == 0 else ():
+        for worker in (
+            re.findall(r'Booting worker with pid: (\d+)', log.read_text()) if number == 0 else ()
+        ):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(worker), signal.SIGUSR2)
         if 'Configuration  ' in log.read_text():
@@ -114,7 +154,9 @@ def test_a_worker_prints_what_it_does_and_no_secret(start: Start) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_uwsgi_file_has_every_process_report_and_all_end_at_once(start: Start, tmp_path: pathlib.Path) -> None:
+def test_the_uwsgi_file_has_every_process_report_and_all_end_at_once(
+    start: Start, tmp_path: pathlib.Path
+) -> None:
     url, process, log = start('uwsgi as installed')
     wait_until_it_answers(url, process, log)
     pause = threading.Event()
@@ -136,7 +178,8 @@ def test_the_uwsgi_file_has_every_process_report_and_all_end_at_once(start: Star
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize('name', ['uwsgi', 'gunicorn'])
 def test_a_wrong_value_ends_the_server_with_the_name_of_the_option(
-        start: Start, name: str, tmp_path: pathlib.Path) -> None:
+    start: Start, name: str, tmp_path: pathlib.Path
+) -> None:
     conf = tmp_path / 'magnum-lite.conf'
     conf.write_text(conf.read_text() + '[conductor]\nworkers = many\n')
     log = start(name)[2]

@@ -31,9 +31,13 @@ ALLOWED = {
 }
 
 
-@pytest.mark.parametrize(('event', 'status'), [
-    (event, status) for event in states.TRANSITIONS for status in states.STATUSES])
-def test_every_pair_moves_or_is_refused(database: db.Database, cluster: str, event: str, status: str) -> None:
+@pytest.mark.parametrize(
+    ('event', 'status'),
+    [(event, status) for event in states.TRANSITIONS for status in states.STATUSES],
+)
+def test_every_pair_moves_or_is_refused(
+    database: db.Database, cluster: str, event: str, status: str
+) -> None:
     expected = ALLOWED.get((event, status))
     with database.write() as session:
         row = session.query(models.Cluster).one()
@@ -49,7 +53,9 @@ def test_every_pair_moves_or_is_refused(database: db.Database, cluster: str, eve
         assert session.query(models.Cluster).one().status == (expected or status)
 
 
-def test_move_loses_against_a_status_that_changed_meanwhile(database: db.Database, cluster: str) -> None:
+def test_move_loses_against_a_status_that_changed_meanwhile(
+    database: db.Database, cluster: str
+) -> None:
     with database.read() as session:
         seen = session.query(models.Cluster).one()
     with database.write() as session:
@@ -61,7 +67,9 @@ def test_move_loses_against_a_status_that_changed_meanwhile(database: db.Databas
         db.move(session, seen, 'done', holder='me')
 
 
-def test_move_loses_against_a_change_that_was_asked_for_meanwhile(database: db.Database, cluster: str) -> None:
+def test_move_loses_against_a_change_that_was_asked_for_meanwhile(
+    database: db.Database, cluster: str
+) -> None:
     with database.read() as session:
         seen = session.query(models.Cluster).one()
     with database.write() as session:

@@ -17,12 +17,15 @@ ARN = 'arn:openstack:heat::p1:stacks/c1'
 
 
 class Ear:
-    """A listener, with a clock on which no time passes: `pauses` are the seconds that it would have waited.
+    """A listener, with a clock on which no time passes: `pauses` are the seconds that it would have
+    waited.
 
     `meanwhile` is done in each pause; as soon as it returns true the conductor is stopping.
     """
 
-    def __init__(self, database: db.Database, meanwhile: Callable[[], bool | None] = lambda: None) -> None:
+    def __init__(
+        self, database: db.Database, meanwhile: Callable[[], bool | None] = lambda: None
+    ) -> None:
         self.pauses: list[float] = []
         self.meanwhile = meanwhile
         self.woken = threading.Event()
@@ -33,7 +36,9 @@ class Ear:
         return bool(self.meanwhile())
 
     def hears(self, payload: Any, *, how: str = 'info') -> None:
-        getattr(self.listener, how)({}, 'orchestration.heat', 'orchestration.stack.create.end', payload, {})
+        getattr(self.listener, how)(
+            {}, 'orchestration.heat', 'orchestration.stack.create.end', payload, {}
+        )
 
 
 def follow(database: db.Database, stack_id: str) -> None:
@@ -49,7 +54,9 @@ def is_due(database: db.Database) -> bool:
 
 @pytest.mark.usefixtures('cluster')
 @pytest.mark.parametrize('how', ['info', 'error'])
-def test_a_stack_that_has_ended_makes_its_cluster_due_at_once(database: db.Database, how: str) -> None:
+def test_a_stack_that_has_ended_makes_its_cluster_due_at_once(
+    database: db.Database, how: str
+) -> None:
     stack_id = str(uuid.uuid4())
     follow(database, stack_id)
     ear = Ear(database)
@@ -61,7 +68,9 @@ def test_a_stack_that_has_ended_makes_its_cluster_due_at_once(database: db.Datab
 
 
 @pytest.mark.usefixtures('cluster')
-def test_it_is_looked_at_again_because_heat_says_so_before_it_commits(database: db.Database) -> None:
+def test_it_is_looked_at_again_because_heat_says_so_before_it_commits(
+    database: db.Database,
+) -> None:
     stack_id = str(uuid.uuid4())
     follow(database, stack_id)
     due = []
@@ -124,12 +133,27 @@ def test_a_flood_about_one_stack_takes_one_thread(database: db.Database) -> None
 
 
 @pytest.mark.usefixtures('cluster')
-@pytest.mark.parametrize('payload', [
-    None, 'text', 7, [], ['stack_identity'], {}, {'stack_identity': None}, {'stack_identity': 7},
-    {'stack_identity': {'id': 'x'}}, {'stack_identity': ARN}, {'stack_identity': f'{ARN}/{"%" * 36}'},
-    {'stack_identity': f"{ARN}/' OR 1=1 --{' ' * 24}"}, {'stack_identity': f'{ARN}/{"x" * 5000}'},
-    {'stack_identity': f'{ARN}/00000000-0000-4000-8000-000000000000'}, {'stack_identity': f'{ARN}/{chr(9731) * 36}'}],
-    ids=repr)
+@pytest.mark.parametrize(
+    'payload',
+    [
+        None,
+        'text',
+        7,
+        [],
+        ['stack_identity'],
+        {},
+        {'stack_identity': None},
+        {'stack_identity': 7},
+        {'stack_identity': {'id': 'x'}},
+        {'stack_identity': ARN},
+        {'stack_identity': f'{ARN}/{"%" * 36}'},
+        {'stack_identity': f"{ARN}/' OR 1=1 --{' ' * 24}"},
+        {'stack_identity': f'{ARN}/{"x" * 5000}'},
+        {'stack_identity': f'{ARN}/00000000-0000-4000-8000-000000000000'},
+        {'stack_identity': f'{ARN}/{chr(9731) * 36}'},
+    ],
+    ids=repr,
+)
 def test_what_no_row_knows_changes_nothing(database: db.Database, payload: Any) -> None:
     follow(database, str(uuid.uuid4()))
     ear = Ear(database)
@@ -143,7 +167,9 @@ def test_what_no_row_knows_changes_nothing(database: db.Database, payload: Any) 
 
 
 @pytest.mark.usefixtures('cluster')
-def test_what_is_said_of_a_cluster_that_waits_for_nothing_changes_nothing(database: db.Database) -> None:
+def test_what_is_said_of_a_cluster_that_waits_for_nothing_changes_nothing(
+    database: db.Database,
+) -> None:
     stack_id = str(uuid.uuid4())
     follow(database, stack_id)
     with database.write() as session:
@@ -167,7 +193,9 @@ def test_a_database_that_is_away_costs_the_message_and_nothing_else(database: db
 
 
 @pytest.mark.usefixtures('cluster')
-def test_a_database_that_goes_away_meanwhile_lets_the_next_message_be_heard(database: db.Database) -> None:
+def test_a_database_that_goes_away_meanwhile_lets_the_next_message_be_heard(
+    database: db.Database,
+) -> None:
     stack_id = str(uuid.uuid4())
     follow(database, stack_id)
     payload = {'stack_identity': f'{ARN}/{stack_id}'}

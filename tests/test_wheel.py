@@ -1,4 +1,5 @@
-"""The built wheel, in an environment that has never seen the checkout: it finds its templates and migrations."""
+"""The built wheel, in an environment that has never seen the checkout: it finds its templates and
+migrations."""
 
 from __future__ import annotations
 
@@ -40,11 +41,13 @@ for role in ('master', 'worker'):
         uuid='u-' + role, name='default-' + role, role=role, is_default=True, node_count=1, image_id='i',
         flavor_id='f', labels={}, nodes=[models.Node(number=0, name='c-' + role + '-0', image_id='i')]))
 print(json.dumps({'template': driver.render(conf, cluster, secrets).template}))
-'''
+'''  # noqa: E501
 
 
 def run(*argv: str | pathlib.Path, cwd: pathlib.Path) -> str:
-    done = subprocess.run([str(arg) for arg in argv], cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(arg) for arg in argv], cwd=cwd, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -53,15 +56,31 @@ def run(*argv: str | pathlib.Path, cwd: pathlib.Path) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """The wheel, built from a copy, so that nothing is left in the checkout."""
     copy = tmp_path_factory.mktemp('source') / 'checkout'
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.*', '__pycache__', '*.egg-info', 'build', 'dist'))
-    run(sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', copy / 'out', cwd=copy)
+    shutil.copytree(
+        ROOT,
+        copy,
+        ignore=shutil.ignore_patterns('.*', '__pycache__', '*.egg-info', 'build', 'dist'),
+    )
+    run(
+        sys.executable,
+        '-m',
+        'build',
+        '--wheel',
+        '--no-isolation',
+        '--outdir',
+        copy / 'out',
+        cwd=copy,
+    )
     return next((copy / 'out').glob('*.whl'))
 
 
 def test_wheel_holds_every_template_and_migration(wheel: pathlib.Path) -> None:
     package = ROOT / 'magnum_lite'
-    wanted = {path.relative_to(ROOT).as_posix() for path in package.rglob('*')
-              if path.is_file() and '__pycache__' not in path.parts}
+    wanted = {
+        path.relative_to(ROOT).as_posix()
+        for path in package.rglob('*')
+        if path.is_file() and '__pycache__' not in path.parts
+    }
 
     held = set(zipfile.ZipFile(wheel).namelist())
     assert wanted - held == set()

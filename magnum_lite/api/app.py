@@ -1,9 +1,10 @@
-"""The WSGI application: middleware in plain Python, a Pecan root that hands everything to `dispatch`, and `dispatch`.
+"""The WSGI application: middleware in plain Python, a Pecan root that hands everything to
+`dispatch`, and `dispatch`.
 
-A request goes through request id, proxy headers, CORS and Keystone's token check into Pecan, which leads to one exposed
-method. `dispatch` then finds the line in `routes`, checks version, policy, query and body, calls the handler and writes
-the answer, errors included: it is the only place that knows the envelope.
-"""
+A request goes through request id, proxy headers, CORS and Keystone's token check into Pecan, which
+leads to one exposed method. `dispatch` then finds the line in `routes`, checks version, policy,
+query and body, calls the handler and writes the answer, errors included: it is the only place that
+knows the envelope."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ from magnum_lite.api.request import Answer, Request, Services
 LOG = log.getLogger(__name__)
 
 WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
-_DATABASE = outage.Outage('The database', 'Requests are answered with 503 meanwhile. See [database] connection')
+_DATABASE = outage.Outage(
+    'The database', 'Requests are answered with 503 meanwhile. See [database] connection'
+)
 #: Braces and brackets in one body, those in texts included: far more than any client sends.
 _MOST_CONTAINERS = 10_000
 HELP = 'https://docs.openstack.org/magnum/latest/contributor/api-microversion.html'
@@ -51,8 +54,8 @@ class Root:
 class Application(core.ExplicitPecan):
     """Pecan that leaves path, query and body to `dispatch`, which reads them once, with limits.
 
-    Its own search for a controller decodes all three first, at any length, and raises what it cannot decode.
-    """
+    Its own search for a controller decodes all three first, at any length, and raises what it
+    cannot decode."""
 
     def find_controller(self, state: Any) -> tuple[Any, list[Any], dict[str, Any]]:
         """The one that there is."""
@@ -61,16 +64,26 @@ class Application(core.ExplicitPecan):
 
 
 def make_services(conf: cfg.ConfigOpts) -> Services:
-    """What the API of this process works with. Raises DriverError for a driver folder that is wrong."""
-    return Services(conf=conf, db=db.Database(conf), cloud=preflight.cloud(conf), drivers=drivers.load(conf),
-                    nudger=rpc.Nudger(conf), notifier=notify.Notifier(conf), enforcer=policies.enforcer(conf),
-                    signer=rpc.Signer(conf))
+    """What the API of this process works with. Raises DriverError for a driver folder that is
+    wrong."""
+    return Services(
+        conf=conf,
+        db=db.Database(conf),
+        cloud=preflight.cloud(conf),
+        drivers=drivers.load(conf),
+        nudger=rpc.Nudger(conf),
+        notifier=notify.Notifier(conf),
+        enforcer=policies.enforcer(conf),
+        signer=rpc.Signer(conf),
+    )
 
 
 def make_app(services: Services) -> WSGI:
     """The whole stack."""
     conf = services.conf
-    app: WSGI = Application(Root(services), request_cls=webob.Request)  # Pecan's own hides what cannot be decoded
+    app: WSGI = Application(
+        Root(services), request_cls=webob.Request
+    )  # Pecan's own hides what cannot be decoded
     if conf.api.auth_strategy != 'noauth':
         app = _public_beside(app, TokenCheck(app, {'oslo_config_config': conf}))
     cors = oslo_middleware.CORS(app, conf)
@@ -84,36 +97,53 @@ def make_app(services: Services) -> WSGI:
 
 
 class TokenCheck(auth_token.AuthProtocol):
-    """Keystone's own, which lets through what it makes of an answer that is no token, such as an HTML page with 200."""
+    """Keystone's own, which lets through what it makes of an answer that is no token, such as an
+    HTML page with 200."""
 
     def fetch_token(self, token: str, **kwargs: Any) -> Any:
-        """What Keystone says of a token. Raises the 503 that keystonemiddleware has for a Keystone that is away."""
+        """What Keystone says of a token. Raises the 503 that keystonemiddleware has for a Keystone
+        that is away."""
         try:
             return super().fetch_token(token, **kwargs)
         except (LookupError, TypeError, ValueError, AttributeError) as e:
-            self.log.critical('Unable to validate token: the answer cannot be read (%s)', type(e).__name__)
-            raise webob.exc.HTTPServiceUnavailable('The Keystone service is temporarily unavailable.') from e
+            self.log.critical(
+                'Unable to validate token: the answer cannot be read (%s)', type(e).__name__
+            )
+            raise webob.exc.HTTPServiceUnavailable(
+                'The Keystone service is temporarily unavailable.'
+            ) from e
 
 
 def _public_beside(app: WSGI, checked: WSGI) -> WSGI:
     """Let the public documents past the token check, and nothing else."""
+
     def choose(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        return (app if environ.get('PATH_INFO', '') in routes.PUBLIC else checked)(environ, start_response)
+        return (app if environ.get('PATH_INFO', '') in routes.PUBLIC else checked)(
+            environ, start_response
+        )
+
     return choose
 
 
 def _believe_loopback(app: WSGI) -> WSGI:
     """Without Keystone: callers are believed, so they must be on this machine."""
+
     def check(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if not is_loopback(environ.get('REMOTE_ADDR', '')):
-            return webob.Response(status=403, json_body=_envelope(
-                403, 'auth_strategy noauth serves loopback addresses only', 'client'))(environ, start_response)
+            return webob.Response(
+                status=403,
+                json_body=_envelope(
+                    403, 'auth_strategy noauth serves loopback addresses only', 'client'
+                ),
+            )(environ, start_response)
         return app(environ, start_response)
+
     return check
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is of this machine only. No name is but localhost: others may mean anything."""
+    """Whether an address is of this machine only. No name is but localhost: others may mean
+    anything."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
@@ -136,26 +166,43 @@ def dispatch(services: Services, raw: webob.Request) -> webob.Response:
     except versions.Unsupported as e:
         _headers(response, e.asked)
         response.status_code = e.code
-        response.json_body = {'errors': [{
-            'code': 'magnum.microversion-unsupported', 'title': 'Requested microversion is unsupported',
-            'max_version': f'1.{versions.MAXIMUM}', 'min_version': f'1.{versions.MINIMUM}',
-            'links': [{'rel': 'help', 'href': HELP}]}]}
+        response.json_body = {
+            'errors': [
+                {
+                    'code': 'magnum.microversion-unsupported',
+                    'title': 'Requested microversion is unsupported',
+                    'max_version': f'1.{versions.MAXIMUM}',
+                    'min_version': f'1.{versions.MINIMUM}',
+                    'links': [{'rel': 'help', 'href': HELP}],
+                }
+            ]
+        }
     except errors.HttpError as e:
         response.status_code = e.code
         if isinstance(e, errors.MethodNotAllowed):
             response.headers['Allow'] = ', '.join(e.allowed)
-        response.json_body = _envelope(e.code, str(e), 'client' if str(e) and e.code < 500 else
-                                       'server' if str(e) else '', e.title)
+        response.json_body = _envelope(
+            e.code,
+            str(e),
+            'client' if str(e) and e.code < 500 else 'server' if str(e) else '',
+            e.title,
+        )
     except db_exc.DBConnectionError as e:
         _DATABASE.failed(str(e.inner_exception or e))
         response.status_code = 503
-        response.json_body = _envelope(503, 'The database does not answer. Try again later.', 'server')
+        response.json_body = _envelope(
+            503, 'The database does not answer. Try again later.', 'server'
+        )
     except Exception:
         LOG.exception('%s %s failed', raw.method, raw.path_info)
         response.status_code = 500
         request_id = raw.environ.get('openstack.request_id', '')
         response.json_body = _envelope(
-            500, f'The service made a mistake. Its log has the details under the request id {request_id}.', 'server')
+            500,
+            'The service made a mistake. Its log has the details under the request id '
+            f'{request_id}.',
+            'server',
+        )
     return response
 
 
@@ -163,8 +210,19 @@ def _envelope(status: int, detail: str, code: str, title: str | None = None) -> 
     """Magnum's error body, plus `faultstring`, where openstacksdk looks for the text."""
     if title is None:
         title = detail.split('. ', 1)[0].rstrip('.')
-    return {'errors': [{'request_id': '', 'code': code, 'status': status, 'title': title, 'detail': detail,
-                        'links': []}], 'faultstring': detail}
+    return {
+        'errors': [
+            {
+                'request_id': '',
+                'code': code,
+                'status': status,
+                'title': title,
+                'detail': detail,
+                'links': [],
+            }
+        ],
+        'faultstring': detail,
+    }
 
 
 def _headers(response: webob.Response, version: str) -> None:
@@ -192,9 +250,16 @@ def _handle(services: Services, raw: webob.Request, response: webob.Response) ->
     if raw.headers.get('Accept') and not raw.accept.acceptable_offers([route.media]):
         raise errors.NotAcceptable('')
     request = Request(
-        services=services, caller=_caller(services, raw, public=route.rule is None), version=version, path=variables,
-        query=_query(raw, route), body=None, app_url=raw.application_url, rule=route.rule,
-        if_match=_if_match(raw, route))
+        services=services,
+        caller=_caller(services, raw, public=route.rule is None),
+        version=version,
+        path=variables,
+        query=_query(raw, route),
+        body=None,
+        app_url=raw.application_url,
+        rule=route.rule,
+        if_match=_if_match(raw, route),
+    )
     if route.rule is not None:
         request.authorize(route.rule)
     body = _body(raw, int(services.conf.api.max_body))
@@ -211,23 +276,33 @@ def _handle(services: Services, raw: webob.Request, response: webob.Response) ->
 
 
 def _if_match(raw: webob.Request, route: routes.Route) -> tuple[str, ...] | None:
-    """The tags that a change must find. Raises Invalid where there are none, for the caller relies on them."""
+    """The tags that a change must find. Raises Invalid where there are none, for the caller relies
+    on them."""
     header = raw.headers.get('If-Match')
     if header is None or route.method == 'GET':
         return None
     if not route.tagged:
-        raise errors.Invalid('If-Match is not held against anything here, because this has no ETag.')
+        raise errors.Invalid(
+            'If-Match is not held against anything here, because this has no ETag.'
+        )
     return etags.parse(header)
 
 
-def _key(raw: webob.Request, route: routes.Route, request: Request, body: Any) -> idempotency.Key | None:
-    """What the `Idempotency-Key` of a POST stands for. Raises Invalid where the answer holds what is never stored."""
+def _key(
+    raw: webob.Request, route: routes.Route, request: Request, body: Any
+) -> idempotency.Key | None:
+    """What the `Idempotency-Key` of a POST stands for. Raises Invalid where the answer holds what
+    is never stored."""
     header = raw.headers.get(idempotency.HEADER)
     if header is None or route.method != 'POST':
         return None
     if not route.keyed:
-        raise errors.Invalid(f'{idempotency.HEADER} is not taken here, because the answer is not kept.')
-    return idempotency.key(header, request.caller, route.method, raw.path_info, raw.query_string, request.version, body)
+        raise errors.Invalid(
+            f'{idempotency.HEADER} is not taken here, because the answer is not kept.'
+        )
+    return idempotency.key(
+        header, request.caller, route.method, raw.path_info, raw.query_string, request.version, body
+    )
 
 
 def _caller(services: Services, raw: webob.Request, *, public: bool) -> context.Caller:
@@ -236,9 +311,14 @@ def _caller(services: Services, raw: webob.Request, *, public: bool) -> context.
     if not public and not (oslo.project_id and oslo.user_id):
         raise errors.Forbidden('The token is not scoped to a project.')
     return context.Caller(
-        user_id=oslo.user_id or '', project_id=oslo.project_id or '', roles=tuple(oslo.roles or ()),
-        request_id=oslo.request_id or '', oslo=oslo, auth=raw.environ.get('keystone.token_auth'),
-        is_admin=not public and services.enforcer.authorize(policies.ADMIN, {}, oslo))
+        user_id=oslo.user_id or '',
+        project_id=oslo.project_id or '',
+        roles=tuple(oslo.roles or ()),
+        request_id=oslo.request_id or '',
+        oslo=oslo,
+        auth=raw.environ.get('keystone.token_auth'),
+        is_admin=not public and services.enforcer.authorize(policies.ADMIN, {}, oslo),
+    )
 
 
 def _query(raw: webob.Request, route: routes.Route) -> Mapping[str, str]:
@@ -267,11 +347,17 @@ def _body(raw: webob.Request, most: int) -> Any:
     if len(text) > most:
         raise errors.TooLarge(f'The body has more than {most} bytes.')
     if raw.content_type not in ('application/json', 'application/javascript', 'text/javascript'):
-        raise errors.UnsupportedMediaType(f'The body must be application/json, not {raw.content_type!r:.80}.')
-    if text.count(b'{') + text.count(b'[') > _MOST_CONTAINERS:  # to make so many takes longer than a request may
+        raise errors.UnsupportedMediaType(
+            f'The body must be application/json, not {raw.content_type!r:.80}.'
+        )
+    if (
+        text.count(b'{') + text.count(b'[') > _MOST_CONTAINERS
+    ):  # to make so many takes longer than a request may
         raise errors.Invalid(f'The body holds more than {_MOST_CONTAINERS} objects and lists.')
     try:
-        body = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
+        body = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique
+        )
     except (ValueError, RecursionError) as e:
         raise errors.Invalid(f'The body is not JSON: {e}.') from e
     if much := schema.is_too_much(body):

@@ -1,9 +1,8 @@
 """Handlers of /v1/certificates and /v1/credentials, and of /v1/clusters/{ident}/kubeconfig.
 
-What is public of a cluster's authorities is read from the database. What has to be signed is checked here and signed by
-a conductor: no API process can read the key of an authority. Every member of the project may ask for it, not only
-whoever made the cluster.
-"""
+What is public of a cluster's authorities is read from the database. What has to be signed is
+checked here and signed by a conductor: no API process can read the key of an authority. Every
+member of the project may ask for it, not only whoever made the cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +17,10 @@ from magnum_lite.api.resources import CERTIFICATE, KUBECONFIG
 
 PLURAL = 'certificates'
 #: What is not known of a certificate is left out.
-SHOWN = schema.one(CERTIFICATE) | {'title': 'CertificateShown', 'required': ['cluster_uuid', 'pem', 'links']}
+SHOWN = schema.one(CERTIFICATE) | {
+    'title': 'CertificateShown',
+    'required': ['cluster_uuid', 'pem', 'links'],
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class _Shown:
 
 
 def get(req: Request) -> dict[str, Any]:
-    """Show the certificate of an authority of a cluster: while it is exchanged, the old and the new one."""
+    """Show the certificate of an authority of a cluster: while it is exchanged, the old and the new
+    one."""
     cluster, authorities = db.list_certificates(req.services.db, req.scope, req.path['ident'])
     driver = nodegroups.driver_of(req, cluster)
     purpose = driver.signing.purpose(req.path.get('type', req.query.get('ca_cert_type')))
@@ -40,10 +43,13 @@ def get(req: Request) -> dict[str, Any]:
 
 
 def create(req: Request) -> dict[str, Any]:
-    """Have a request for a client certificate signed. Life and usages are the service's choice, the subject is not."""
+    """Have a request for a client certificate signed. Life and usages are the service's choice, the
+    subject is not."""
     values = CERTIFICATE.parse(req.body)
     try:
-        cluster, authorities = db.list_certificates(req.services.db, req.scope, values['cluster_uuid'])
+        cluster, authorities = db.list_certificates(
+            req.services.db, req.scope, values['cluster_uuid']
+        )
     except errors.NotFound as e:  # as Magnum: it is the body that is wrong
         raise errors.Invalid(str(e)) from e
     driver = nodegroups.driver_of(req, cluster)
@@ -53,25 +59,35 @@ def create(req: Request) -> dict[str, Any]:
         certs.read_request(values['csr'], takes_ed25519=driver.signing.takes_ed25519)
     except certs.Refused as e:
         raise errors.Invalid(f'{e}.') from e
-    issued = _sign(req, cluster, purpose, values['csr'], datetime.timedelta(days=req.conf.x509.term_of_validity))
+    issued = _sign(
+        req,
+        cluster,
+        purpose,
+        values['csr'],
+        datetime.timedelta(days=req.conf.x509.term_of_validity),
+    )
     return _body(req, _Shown(cluster.uuid, issued['pem'], values['csr'], values['ca_cert_type']))
 
 
 def rotate(req: Request) -> Answer:
     """Ask for all authorities of a cluster to be exchanged for new ones.
 
-    That replaces every member three times: so that all trust the new authorities beside the old ones; so that the new
-    ones sign; so that the old ones are forgotten. The cluster works meanwhile. An exchange that has failed or was
-    stopped goes on where it was, with this or with any other change. Raises Invalid where the cluster cannot do it.
-    """
+    That replaces every member three times: so that all trust the new authorities beside the old
+    ones; so that the new ones sign; so that the old ones are forgotten. The cluster works
+    meanwhile. An exchange that has failed or was stopped goes on where it was, with this or with
+    any other change. Raises Invalid where the cluster cannot do it."""
     if req.body is not None:
-        raise errors.Invalid('The exchange of authorities takes no body. Send the request without one.')
+        raise errors.Invalid(
+            'The exchange of authorities takes no body. Send the request without one.'
+        )
 
     def change(cluster: models.Cluster) -> None:
         request.refuse(nodegroups.driver_of(req, cluster).check_rotation(cluster))
         if cluster.rotation and states.is_busy(cluster.status):
-            raise errors.Conflict(f'The authorities of cluster {cluster.uuid} are being exchanged already: this is '
-                                  f'phase {cluster.rotation} of {models.ROTATION_PHASES}. Wait until it is done.')
+            raise errors.Conflict(
+                f'The authorities of cluster {cluster.uuid} are being exchanged already: this is '
+                f'phase {cluster.rotation} of {models.ROTATION_PHASES}. Wait until it is done.'
+            )
         if cluster.rotation:
             return
         cluster.rotation = 1
@@ -85,22 +101,28 @@ def rotate(req: Request) -> Answer:
 
 
 def rotate_credentials(req: Request) -> NoReturn:
-    """Exchange what a cluster logs in to the cloud with. Those that have it keep it as long as they live."""
+    """Exchange what a cluster logs in to the cloud with. Those that have it keep it as long as they
+    live."""
     cluster, stored = db.list_certificates(req.services.db, req.scope, req.path['ident'])
     if keystore.CLOUD_USER in stored:
-        raise errors.Invalid(f'Cluster {cluster.uuid} has a user of its own in the cloud, whose password is not '
-                             'rotated: it ends with the cluster. Make a new cluster instead.')
-    raise errors.Invalid(f'Driver {cluster.driver} gives its clusters no credentials for the cloud, so cluster '
-                         f'{cluster.uuid} has none to rotate.')
+        raise errors.Invalid(
+            f'Cluster {cluster.uuid} has a user of its own in the cloud, whose password is not '
+            'rotated: it ends with the cluster. Make a new cluster instead.'
+        )
+    raise errors.Invalid(
+        f'Driver {cluster.driver} gives its clusters no credentials for the cloud, so cluster '
+        f'{cluster.uuid} has none to rotate.'
+    )
 
 
 def create_kubeconfig(req: Request) -> Answer:
-    """Give the caller access to a cluster for some hours, in the group that goes with the caller's role.
+    """Give the caller access to a cluster for some hours, in the group that goes with the caller's
+    role.
 
-    The answer has `kubeconfig`, the text of the file, and says whose certificate is in it, and until when. The key pair
-    is made here, so that no private key goes through the broker; it is stored nowhere. That a certificate was issued is
-    written down as an operation, before it is handed out.
-    """
+    The answer has `kubeconfig`, the text of the file, and says whose certificate is in it, and
+    until when. The key pair is made here, so that no private key goes through the broker; it is
+    stored nowhere. That a certificate was issued is written down as an operation, before it is
+    handed out."""
     cluster, authorities = db.list_certificates(req.services.db, req.scope, req.path['ident'])
     driver = nodegroups.driver_of(req, cluster)
     access = _access(cluster, driver)
@@ -109,16 +131,39 @@ def create_kubeconfig(req: Request) -> Answer:
     if group is None:
         raise errors.Forbidden(f'No group of cluster {cluster.uuid} goes with your roles.')
     pair = certs.make_request(common_name=req.caller.user_id, organization=group)
-    issued = _sign(req, cluster, access.authority, pair.certificate,
-                   datetime.timedelta(hours=req.conf.certificates.kubeconfig_hours))
-    text = driver.render_access(cluster, authority=authority, user=req.caller.user_id, certificate=issued['pem'],
-                                private_key=pair.private_key)
+    issued = _sign(
+        req,
+        cluster,
+        access.authority,
+        pair.certificate,
+        datetime.timedelta(hours=req.conf.certificates.kubeconfig_hours),
+    )
+    text = driver.render_access(
+        cluster,
+        authority=authority,
+        user=req.caller.user_id,
+        certificate=issued['pem'],
+        private_key=pair.private_key,
+    )
     operation = req.operation('kubeconfig')
-    db.record(req.services.db, cluster, operation, f'Certificate {issued["serial"]} for user {req.caller.user_id} in '
-              f'group {group}, valid until {issued["until"]}')
-    made = _Issue(text, cluster.uuid, req.caller.user_id, group, issued['serial'],
-                  datetime.datetime.fromisoformat(issued['until']))
-    return Answer(KUBECONFIG.show(made, req.version), req.location(operation) | {'Cache-Control': 'no-store'})
+    db.record(
+        req.services.db,
+        cluster,
+        operation,
+        f'Certificate {issued["serial"]} for user {req.caller.user_id} in '
+        f'group {group}, valid until {issued["until"]}',
+    )
+    made = _Issue(
+        text,
+        cluster.uuid,
+        req.caller.user_id,
+        group,
+        issued['serial'],
+        datetime.datetime.fromisoformat(issued['until']),
+    )
+    return Answer(
+        KUBECONFIG.show(made, req.version), req.location(operation) | {'Cache-Control': 'no-store'}
+    )
 
 
 @dataclass(frozen=True)
@@ -136,31 +181,52 @@ class _Issue:
 def _access(cluster: models.Cluster, driver: drivers.Driver) -> drivers.Access:
     """How to get into a cluster. Raises Invalid if that cannot be, Conflict if it cannot be yet."""
     if driver.access is None:
-        raise errors.Invalid(f'Driver {driver.name} of cluster {cluster.uuid} has no kubeconfig to give.')
+        raise errors.Invalid(
+            f'Driver {driver.name} of cluster {cluster.uuid} has no kubeconfig to give.'
+        )
     if cluster.template.tls_disabled:
         raise errors.Invalid(f'Cluster {cluster.uuid} is without TLS, so it knows no certificates.')
     if not cluster.api_address:
-        raise errors.Conflict(f'Cluster {cluster.uuid} is {cluster.status} and has no API address yet. Try again when '
-                              'it is there.')
+        raise errors.Conflict(
+            f'Cluster {cluster.uuid} is {cluster.status} and has no API address yet. Try again '
+            'when it is there.'
+        )
     return driver.access
 
 
-def _authority(cluster: models.Cluster, driver: drivers.Driver, authorities: dict[str, str], purpose: str) -> str:
-    """The certificates of an authority. Raises Invalid if clusters of the driver have none, Conflict if not yet."""
+def _authority(
+    cluster: models.Cluster, driver: drivers.Driver, authorities: dict[str, str], purpose: str
+) -> str:
+    """The certificates of an authority. Raises Invalid if clusters of the driver have none,
+    Conflict if not yet."""
     if purpose not in driver.keys:
         raise errors.Invalid(f'Driver {driver.name} of cluster {cluster.uuid} has no certificates.')
     if purpose not in authorities:
-        raise errors.Conflict(f'Cluster {cluster.uuid} is {cluster.status} and has no certificates yet. Try again when '
-                              'it is there.')
+        raise errors.Conflict(
+            f'Cluster {cluster.uuid} is {cluster.status} and has no certificates yet. Try again '
+            'when it is there.'
+        )
     return authorities[purpose]
 
 
-def _sign(req: Request, cluster: models.Cluster, purpose: str, csr: str, life: datetime.timedelta) -> dict[str, Any]:
+def _sign(
+    req: Request, cluster: models.Cluster, purpose: str, csr: str, life: datetime.timedelta
+) -> dict[str, Any]:
     return req.services.signer.sign_certificate(
-        cluster_uuid=cluster.uuid, project_id=cluster.project_id, purpose=purpose, csr=csr,
-        life_s=int(life.total_seconds()), user_id=req.caller.user_id, request_id=req.caller.request_id)
+        cluster_uuid=cluster.uuid,
+        project_id=cluster.project_id,
+        purpose=purpose,
+        csr=csr,
+        life_s=int(life.total_seconds()),
+        user_id=req.caller.user_id,
+        request_id=req.caller.request_id,
+    )
 
 
 def _body(req: Request, shown: _Shown) -> dict[str, Any]:
-    body = {name: value for name, value in CERTIFICATE.show(shown, req.version).items() if value is not None}
+    body = {
+        name: value
+        for name, value in CERTIFICATE.show(shown, req.version).items()
+        if value is not None
+    }
     return body | {'links': req.links(PLURAL, shown.cluster_uuid)}

@@ -15,14 +15,28 @@ from magnum_lite.api.resources import CLUSTER_TEMPLATE
 
 PLURAL = 'clustertemplates'
 PATCHABLE = tuple(f.name for f in patch.known(CLUSTER_TEMPLATE))
-#: What a patch may replace and not remove (api.md 2.1), and the name, without which nobody would find it.
-KEPT = ('name', 'image_id', 'coe', 'network_driver', 'external_network_id', 'tls_disabled', 'public', 'server_type',
-        'registry_enabled', 'cluster_distro', 'hidden')
+#: What a patch may replace and not remove (api.md 2.1), and the name, without which nobody would
+#: find it.
+KEPT = (
+    'name',
+    'image_id',
+    'coe',
+    'network_driver',
+    'external_network_id',
+    'tls_disabled',
+    'public',
+    'server_type',
+    'registry_enabled',
+    'cluster_distro',
+    'hidden',
+)
 
 
 def show(req: Request, template: models.ClusterTemplate) -> dict[str, Any]:
     """The body of one template."""
-    return CLUSTER_TEMPLATE.show(template, req.version) | {'links': req.links(PLURAL, template.uuid)}
+    return CLUSTER_TEMPLATE.show(template, req.version) | {
+        'links': req.links(PLURAL, template.uuid)
+    }
 
 
 def index(req: Request) -> dict[str, Any]:
@@ -47,12 +61,14 @@ def get(req: Request) -> dict[str, Any]:
 
 
 def delete(req: Request) -> None:
-    """Delete a template that no cluster uses. A public one of another project is its owner's to delete (403)."""
+    """Delete a template that no cluster uses. A public one of another project is its owner's to
+    delete (403)."""
     db.delete_template(req.services.db, req.scope, _own(req).uuid)
 
 
 def _own(req: Request) -> models.ClusterTemplate:
-    """The template of the address, if it is the caller's to change. Raises NotFound, Conflict, Forbidden."""
+    """The template of the address, if it is the caller's to change. Raises NotFound, Conflict,
+    Forbidden."""
     scope = req.scope
     template = db.get_template(req.services.db, scope, req.path['ident'])
     if template.project_id != scope.project_id and not scope.all_projects:
@@ -61,7 +77,8 @@ def _own(req: Request) -> models.ClusterTemplate:
 
 
 def update(req: Request) -> Answer:
-    """Change a template. Only what changes is looked up, so that one whose image has gone can still be renamed."""
+    """Change a template. Only what changes is looked up, so that one whose image has gone can still
+    be renamed."""
     template = _own(req)
     before = patch.document(CLUSTER_TEMPLATE, template)
     changed = patch.changes(CLUSTER_TEMPLATE, before, req.body, PATCHABLE, KEPT)
@@ -81,19 +98,29 @@ def update(req: Request) -> Answer:
 
 
 def _names(before: dict[str, Any], changed: dict[str, Any]) -> preflight.Names:
-    """What a change names in the cloud. Flavors count as changed when their disk begins to matter."""
+    """What a change names in the cloud. Flavors count as changed when their disk begins to
+    matter."""
     needs_disk = preflight.needs_disk((before | changed)['labels'])
-    flavors = before | changed if needs_disk and not preflight.needs_disk(before['labels']) else changed
+    flavors = (
+        before | changed if needs_disk and not preflight.needs_disk(before['labels']) else changed
+    )
     return preflight.Names(
-        image=changed.get('image_id'), flavor=flavors.get('flavor_id'), master_flavor=flavors.get('master_flavor_id'),
-        external_network=changed.get('external_network_id'), fixed_network=changed.get('fixed_network'),
-        fixed_subnet=changed.get('fixed_subnet'), needs_disk=needs_disk)
+        image=changed.get('image_id'),
+        flavor=flavors.get('flavor_id'),
+        master_flavor=flavors.get('master_flavor_id'),
+        external_network=changed.get('external_network_id'),
+        fixed_network=changed.get('fixed_network'),
+        fixed_subnet=changed.get('fixed_subnet'),
+        needs_disk=needs_disk,
+    )
 
 
 def _distro(found: preflight.Found) -> str:
     """What the image holds. Raises Unavailable if nobody could be asked."""
     if found.image is None or found.image.os_distro is None:
-        raise errors.Unavailable('The catalog has no image service, so nobody can say what the image holds.')
+        raise errors.Unavailable(
+            'The catalog has no image service, so nobody can say what the image holds.'
+        )
     return found.image.os_distro
 
 
@@ -101,8 +128,13 @@ def _check_driver(req: Request, values: dict[str, Any], changed: dict[str, Any])
     """Raise Invalid if the driver, or what is found in its place, cannot do what has changed."""
     if changed.keys() <= db.LABELLING:
         return
-    driver = drivers.find(req.conf, server_type=values['server_type'], os_distro=values['cluster_distro'],
-                          coe=values['coe'], name=values['driver'])
+    driver = drivers.find(
+        req.conf,
+        server_type=values['server_type'],
+        os_distro=values['cluster_distro'],
+        coe=values['coe'],
+        name=values['driver'],
+    )
     anew = not changed.keys().isdisjoint(('driver', 'server_type', 'cluster_distro', 'coe'))
     labels = values['labels'] if anew or 'labels' in changed else {}
     fields = values if anew else changed | {'labels': values['labels']}
@@ -110,40 +142,65 @@ def _check_driver(req: Request, values: dict[str, Any], changed: dict[str, Any])
 
 
 def create(req: Request) -> Answer:
-    """Create a template, after all that it names was found in the cloud and a driver for its image was found here."""
+    """Create a template, after all that it names was found in the cloud and a driver for its image
+    was found here."""
     values = CLUSTER_TEMPLATE.parse(req.body)
     if values['public'] or values['hidden']:
         req.authorize('clustertemplate:publish')
     check(values, values)
-    found = preflight.look(req.services.cloud, req.caller, preflight.Names(
-        image=values['image_id'], flavor=values['flavor_id'], master_flavor=values['master_flavor_id'],
-        external_network=values['external_network_id'], fixed_network=values['fixed_network'],
-        fixed_subnet=values['fixed_subnet'], needs_disk=preflight.needs_disk(values['labels'])))
+    found = preflight.look(
+        req.services.cloud,
+        req.caller,
+        preflight.Names(
+            image=values['image_id'],
+            flavor=values['flavor_id'],
+            master_flavor=values['master_flavor_id'],
+            external_network=values['external_network_id'],
+            fixed_network=values['fixed_network'],
+            fixed_subnet=values['fixed_subnet'],
+            needs_disk=preflight.needs_disk(values['labels']),
+        ),
+    )
     template = made(req, values, _distro(found), found.image.driver if found.image else None)
 
     def answer(template: models.ClusterTemplate) -> Answer:
         body = show(req, template)
-        return Answer(body, {'Location': body['links'][0]['href'], **request.warnings(found.skipped)})
+        return Answer(
+            body, {'Location': body['links'][0]['href'], **request.warnings(found.skipped)}
+        )
 
     db.create_template(req.services.db, template, receipt=req.receipt(answer))
     return answer(template)
 
 
-def made(req: Request, values: dict[str, Any], distro: str, driver_name: str | None) -> models.ClusterTemplate:
-    """The row of a new template whose image says this of itself. Raises Invalid for what its driver cannot do."""
+def made(
+    req: Request, values: dict[str, Any], distro: str, driver_name: str | None
+) -> models.ClusterTemplate:
+    """The row of a new template whose image says this of itself. Raises Invalid for what its driver
+    cannot do."""
     values['driver'] = values['driver'] or driver_name
-    driver = drivers.find(req.conf, server_type=values['server_type'], os_distro=distro,
-                          coe=values['coe'], name=values['driver'])
+    driver = drivers.find(
+        req.conf,
+        server_type=values['server_type'],
+        os_distro=distro,
+        coe=values['coe'],
+        name=values['driver'],
+    )
     values = driver.template_defaults | {k: v for k, v in values.items() if v is not None}
-    request.refuse(driver.check_template(values, req.conf) + driver.check_labels(values['labels'], req.conf))
+    request.refuse(
+        driver.check_template(values, req.conf) + driver.check_labels(values['labels'], req.conf)
+    )
     values['uuid'] = str(uuidlib.UUID(values.get('uuid') or uuidutils.generate_uuid()))
     values.setdefault('name', request.random_name('template'))
     values['cluster_distro'] = distro
-    return models.ClusterTemplate(project_id=req.caller.project_id, user_id=req.caller.user_id, **values)
+    return models.ClusterTemplate(
+        project_id=req.caller.project_id, user_id=req.caller.user_id, **values
+    )
 
 
 def check(given: dict[str, Any], values: dict[str, Any]) -> None:
-    """What the types of the fields cannot say of what is given; `values` has the rest as well. Raises Invalid."""
+    """What the types of the fields cannot say of what is given; `values` has the rest as well.
+    Raises Invalid."""
     problems = []
     servers = given.get('dns_nameserver')
     for address in servers.split(',') if servers else ():
@@ -154,5 +211,7 @@ def check(given: dict[str, Any], values: dict[str, Any]) -> None:
     if given.get('uuid') and not uuidutils.is_uuid_like(given['uuid']):
         problems.append(f'Expected a uuid but received {given["uuid"]!r:.80}.')
     if not given.keys().isdisjoint(('docker_storage_driver', 'docker_volume_size')):
-        preflight.check_docker_volume(values['docker_storage_driver'], values['docker_volume_size'], problems)
+        preflight.check_docker_volume(
+            values['docker_storage_driver'], values['docker_volume_size'], problems
+        )
     request.refuse(problems)

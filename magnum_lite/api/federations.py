@@ -1,8 +1,7 @@
 """Handlers of /v1/federations, of which there are none.
 
-Magnum has these addresses, and no release of it has ever made a federation: its conductor raises NotImplementedError.
-Here that is said at once.
-"""
+Magnum has these addresses, and no release of it has ever made a federation: its conductor raises
+NotImplementedError. Here that is said at once."""
 
 from __future__ import annotations
 
@@ -11,7 +10,11 @@ from typing import Any
 from magnum_lite import errors
 from magnum_lite.api.request import Request
 
-NONE = {'type': 'object', 'required': ['federations'], 'properties': {'federations': {'type': 'array', 'maxItems': 0}}}
+NONE = {
+    'type': 'object',
+    'required': ['federations'],
+    'properties': {'federations': {'type': 'array', 'maxItems': 0}},
+}
 
 
 def index(req: Request) -> dict[str, Any]:
@@ -21,8 +24,10 @@ def index(req: Request) -> dict[str, Any]:
 
 def create(req: Request) -> None:
     """Refuse, whatever the body says."""
-    raise errors.Invalid('Federations of clusters are not made here, nor has Magnum ever made one. Make the clusters '
-                         'one by one.')
+    raise errors.Invalid(
+        'Federations of clusters are not made here, nor has Magnum ever made one. Make the '
+        'clusters one by one.'
+    )
 
 
 def find(req: Request) -> None:

@@ -1,4 +1,5 @@
-"""Handlers of /v1/clusters/{ident}/nodegroups, and what changes a nodegroup wherever it is asked for."""
+"""Handlers of /v1/clusters/{ident}/nodegroups, and what changes a nodegroup wherever it is asked
+for."""
 
 from __future__ import annotations
 
@@ -33,14 +34,20 @@ def _path(cluster_uuid: str) -> str:
 
 def show(req: Request, cluster: models.Cluster, group: models.NodeGroup) -> dict[str, Any]:
     """The body of one nodegroup."""
-    orm.attributes.set_committed_value(group, 'cluster', cluster)  # its labels are told apart from the cluster's
-    return NODEGROUP.show(group, req.version) | {'links': req.links(_path(cluster.uuid), group.uuid)}
+    orm.attributes.set_committed_value(
+        group, 'cluster', cluster
+    )  # its labels are told apart from the cluster's
+    return NODEGROUP.show(group, req.version) | {
+        'links': req.links(_path(cluster.uuid), group.uuid)
+    }
 
 
 def index(req: Request) -> dict[str, Any]:
     """List the nodegroups of a cluster, short, or those with a role."""
     scope, page = req.listing(models.NodeGroup)
-    rows = db.list_nodegroups(req.services.db, scope, req.path['ident'], page, req.query.get('role'))
+    rows = db.list_nodegroups(
+        req.services.db, scope, req.path['ident'], page, req.query.get('role')
+    )
     path = _path(rows[0].cluster_id) if rows else ''
     return req.collection(NODEGROUP, PLURAL, rows, page, brief=True, path=path, items=path)
 
@@ -62,32 +69,49 @@ def create(req: Request) -> Answer:
     driver = driver_of(req, cluster)
     own_image = values['image_id'] is not None
     check(req, cluster, driver, values)
-    found = preflight.look(req.services.cloud, req.caller, preflight.Names(
-        image=values['image_id'], flavor=values['flavor_id'],
-        needs_disk=preflight.needs_disk({**cluster.labels, **values['labels']})))
+    found = preflight.look(
+        req.services.cloud,
+        req.caller,
+        preflight.Names(
+            image=values['image_id'],
+            flavor=values['flavor_id'],
+            needs_disk=preflight.needs_disk({**cluster.labels, **values['labels']}),
+        ),
+    )
     template = cluster.template
     distros = [o for s, o, c in driver.provides if (s, c) == (template.server_type, template.coe)]
     if own_image and found.image and found.image.os_distro not in distros:
-        raise errors.Invalid(f'Driver {driver.name} of cluster {cluster.uuid} makes no nodes from image '
-                             f'{values["image_id"]}, whose os_distro is {found.image.os_distro}. It makes them from '
-                             f'{" or ".join(", ".join(distros).rsplit(", ", 1))}.')
+        raise errors.Invalid(
+            f'Driver {driver.name} of cluster {cluster.uuid} makes no nodes from image '
+            f'{values["image_id"]}, whose os_distro is {found.image.os_distro}. It makes them from '
+            f'{" or ".join(", ".join(distros).rsplit(", ", 1))}.'
+        )
     made: list[models.NodeGroup] = []
 
     def change(cluster: models.Cluster) -> None:
         made[:] = [add(req, cluster, driver, values)]
 
-    return req.ask(cluster.uuid, 'nodegroup_create', change, answer=lambda cluster: Answer(
-        show(req, cluster, made[0]), request.warnings(found.skipped)))
+    return req.ask(
+        cluster.uuid,
+        'nodegroup_create',
+        change,
+        answer=lambda cluster: Answer(show(req, cluster, made[0]), request.warnings(found.skipped)),
+    )
 
 
 def _labels(cluster: models.Cluster, given: dict[str, str] | None, merge: bool) -> dict[str, str]:
     return given if given and not merge else {**cluster.labels, **(given or {})}
 
 
-def check(req: Request, cluster: models.Cluster, driver: drivers.Driver, values: dict[str, Any]) -> None:
-    """Fill in what a further nodegroup has from its cluster. Raises Invalid, or Conflict, for what cannot be."""
+def check(
+    req: Request, cluster: models.Cluster, driver: drivers.Driver, values: dict[str, Any]
+) -> None:
+    """Fill in what a further nodegroup has from its cluster. Raises Invalid, or Conflict, for what
+    cannot be."""
     if 'nodegroup_stack' not in driver.manifest:
-        raise errors.Invalid(f'Driver {driver.name} makes no nodegroups but those that come with a cluster.')
+        raise errors.Invalid(
+            f'Driver {driver.name} makes no nodegroups but those that come with a cluster.'
+        )
     if values['role'] == 'master':
         raise errors.Invalid('A further nodegroup cannot have the role master.')
     _check_consistent(values, driver.check_node_labels(values['node_labels']))
@@ -97,22 +121,37 @@ def check(req: Request, cluster: models.Cluster, driver: drivers.Driver, values:
     request.refuse(driver.check_labels(values['labels'], req.conf))
 
 
-def add(req: Request, cluster: models.Cluster, driver: drivers.Driver, values: dict[str, Any]) -> models.NodeGroup:
-    """The rows of a further nodegroup and its nodes. Raises Conflict, or Invalid for limits that it would run into."""
+def add(
+    req: Request, cluster: models.Cluster, driver: drivers.Driver, values: dict[str, Any]
+) -> models.NodeGroup:
+    """The rows of a further nodegroup and its nodes. Raises Conflict, or Invalid for limits that it
+    would run into."""
     # MariaDB takes names for the same that differ by spaces at the end.
     if any(group.name.rstrip(' ') == values['name'].rstrip(' ') for group in cluster.nodegroups):
-        raise errors.Conflict(f'Cluster {cluster.uuid} has a nodegroup with the name {values["name"]} already.')
+        raise errors.Conflict(
+            f'Cluster {cluster.uuid} has a nodegroup with the name {values["name"]} already.'
+        )
     group = models.NodeGroup(
-        uuid=uuidutils.generate_uuid(), project_id=cluster.project_id, is_default=False, next_number=0, epoch=1,
-        status=states.CREATE_IN_PROGRESS, nodes=[], **values)
+        uuid=uuidutils.generate_uuid(),
+        project_id=cluster.project_id,
+        is_default=False,
+        next_number=0,
+        epoch=1,
+        status=states.CREATE_IN_PROGRESS,
+        nodes=[],
+        **values,
+    )
     cluster.nodegroups.append(group)
-    request.refuse(driver.check_cluster(req.conf, cluster, group))  # before there are rows: it may be any number
+    request.refuse(
+        driver.check_cluster(req.conf, cluster, group)
+    )  # before there are rows: it may be any number
     members.add(cluster, group, group.node_count)
     return group
 
 
 def update(req: Request) -> Answer:
-    """Change the bounds of a nodegroup, which is done at once, or what its nodes are labelled with."""
+    """Change the bounds of a nodegroup, which is done at once, or what its nodes are labelled
+    with."""
     cluster = db.get_cluster(req.services.db, req.scope, req.path['ident'])
     group = find(cluster, req.path['group'])
     changed = patch.changes(NODEGROUP, patch.document(NODEGROUP, group), req.body, PATCHABLE)
@@ -131,29 +170,39 @@ def update(req: Request) -> Answer:
         group = find(cluster, group_uuid)
         check_alive(group)
         if group.role == 'master' and not changed.keys() <= set(BOUNDS):
-            raise errors.Conflict(f'Nodegroup {group.name} holds the masters, whose labels and taints stay as they '
-                                  'are.')
+            raise errors.Conflict(
+                f'Nodegroup {group.name} holds the masters, whose labels and taints stay as they '
+                'are.'
+            )
         for name, value in changed.items():
             setattr(group, name, value)
-        _check_consistent({name: getattr(group, name) for name in (*PATCHABLE, 'node_count')},
-                          driver_of(req, cluster).check_node_labels(changed['node_labels'])
-                          if 'node_labels' in changed else [])
+        _check_consistent(
+            {name: getattr(group, name) for name in (*PATCHABLE, 'node_count')},
+            driver_of(req, cluster).check_node_labels(changed['node_labels'])
+            if 'node_labels' in changed
+            else [],
+        )
         group.updated_at = models.utcnow()
         if not changed.keys() <= set(BOUNDS):
             request.refuse(driver_of(req, cluster).check_cluster(req.conf, cluster, group))
             start(group)
 
     if changed.keys() <= set(BOUNDS):
-        return answer(db.edit_cluster(req.services.db, req.scope, cluster.uuid, change, guard=req.guard(tag)))
+        return answer(
+            db.edit_cluster(req.services.db, req.scope, cluster.uuid, change, guard=req.guard(tag))
+        )
     return req.ask(cluster.uuid, 'nodegroup_update', change, answer=answer, tag=tag)
 
 
 def delete(req: Request) -> Answer:
-    """Ask for a nodegroup to be deleted. Asking again while it is being deleted is no second operation."""
+    """Ask for a nodegroup to be deleted. Asking again while it is being deleted is no second
+    operation."""
     cluster = db.get_cluster(req.services.db, req.scope, req.path['ident'])
     group = find(cluster, req.path['group'])
     if group.is_default:
-        raise errors.Invalid(f'Nodegroup {group.name} came with cluster {cluster.uuid} and goes with it only.')
+        raise errors.Invalid(
+            f'Nodegroup {group.name} came with cluster {cluster.uuid} and goes with it only.'
+        )
     if group.status == states.DELETE_IN_PROGRESS:
         req.check(etags.of_group(group))
         return Answer(None)
@@ -164,12 +213,18 @@ def delete(req: Request) -> Answer:
         group.status, group.updated_at = states.DELETE_IN_PROGRESS, models.utcnow()
         members.drop(group.nodes)
 
-    return req.ask(cluster.uuid, 'nodegroup_delete', change, answer=lambda _: Answer(None),
-                   tag=lambda cluster: etags.of_group(find(cluster, group_uuid)))
+    return req.ask(
+        cluster.uuid,
+        'nodegroup_delete',
+        change,
+        answer=lambda _: Answer(None),
+        tag=lambda cluster: etags.of_group(find(cluster, group_uuid)),
+    )
 
 
 def find(cluster: models.Cluster, ident: str) -> models.NodeGroup:
-    """A nodegroup of a cluster by uuid, number in the database, or name (api.md 0.2). Raises NotFound."""
+    """A nodegroup of a cluster by uuid, number in the database, or name (api.md 0.2). Raises
+    NotFound."""
     wanted = str(uuidlib.UUID(ident)) if uuidutils.is_uuid_like(ident) else ident
     for of in (lambda group: group.uuid, lambda group: str(group.id), lambda group: group.name):
         for group in cluster.nodegroups:
@@ -179,20 +234,31 @@ def find(cluster: models.Cluster, ident: str) -> models.NodeGroup:
 
 
 def workers(cluster: models.Cluster, ident: str | None = None) -> models.NodeGroup:
-    """That nodegroup, or the workers that came with the cluster. Raises NotFound, Invalid for masters."""
-    group = find(cluster, ident) if ident is not None else next(
-        group for group in cluster.nodegroups if group.is_default and group.role != 'master')
+    """That nodegroup, or the workers that came with the cluster. Raises NotFound, Invalid for
+    masters."""
+    group = (
+        find(cluster, ident)
+        if ident is not None
+        else next(
+            group for group in cluster.nodegroups if group.is_default and group.role != 'master'
+        )
+    )
     if group.role == 'master':
-        raise errors.Invalid(f'Nodegroup {group.name} holds the masters, whose number and image stay as they are.')
+        raise errors.Invalid(
+            f'Nodegroup {group.name} holds the masters, whose number and image stay as they are.'
+        )
     return group
 
 
 def driver_of(req: Request, cluster: models.Cluster) -> drivers.Driver:
-    """The driver that a cluster was made with. Raises Conflict if the operator has taken it away."""
+    """The driver that a cluster was made with. Raises Conflict if the operator has taken it
+    away."""
     driver = req.services.drivers.get(cluster.driver)
     if driver is None:
-        raise errors.Conflict(f'Driver {cluster.driver} of cluster {cluster.uuid} is not installed any more. '
-                              'Ask an operator.')
+        raise errors.Conflict(
+            f'Driver {cluster.driver} of cluster {cluster.uuid} is not installed any more. '
+            'Ask an operator.'
+        )
     return driver
 
 
@@ -202,9 +268,15 @@ def start(group: models.NodeGroup) -> None:
     group.updated_at = models.utcnow()
 
 
-def resize(req: Request, cluster: models.Cluster, group: models.NodeGroup, count: int,
-           remove: Sequence[str] = ()) -> None:
-    """Want so many nodes, and not those of `remove`. Raises Invalid for more than the driver can do."""
+def resize(
+    req: Request,
+    cluster: models.Cluster,
+    group: models.NodeGroup,
+    count: int,
+    remove: Sequence[str] = (),
+) -> None:
+    """Want so many nodes, and not those of `remove`. Raises Invalid for more than the driver can
+    do."""
     check_alive(group)
     grows, group.node_count = count > group.node_count, count
     if grows:  # a cluster beyond a limit that came later may still shrink
@@ -229,25 +301,36 @@ def check_bounds(group: models.NodeGroup, count: int) -> None:
     """Raise Invalid for a number of nodes that the nodegroup's bounds do not allow."""
     most = group.max_node_count
     if count < group.min_node_count or (most is not None and count > most):
-        raise errors.Invalid(f'Nodegroup {group.name} may have from {group.min_node_count} to '
-                             f'{"any number of" if most is None else most} nodes, not {count}.')
+        raise errors.Invalid(
+            f'Nodegroup {group.name} may have from {group.min_node_count} to '
+            f'{"any number of" if most is None else most} nodes, not {count}.'
+        )
 
 
 def _check_consistent(values: dict[str, Any], problems: list[str]) -> None:
-    """Raise Conflict, as Magnum does, for counts that contradict each other and for ill spelled labels and taints.
+    """Raise Conflict, as Magnum does, for counts that contradict each other and for ill spelled
+    labels and taints.
 
     And for what the driver finds wrong with them, which `problems` are.
     """
     least, count, most = values['min_node_count'], values['node_count'], values['max_node_count']
     if not least <= count <= (count if most is None else most):
-        problems.append(f'node_count {count} must lie between min_node_count {least} and max_node_count {most}')
+        problems.append(
+            f'node_count {count} must lie between min_node_count {least} and max_node_count {most}'
+        )
     for key, value in values['node_labels'].items():
         if not LABEL_KEY.fullmatch(key) or not LABEL_VALUE.fullmatch(value):
-            problems.append(f'A node cannot have the label {key!r:.80} with the value {value!r:.80}')
+            problems.append(
+                f'A node cannot have the label {key!r:.80} with the value {value!r:.80}'
+            )
     taints = values['node_taints']
     for taint in taints:
-        if not LABEL_KEY.fullmatch(taint['key']) or not LABEL_VALUE.fullmatch(taint.get('value') or ''):
-            problems.append(f'A node cannot have the taint {taint["key"]!r:.80}={taint.get("value")!r:.80}')
+        if not LABEL_KEY.fullmatch(taint['key']) or not LABEL_VALUE.fullmatch(
+            taint.get('value') or ''
+        ):
+            problems.append(
+                f'A node cannot have the taint {taint["key"]!r:.80}={taint.get("value")!r:.80}'
+            )
     if len({(taint['key'], taint['effect']) for taint in taints}) < len(taints):
         problems.append('A taint with the same key and effect is given more than once')
     if problems:

@@ -1,4 +1,5 @@
-"""Handlers of /v1/operations and /v1/clusters/{ident}/operations, and of /v1/clusters/{ident}/nodes."""
+"""Handlers of /v1/operations and /v1/clusters/{ident}/operations, and of
+/v1/clusters/{ident}/nodes."""
 
 from __future__ import annotations
 
@@ -13,13 +14,22 @@ from magnum_lite.api.resources import NODE, OPERATION
 PLURAL = 'operations'
 #: What a cluster is like after an operation of this kind, or of any other, was stopped.
 AFTER_CREATE = 'Cluster {} will be CREATE_FAILED, with nothing left in the cloud. Delete it then.'
-AFTER_CHANGE = ('Cluster {} will be UPDATE_FAILED, with the nodes that it then has. Ask for a further change to go on '
-                'from there.')
+AFTER_CHANGE = (
+    'Cluster {} will be UPDATE_FAILED, with the nodes that it then has. Ask for a further change '
+    'to go on from there.'
+)
 
 
 #: The answer to a request to stop an operation.
-CANCELLED = {'type': 'object', 'required': ['uuid', 'cluster_id', 'text'], 'properties': {
-    'uuid': {'type': 'string'}, 'cluster_id': {'type': 'string'}, 'text': {'type': 'string'}}}
+CANCELLED = {
+    'type': 'object',
+    'required': ['uuid', 'cluster_id', 'text'],
+    'properties': {
+        'uuid': {'type': 'string'},
+        'cluster_id': {'type': 'string'},
+        'text': {'type': 'string'},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -50,13 +60,16 @@ def index(req: Request) -> dict[str, Any]:
 
 
 def get(req: Request) -> dict[str, Any]:
-    """Show one operation, also of a cluster that is gone. Conductors count the resources of one that is looked at."""
+    """Show one operation, also of a cluster that is gone. Conductors count the resources of one
+    that is looked at."""
     operation = db.get_operation(req.services.db, req.scope, req.path['ident'])
     estimated_s = None
     if operation.outcome is None:
         db.watch(req.services.db, operation.cluster_id)
         estimated_s = db.estimate_s(req.services.db, operation)
-    return OPERATION.show(Progress(operation, estimated_s), req.version) | {'links': req.links(PLURAL, operation.uuid)}
+    return OPERATION.show(Progress(operation, estimated_s), req.version) | {
+        'links': req.links(PLURAL, operation.uuid)
+    }
 
 
 def delete(req: Request) -> Answer:
@@ -64,8 +77,14 @@ def delete(req: Request) -> Answer:
     operation = db.request_cancel(req.services.db, req.scope, req.path['ident'])
     req.services.nudger.nudge(operation.cluster_id)
     text = AFTER_CREATE if operation.kind == 'create' else AFTER_CHANGE
-    return Answer({'uuid': operation.uuid, 'cluster_id': operation.cluster_id,
-                   'text': text.format(operation.cluster_id)}, req.location(operation))
+    return Answer(
+        {
+            'uuid': operation.uuid,
+            'cluster_id': operation.cluster_id,
+            'text': text.format(operation.cluster_id),
+        },
+        req.location(operation),
+    )
 
 
 def nodes(req: Request) -> dict[str, Any]:

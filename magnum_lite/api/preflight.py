@@ -1,9 +1,10 @@
-"""What a request names in the cloud, looked up before anything is stored: the only API file that calls the cloud.
+"""What a request names in the cloud, looked up before anything is stored: the only API file that
+calls the cloud.
 
-Every look-up is made with the caller's own token, all of a request at the same time, and all that is wrong comes back
-in one answer: a 400 now is better than a failure in ten minutes, and one better than five. A service that the
-catalog does not have cannot be asked; that is said and no reason to refuse.
-"""
+Every look-up is made with the caller's own token, all of a request at the same time, and all that
+is wrong comes back in one answer: a 400 now is better than a failure in ten minutes, and one better
+than five. A service that the catalog does not have cannot be asked; that is said and no reason to
+refuse."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ class Names:
 
 @dataclass(frozen=True)
 class Found:
-    """What the look-ups brought. A value is None where nothing was named or nobody could be asked."""
+    """What the look-ups brought. A value is None where nothing was named or nobody could be
+    asked."""
 
     image: clients.Image | None = None
     public_key: str | None = None
@@ -58,13 +60,22 @@ def cloud(conf: cfg.ConfigOpts) -> clients.Cloud:
 
 
 def look(cloud: clients.Cloud, caller: context.Caller, names: Names) -> Found:
-    """Look everything up. Raises an HttpError with all problems: of their common status, else 400."""
+    """Look everything up. Raises an HttpError with all problems: of their common status, else
+    400."""
     lookups = cloud.lookups(caller.auth)
     wanted = {
         'image': (IMAGE, names.image, lookups.image),
         'flavor': (COMPUTE, names.flavor, lambda ref: _flavor(lookups, ref, names.needs_disk)),
-        'master_flavor': (COMPUTE, names.master_flavor, lambda ref: _flavor(lookups, ref, names.needs_disk)),
-        'external_network': (NETWORK, names.external_network, lambda ref: lookups.network(ref, external=True)),
+        'master_flavor': (
+            COMPUTE,
+            names.master_flavor,
+            lambda ref: _flavor(lookups, ref, names.needs_disk),
+        ),
+        'external_network': (
+            NETWORK,
+            names.external_network,
+            lambda ref: lookups.network(ref, external=True),
+        ),
         'fixed_network': (NETWORK, names.fixed_network, lookups.network),
         'fixed_subnet': (NETWORK, names.fixed_subnet, lookups.subnet),
         'keypair': (COMPUTE, names.keypair, lookups.public_key),
@@ -73,7 +84,9 @@ def look(cloud: clients.Cloud, caller: context.Caller, names: Names) -> Found:
         calls, skipped = _plan(lookups, wanted)
     except clients.CloudError as e:
         LOG.warning('A look-up before a cluster is made failed: %s', e)
-        raise errors.Unavailable('The catalog of services cannot be read now. Try again later.') from e
+        raise errors.Unavailable(
+            'The catalog of services cannot be read now. Try again later.'
+        ) from e
     if names.flavor == names.master_flavor:
         calls.pop('master_flavor', None)
     results = {what: _POOL.submit(call) for what, call in calls.items()}
@@ -87,8 +100,12 @@ def look(cloud: clients.Cloud, caller: context.Caller, names: Names) -> Found:
             problems.append(e)
     image = values.get('image')
     if image is not None and not image.os_distro:
-        problems.append(errors.Invalid(f'Image {names.image} does not contain the os_distro property. Set it to the '
-                                       'name of its distribution.'))
+        problems.append(
+            errors.Invalid(
+                f'Image {names.image} does not contain the os_distro property. Set it to the '
+                'name of its distribution.'
+            )
+        )
     if problems:
         raise _together(problems)
     for sentence in skipped:
@@ -96,8 +113,10 @@ def look(cloud: clients.Cloud, caller: context.Caller, names: Names) -> Found:
     return Found(image, values.get('keypair'), skipped)
 
 
-def _plan(lookups: clients.Lookups, wanted: Mapping[str, tuple[str, str | None, Callable[[str], Any]]],
-          ) -> tuple[dict[str, Callable[[], Any]], list[str]]:
+def _plan(
+    lookups: clients.Lookups,
+    wanted: Mapping[str, tuple[str, str | None, Callable[[str], Any]]],
+) -> tuple[dict[str, Callable[[], Any]], list[str]]:
     """The calls to make, and what cannot be asked because its service is not in the catalog."""
     calls: dict[str, Callable[[], Any]] = {}
     missing: dict[str, list[str]] = {}
@@ -111,14 +130,18 @@ def _plan(lookups: clients.Lookups, wanted: Mapping[str, tuple[str, str | None, 
             calls[what] = functools.partial(call, ref)
         else:
             missing.setdefault(service, []).append(what.replace('_', ' '))
-    return calls, [f'The catalog has no {service} service: {", ".join(things)} not checked.'
-                   for service, things in missing.items()]
+    return calls, [
+        f'The catalog has no {service} service: {", ".join(things)} not checked.'
+        for service, things in missing.items()
+    ]
 
 
 def _flavor(lookups: clients.Lookups, ref: str, needs_disk: bool) -> clients.Flavor:
     flavor = lookups.flavor(ref)
     if needs_disk and not flavor.disk_gb:
-        raise errors.Invalid(f'Flavor {ref} has no disk. Use another, or the label boot_volume_size.')
+        raise errors.Invalid(
+            f'Flavor {ref} has no disk. Use another, or the label boot_volume_size.'
+        )
     return flavor
 
 
@@ -133,8 +156,10 @@ def _problem(what: str, ref: str | None, error: clients.CloudError) -> errors.Ht
     if isinstance(error, clients.Refused):
         return errors.Forbidden(f'You may not use {thing} {ref}.')
     LOG.warning('A look-up before a cluster is made failed: %s', error)
-    return errors.Unavailable(f'The {thing} {ref} cannot be checked now, because its service does not answer. '
-                              'Try again later.')
+    return errors.Unavailable(
+        f'The {thing} {ref} cannot be checked now, because its service does not answer. '
+        'Try again later.'
+    )
 
 
 def _together(problems: list[errors.HttpError]) -> errors.HttpError:
@@ -148,16 +173,22 @@ _PROJECT = re.compile(r'[0-9A-Za-z_-]{1,64}')
 
 
 def check_project(cloud: clients.Cloud, project_id: str) -> None:
-    """Raise NotFound unless Keystone knows the project; Unavailable if it cannot be asked, or tells the service not."""
+    """Raise NotFound unless Keystone knows the project; Unavailable if it cannot be asked, or tells
+    the service not."""
     try:
         if _PROJECT.fullmatch(project_id) and cloud.project_state(project_id) != 'gone':
             return
     except clients.CloudError as e:
         LOG.warning('Project %s could not be looked up: %s', project_id, e)
-        reason = ('it does not let this service see projects' if isinstance(e, clients.Refused) else
-                  'it does not answer')
-        raise errors.Unavailable(f'Keystone cannot say now whether there is a project {project_id}: {reason}. '
-                                 'Try again later, or ask an operator.') from e
+        reason = (
+            'it does not let this service see projects'
+            if isinstance(e, clients.Refused)
+            else 'it does not answer'
+        )
+        raise errors.Unavailable(
+            f'Keystone cannot say now whether there is a project {project_id}: {reason}. '
+            'Try again later, or ask an operator.'
+        ) from e
     raise errors.NotFound(f'Project {project_id} could not be found.')
 
 
@@ -165,11 +196,17 @@ def needs_disk(labels: dict[str, str]) -> bool:
     """Whether nodes boot from their flavor's disk. Raises Invalid for a size that is no number."""
     size = labels.get('boot_volume_size') or '0'
     if not size.isascii() or not size.isdigit():
-        raise errors.Invalid(f'The label boot_volume_size must be a number of GB, not {size!r:.80}.')
+        raise errors.Invalid(
+            f'The label boot_volume_size must be a number of GB, not {size!r:.80}.'
+        )
     return int(size[:9]) == 0
 
 
-def check_docker_volume(storage_driver: str | None, size_gb: int | None, problems: list[str]) -> None:
+def check_docker_volume(
+    storage_driver: str | None, size_gb: int | None, problems: list[str]
+) -> None:
     """Add what is wrong: devicemapper does not fit on less than 3 GB."""
     if storage_driver == 'devicemapper' and (size_gb or 0) < 3:
-        problems.append('docker_volume_size must be at least 3 GB with docker_storage_driver devicemapper.')
+        problems.append(
+            'docker_volume_size must be at least 3 GB with docker_storage_driver devicemapper.'
+        )

@@ -1,4 +1,5 @@
-"""Handlers of /v1/quotas: how many clusters a project may have. `db.create_cluster` is where they are enforced."""
+"""Handlers of /v1/quotas: how many clusters a project may have. `db.create_cluster` is where they
+are enforced."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from magnum_lite.api.resources import QUOTA
 PLURAL = 'quotas'
 #: A default has no row, so no id and no times.
 SHOWN = schema.one(QUOTA, linked=False) | {
-    'title': 'QuotaOrDefault', 'required': ['project_id', 'resource', 'hard_limit']}
+    'title': 'QuotaOrDefault',
+    'required': ['project_id', 'resource', 'hard_limit'],
+}
 CHANGE = schema.posted(QUOTA, name='QuotaChange') | {'required': []}
 
 
@@ -36,8 +39,11 @@ def get(req: Request) -> dict[str, Any]:
     found = db.get_quota(req.services.db, project_id, resource)
     if found is not None:
         return QUOTA.show(found, req.version)
-    return {'hard_limit': req.conf.quotas.max_clusters_per_project, 'project_id': project_id,
-            'resource': db.CLUSTER_RESOURCE}
+    return {
+        'hard_limit': req.conf.quotas.max_clusters_per_project,
+        'project_id': project_id,
+        'resource': db.CLUSTER_RESOURCE,
+    }
 
 
 def create(req: Request) -> Answer:
@@ -48,7 +54,9 @@ def create(req: Request) -> Answer:
     def answer(quota: models.Quota) -> Answer:
         return Answer(QUOTA.show(quota, req.version))
 
-    return answer(db.create_quota(req.services.db, models.Quota(**values), receipt=req.receipt(answer)))
+    return answer(
+        db.create_quota(req.services.db, models.Quota(**values), receipt=req.receipt(answer))
+    )
 
 
 def update(req: Request) -> dict[str, Any]:
@@ -56,7 +64,9 @@ def update(req: Request) -> dict[str, Any]:
     project_id, resource = req.path['project_id'], req.path['resource']
     where = {'project_id': project_id, 'resource': db.CLUSTER_RESOURCE}
     values = QUOTA.parse({**req.body, **where} if isinstance(req.body, dict) else req.body)
-    return QUOTA.show(db.update_quota(req.services.db, project_id, resource, values['hard_limit']), req.version)
+    return QUOTA.show(
+        db.update_quota(req.services.db, project_id, resource, values['hard_limit']), req.version
+    )
 
 
 def delete(req: Request) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from magnum_lite import db, errors, schema
 from magnum_lite.api.request import Request
 
-COUNTS = {'type': 'object', 'required': ['clusters', 'nodes'], 'properties': {
-    'clusters': schema.integer(0), 'nodes': schema.integer(0)}}
+COUNTS = {
+    'type': 'object',
+    'required': ['clusters', 'nodes'],
+    'properties': {'clusters': schema.integer(0), 'nodes': schema.integer(0)},
+}
 
 
 def get(req: Request) -> dict[str, int]:

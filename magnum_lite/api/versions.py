@@ -9,7 +9,8 @@ import re
 
 from magnum_lite import errors
 
-#: Minor number -> what changed for callers. The newest is what `latest` means. Numbers between are not offered.
+#: Minor number -> what changed for callers. The newest is what `latest` means. Numbers between are
+#: not offered.
 VERSIONS = {
     1: 'The first version.',
     2: 'Bays became asynchronous. Clusters always were.',
@@ -20,7 +21,8 @@ VERSIONS = {
     7: 'Resize of a cluster.',
     8: 'Upgrade of a cluster.',
     9: 'Nodegroups.',
-    10: 'Clusters without workers. A POST of a cluster with an unknown template is 404, before it was 400.',
+    10: 'Clusters without workers. '
+    'A POST of a cluster with an unknown template is 404, before it was 400.',
     11: 'Bays and baymodels are gone.',
     12: 'Rotation of credentials.',
     13: '`cluster_id` on clusters, another name of `stack_id`.',
@@ -41,20 +43,22 @@ SERVICES = ('container-infra', 'container-infrastructure', SERVICE)
 
 
 class Unsupported(errors.NotAcceptable):
-    """A well-formed version that is not offered. `minor` is what was asked for, as text like "1.99"."""
+    """A well-formed version that is not offered. `minor` is what was asked for, as text like
+    "1.99"."""
 
     def __init__(self, asked: str) -> None:
-        super().__init__(f'Version {asked} is not supported by the API. Minimum is 1.{MINIMUM} and maximum is '
-                         f'1.{MAXIMUM}.')
+        super().__init__(
+            f'Version {asked} is not supported by the API. Minimum is 1.{MINIMUM} and maximum is '
+            f'1.{MAXIMUM}.'
+        )
         self.asked = asked
 
 
 def negotiate(header: str | None) -> int:
     """The minor version that a request speaks.
 
-    Raises Unsupported for a version that is not offered, NotAcceptable for a header that makes no sense or is meant
-    for another service.
-    """
+    Raises Unsupported for a version that is not offered, NotAcceptable for a header that makes no
+    sense or is meant for another service."""
     if header is None:
         return MINIMUM
     service, _, asked = header.strip().partition(' ')

@@ -1,8 +1,9 @@
-"""For uWSGI and gunicorn: `magnum_lite.api.wsgi:application`, made from the configuration files when first imported.
+"""For uWSGI and gunicorn: `magnum_lite.api.wsgi:application`, made from the configuration files
+when first imported.
 
-MAGNUM_LITE_CONFIG names a file in another place than /etc/magnum-lite/magnum-lite.conf. A mistake in it ends the
-process with one line. A server may fork after it has loaded this: threads and connections are made when first needed.
-"""
+MAGNUM_LITE_CONFIG names a file in another place than /etc/magnum-lite/magnum-lite.conf. A mistake
+in it ends the process with one line. A server may fork after it has loaded this: threads and
+connections are made when first needed."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Why a stack failed: one walk through its nested stacks, from which a code and a sentence for the user come.
+"""Why a stack failed: one walk through its nested stacks, from which a code and a sentence for the
+user come.
 
-Heat passes a failure upwards through every nested stack; the leaf is where it happened, and the only place that says
-which server and which fault, and, if a node reported it, which step of its script with the last lines. Codes are those
-of `errors.CODES`.
-"""
+Heat passes a failure upwards through every nested stack; the leaf is where it happened, and the
+only place that says which server and which fault, and, if a node reported it, which step of its
+script with the last lines. Codes are those of `errors.CODES`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,28 @@ from magnum_lite import clients, errors, models
 if TYPE_CHECKING:
     from magnum_lite.conductor import steps
 
-#: What a leaf's reason, type or name must match to have a code. The first that fits counts, so the order matters.
+#: What a leaf's reason, type or name must match to have a code. The first that fits counts, so the
+#: order matters.
 SIGNS = (
     ('NO_VALID_HOST', re.compile(r'no valid host', re.I)),
     ('QUOTA_EXCEEDED', re.compile(r'quota|maximum number of|exceeds the limit', re.I)),
     ('NODE_TIMEOUT', re.compile(r'WaitConditionTimeout|of \d+ received', re.I)),
     ('NODE_FAILED', re.compile(r'WaitConditionFailure', re.I)),
     ('IMAGE_NOT_FOUND', re.compile(r'image .*(not found|could not be found)', re.I)),
-    ('IN_USE', re.compile(r'\bin use\b|still in use|has active ports|ports have an IP allocation|has interfaces|'
-                          r'required by one or more floating', re.I)),
+    (
+        'IN_USE',
+        re.compile(
+            r'\bin use\b|still in use|has active ports|ports have an IP allocation|has interfaces|'
+            r'required by one or more floating',
+            re.I,
+        ),
+    ),
     ('LOADBALANCER', re.compile(r'OS::Octavia::')),
     ('NETWORK', re.compile(r'OS::Neutron::|networks? .*(not found|could not be found)', re.I)),
 )
-LIMIT = re.compile(r'maximum (resources per stack|nested depth|stacks)|request limit exceeded', re.I)
+LIMIT = re.compile(
+    r'maximum (resources per stack|nested depth|stacks)|request limit exceeded', re.I
+)
 #: `status_reason` holds at most this much: a TEXT column of MariaDB has 64 KiB, and people read it.
 LONGEST = 4000
 
@@ -53,14 +62,28 @@ class Diagnosis:
     code: str
     text: str
     leaves: Sequence[clients.FailedResource] = ()
-    members: Mapping[tuple[str, int], Sequence[clients.FailedResource]] = field(default_factory=dict)
+    members: Mapping[tuple[str, int], Sequence[clients.FailedResource]] = field(
+        default_factory=dict
+    )
 
     def of(self, group: models.NodeGroup, node: models.Node) -> Fault | None:
-        """What failed of a member: what is in its own stack, or names its server; None if nothing does."""
+        """What failed of a member: what is in its own stack, or names its server; None if nothing
+        does."""
         found = [*self.members.get((group.stack_role, node.number), ())]
-        found += [leaf for leaf in self.leaves if leaf not in found and (
-            node.name in (leaf.name, leaf.stack_name) or re.search(rf'\b{re.escape(node.name)}\b', leaf.reason))]
-        return Fault(_code(found), '; '.join(dict.fromkeys(leaf.reason for leaf in found))) if found else None
+        found += [
+            leaf
+            for leaf in self.leaves
+            if leaf not in found
+            and (
+                node.name in (leaf.name, leaf.stack_name)
+                or re.search(rf'\b{re.escape(node.name)}\b', leaf.reason)
+            )
+        ]
+        return (
+            Fault(_code(found), '; '.join(dict.fromkeys(leaf.reason for leaf in found)))
+            if found
+            else None
+        )
 
 
 def code_of(text: str) -> str:
@@ -71,7 +94,8 @@ def code_of(text: str) -> str:
 
 
 def explain(task: steps.Task, stack: clients.Stack) -> Diagnosis:
-    """Walk the failed resources of a stack once. Raises `clients.CloudError`; a stack that is gone explains itself."""
+    """Walk the failed resources of a stack once. Raises `clients.CloudError`; a stack that is gone
+    explains itself."""
     try:
         failed = task.stacks.failures(stack.id)
     except clients.Gone:
@@ -88,7 +112,9 @@ def explain(task: steps.Task, stack: clients.Stack) -> Diagnosis:
     reasons = list(dict.fromkeys(f'{leaf.name}: {leaf.reason}' for leaf in leaves))
     if stack.status == 'DELETE_FAILED':
         reasons += _blockers(task, leaves)
-    return Diagnosis(code, sentence(code, '; '.join(reasons)), leaves, _by_member(task, failed, leaves))
+    return Diagnosis(
+        code, sentence(code, '; '.join(reasons)), leaves, _by_member(task, failed, leaves)
+    )
 
 
 def _blockers(task: steps.Task, leaves: Sequence[clients.FailedResource]) -> list[str]:
@@ -96,15 +122,26 @@ def _blockers(task: steps.Task, leaves: Sequence[clients.FailedResource]) -> lis
     found: dict[str, None] = {}
     for leaf in leaves:
         with contextlib.suppress(clients.CloudError):  # it is only said what is known
-            found.update(dict.fromkeys(task.world.cloud.blockers(
-                task.cluster.project_id, leaf.type, leaf.physical_id, as_admin=task.as_admin)))
+            found.update(
+                dict.fromkeys(
+                    task.world.cloud.blockers(
+                        task.cluster.project_id, leaf.type, leaf.physical_id, as_admin=task.as_admin
+                    )
+                )
+            )
     return list(found)
 
 
-def _by_member(task: steps.Task, failed: Sequence[clients.FailedResource], leaves: Sequence[clients.FailedResource],
-               ) -> dict[tuple[str, int], list[clients.FailedResource]]:
-    """The leaves by role and number of the member in whose stack they are: a nested stack whose name is a number."""
-    nested = {f.physical_id.rpartition('/')[2]: f for f in failed if '::' not in f.type and f.physical_id}
+def _by_member(
+    task: steps.Task,
+    failed: Sequence[clients.FailedResource],
+    leaves: Sequence[clients.FailedResource],
+) -> dict[tuple[str, int], list[clients.FailedResource]]:
+    """The leaves by role and number of the member in whose stack they are: a nested stack whose
+    name is a number."""
+    nested = {
+        f.physical_id.rpartition('/')[2]: f for f in failed if '::' not in f.type and f.physical_id
+    }
     members: dict[tuple[str, int], list[clients.FailedResource]] = {}
     for leaf in leaves:
         holder = nested.get(leaf.stack_id)

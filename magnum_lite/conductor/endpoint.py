@@ -30,37 +30,80 @@ class Endpoint:
         self._wake.set()
 
     @oslo_messaging.expose
-    def sign_certificate(self, context: Any, *, cluster_uuid: str, project_id: str, purpose: str, csr: str,
-                         life_s: int, user_id: str, request_id: str) -> dict[str, Any]:
+    def sign_certificate(
+        self,
+        context: Any,
+        *,
+        cluster_uuid: str,
+        project_id: str,
+        purpose: str,
+        csr: str,
+        life_s: int,
+        user_id: str,
+        request_id: str,
+    ) -> dict[str, Any]:
         """Sign a request for a client certificate by an authority of a cluster of that project.
 
-        Returns `pem`, `serial`, `subject` and `until` (ISO 8601). What is wrong comes back as `code` (HTTP status) and
-        `text`, and never as an exception. The user is who asked; that is for the log.
-        """
+        Returns `pem`, `serial`, `subject` and `until` (ISO 8601). What is wrong comes back as
+        `code` (HTTP status) and `text`, and never as an exception. The user is who asked; that is
+        for the log."""
         try:
-            issued = sign(self._world, db.Scope(project_id), cluster_uuid, purpose, csr,
-                          life=datetime.timedelta(seconds=life_s))
+            issued = sign(
+                self._world,
+                db.Scope(project_id),
+                cluster_uuid,
+                purpose,
+                csr,
+                life=datetime.timedelta(seconds=life_s),
+            )
         except errors.HttpError as e:
             return {'code': e.code, 'text': str(e)}
         except db_exc.DBError as e:
-            LOG.warning('Cluster %s: nothing is signed, as the database cannot be used: %s', cluster_uuid, e)
+            LOG.warning(
+                'Cluster %s: nothing is signed, as the database cannot be used: %s', cluster_uuid, e
+            )
             return {'code': 503, 'text': 'The database does not answer. Try again later.'}
         except keystore.KeyStoreError as e:
             LOG.error('Cluster %s: nothing can be signed. %s', cluster_uuid, e)
         except Exception:
-            LOG.exception('Cluster %s: signing for user %s failed (%s)', cluster_uuid, user_id, request_id)
+            LOG.exception(
+                'Cluster %s: signing for user %s failed (%s)', cluster_uuid, user_id, request_id
+            )
         else:
-            LOG.info('Cluster %s: authority %s has signed %s for %r until %s, as user %s has asked (%s)', cluster_uuid,
-                     purpose, issued.serial, issued.subject, issued.until, user_id, request_id)
-            return {'pem': issued.pem, 'serial': issued.serial, 'subject': issued.subject,
-                    'until': issued.until.isoformat()}
-        return {'code': 503, 'text': f'Nothing can be signed for cluster {cluster_uuid} now. An operator has to look '
-                f'into the log of the conductor, for the request id {request_id}.'}
+            LOG.info(
+                'Cluster %s: authority %s has signed %s for %r until %s, as user %s has asked (%s)',
+                cluster_uuid,
+                purpose,
+                issued.serial,
+                issued.subject,
+                issued.until,
+                user_id,
+                request_id,
+            )
+            return {
+                'pem': issued.pem,
+                'serial': issued.serial,
+                'subject': issued.subject,
+                'until': issued.until.isoformat(),
+            }
+        return {
+            'code': 503,
+            'text': f'Nothing can be signed for cluster {cluster_uuid} now. An operator has to '
+            f'look into the log of the conductor, for the request id {request_id}.',
+        }
 
 
-def sign(world: steps.World, scope: db.Scope, cluster_uuid: str, purpose: str, csr: str, *,
-         life: datetime.timedelta) -> certs.Issued:
-    """Sign a request by an authority. Raises NotFound, Conflict if the authority is missing, Invalid for the request.
+def sign(
+    world: steps.World,
+    scope: db.Scope,
+    cluster_uuid: str,
+    purpose: str,
+    csr: str,
+    *,
+    life: datetime.timedelta,
+) -> certs.Issued:
+    """Sign a request by an authority. Raises NotFound, Conflict if the authority is missing,
+    Invalid for the request.
 
     Raises KeyStoreError, too.
     """
@@ -70,6 +113,8 @@ def sign(world: steps.World, scope: db.Scope, cluster_uuid: str, purpose: str, c
     if driver is None or purpose not in driver.signing.purposes or purpose not in pairs:
         raise errors.Conflict(f'Cluster {cluster_uuid} has no authority {purpose} that signs.')
     try:
-        return certs.sign_request(pairs[purpose], csr, life=life, takes_ed25519=driver.signing.takes_ed25519)
+        return certs.sign_request(
+            pairs[purpose], csr, life=life, takes_ed25519=driver.signing.takes_ed25519
+        )
     except certs.Refused as e:
         raise errors.Invalid(f'{e}.') from e

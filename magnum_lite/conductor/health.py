@@ -1,10 +1,11 @@
-"""How the engines of clusters are: each is asked once in a while, and the answer is written into columns of its own.
+"""How the engines of clusters are: each is asked once in a while, and the answer is written into
+columns of its own.
 
-Beside the loop that works on clusters, and independent of leases: whoever moves `health_at` on has the turn. What is
-asked, and what the answers mean, the driver folder says; here is only how: a few GETs within one budget, whatever the
-other side does. It is the users' own machines that answer, so nothing of an answer is believed or kept that is not
-small, no redirect is followed, and no proxy of our environment is used.
-"""
+Beside the loop that works on clusters, and independent of leases: whoever moves `health_at` on has
+the turn. What is asked, and what the answers mean, the driver folder says; here is only how: a few
+GETs within one budget, whatever the other side does. It is the users' own machines that answer, so
+nothing of an answer is believed or kept that is not small, no redirect is followed, and no proxy of
+our environment is used."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ class Prober:
         self._complained_at, self._unsaid = float('-inf'), 0
 
     def run(self, stopping: threading.Event) -> None:
-        """Work until `stopping` is set, which takes effect within a second. A look under way ends by itself.
+        """Work until `stopping` is set, which takes effect within a second. A look under way ends
+        by itself.
 
         Returns at once if [health] interval is 0. A database that is away is waited for.
         """
@@ -60,13 +62,16 @@ class Prober:
                 self._complain('No engine is asked how it is, as none could be looked for', e)
                 more = False
             if more:
-                futures.wait(self._looks.copy(), timeout=TICK_S, return_when=futures.FIRST_COMPLETED)
+                futures.wait(
+                    self._looks.copy(), timeout=TICK_S, return_when=futures.FIRST_COMPLETED
+                )
             else:
                 stopping.wait(TICK_S)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def round(self) -> bool:
-        """Begin a look at engines that are due, as far as workers are free; whether there may be more of them."""
+        """Begin a look at engines that are due, as far as workers are free; whether there may be
+        more of them."""
         self._looks = {look for look in self._looks if not look.done()}
         free = self._conf.workers - len(self._looks)
         if free <= 0:
@@ -89,49 +94,77 @@ class Prober:
         try:
             db.report_health(self._world.db, cluster.uuid, token, status=status, reason=reason)
         except Exception as e:
-            self._complain(f'Cluster {cluster.uuid}: how its engine is could not be written down', e)
+            self._complain(
+                f'Cluster {cluster.uuid}: how its engine is could not be written down', e
+            )
 
     def _ask(self, cluster: models.Cluster) -> drivers.Health | None:
         """What the engine answers; None if its driver does not say what to ask."""
         driver = self._world.drivers.get(cluster.driver)
         if driver is None:
-            return drivers.Health(None, {'api': f'The driver {cluster.driver} of this cluster is not installed'})
+            return drivers.Health(
+                None, {'api': f'The driver {cluster.driver} of this cluster is not installed'}
+            )
         check = driver.health_check(self._world.conf, cluster)
         if check is None:
             return None
         keys = self._world.keystore.load(self._world.db, cluster)
         needed = {check.authority, check.certificate and check.certificate.signed_by} - {None}
         if missing := sorted(str(purpose) for purpose in needed - set(keys)):
-            return drivers.Health(None, {'api': f'The authority {", ".join(missing)} of this cluster is missing'})
+            return drivers.Health(
+                None, {'api': f'The authority {", ".join(missing)} of this cluster is missing'}
+            )
         context = tls_context(check, keys)
         deadline = time.monotonic() + self._conf.timeout
-        seen = driver.read_health(self._world.conf, cluster, {
-            name: get(request, context, deadline) for name, request in check.requests.items()})
+        seen = driver.read_health(
+            self._world.conf,
+            cluster,
+            {name: get(request, context, deadline) for name, request in check.requests.items()},
+        )
         for path in seen.forget:  # what there is no time for comes at the next look
-            answer = get(drivers.HealthRequest(check.url + path, method='DELETE'), context, deadline)
-            LOG.info('Cluster %s: its engine is to forget %s of a member that was removed, and answers %s',
-                     cluster.uuid, path, answer.status or answer.text)
+            answer = get(
+                drivers.HealthRequest(check.url + path, method='DELETE'), context, deadline
+            )
+            LOG.info(
+                'Cluster %s: its engine is to forget %s of a member that was removed, and answers '
+                '%s',
+                cluster.uuid,
+                path,
+                answer.status or answer.text,
+            )
         return seen
 
     def _complain(self, text: str, error: Exception) -> None:
-        """Log an error that is not the engine's, once a minute: when the database is away there is one each second."""
+        """Log an error that is not the engine's, once a minute: when the database is away there is
+        one each second."""
         self._unsaid += 1
         if time.monotonic() - self._complained_at < COMPLAINT_INTERVAL_S:
             return
-        LOG.warning('%s (%s: %s). It is tried again; %s such errors since the last line.', text, type(error).__name__,
-                    error, self._unsaid)
+        LOG.warning(
+            '%s (%s: %s). It is tried again; %s such errors since the last line.',
+            text,
+            type(error).__name__,
+            error,
+            self._unsaid,
+        )
         self._complained_at, self._unsaid = time.monotonic(), 0
 
 
 def tls_context(check: drivers.HealthCheck, keys: Mapping[str, certs.Pair]) -> ssl.SSLContext:
-    """A context that trusts the cluster's own authority and no other, and presents a certificate made for this look."""
+    """A context that trusts the cluster's own authority and no other, and presents a certificate
+    made for this look."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which checks chain and name, or address
     if check.authority:
         context.load_verify_locations(cadata=keys[check.authority].trusted)
     if spec := check.certificate:
-        made = certs.issue_client(keys[spec.signed_by], common_name=spec.common_name,
-                                  organization=spec.organization, life=CERTIFICATE_LIFE)
-        # OpenSSL takes a file only. This one has no name and is in memory: nothing is left if we are killed.
+        made = certs.issue_client(
+            keys[spec.signed_by],
+            common_name=spec.common_name,
+            organization=spec.organization,
+            life=CERTIFICATE_LIFE,
+        )
+        # OpenSSL takes a file only. This one has no name and is in memory: nothing is left if we
+        # are killed.
         with os.fdopen(os.memfd_create('client'), 'w') as file:
             file.write(made.certificate + made.private_key)
             file.flush()
@@ -140,10 +173,11 @@ def tls_context(check: drivers.HealthCheck, keys: Mapping[str, certs.Pair]) -> s
 
 
 def get(request: drivers.HealthRequest, context: ssl.SSLContext, deadline: float) -> drivers.Answer:
-    """Send a request and read the answer, until `deadline` of the monotonic clock. Raises nothing that a peer causes.
+    """Send a request and read the answer, until `deadline` of the monotonic clock. Raises nothing
+    that a peer causes.
 
-    Only the look-up of a host's name is beyond the deadline's reach; of several addresses the first is taken.
-    """
+    Only the look-up of a host's name is beyond the deadline's reach; of several addresses the first
+    is taken."""
     try:
         url = parse.urlsplit(request.url)
         host, port = url.hostname or '', url.port or {'http': 80, 'https': 443}[url.scheme]
@@ -158,12 +192,18 @@ def get(request: drivers.HealthRequest, context: ssl.SSLContext, deadline: float
         return drivers.Answer(None, _words(e))
 
 
-def _exchange(connected: socket.socket, request: drivers.HealthRequest, url: parse.SplitResult,
-              deadline: float) -> drivers.Answer:
+def _exchange(
+    connected: socket.socket,
+    request: drivers.HealthRequest,
+    url: parse.SplitResult,
+    deadline: float,
+) -> drivers.Answer:
     connection = http.client.HTTPConnection(url.hostname or '', url.port)
     connection.sock = _Wire(connected, deadline)  # type: ignore[assignment]
     path = url.path + (f'?{url.query}' if url.query else '')
-    connection.request(request.method, path, headers={'Accept': request.accept or '*/*', 'Connection': 'close'})
+    connection.request(
+        request.method, path, headers={'Accept': request.accept or '*/*', 'Connection': 'close'}
+    )
     with connection.getresponse() as response:
         body = response.read(MAX_BODY + 1)
         parsed: Any = None
@@ -176,9 +216,8 @@ def _exchange(connected: socket.socket, request: drivers.HealthRequest, url: par
 
 
 class _Wire(io.RawIOBase):
-    """A socket that is used until a deadline, however slowly the other side goes: a time-out of its own lasts from byte
-    to byte.
-    """
+    """A socket that is used until a deadline, however slowly the other side goes: a time-out of its
+    own lasts from byte to byte."""
 
     def __init__(self, connected: socket.socket, deadline: float) -> None:
         self._socket, self._deadline = connected, deadline

@@ -1,8 +1,8 @@
 """The conductor process: a loop that claims due clusters, and a pool of threads that visits them.
 
-`run()` is the main thread's; `stop()` may be called from a signal handler. To stop means: claim nothing more, let
-calls under way finish for a few seconds, and hand the rest back, due now, for another conductor.
-"""
+`run()` is the main thread's; `stop()` may be called from a signal handler. To stop means: claim
+nothing more, let calls under way finish for a few seconds, and hand the rest back, due now, for
+another conductor."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ LOG = log.getLogger(__name__)
 BINARY = 'magnum-conductor'  # the name that clients of Magnum look for
 #: Seconds between reports that this conductor is alive.
 REPORT_INTERVAL_S = 30
-#: Receipts of requests that are removed at each report: a site would have to ask 33 times a second to outrun this.
+#: Receipts of requests that are removed at each report: a site would have to ask 33 times a second
+#: to outrun this.
 RECEIPTS_DROPPED = 1000
-#: Seconds between two rounds at least, when rows are due but no worker is free or another conductor is faster.
+#: Seconds between two rounds at least, when rows are due but no worker is free or another conductor
+#: is faster.
 SHORTEST_PAUSE_S = 0.2
 
 
@@ -44,10 +46,13 @@ class Conductor:
         self._visits: dict[futures.Future[None], str] = {}
         self._pool = futures.ThreadPoolExecutor(self._conf.workers, thread_name_prefix='visit')
         self._reported_at = float('-inf')
-        self._database = outage.Outage('The database', 'Nothing is worked on meanwhile. See [database] connection')
+        self._database = outage.Outage(
+            'The database', 'Nothing is worked on meanwhile. See [database] connection'
+        )
 
     def stop(self) -> None:
-        """Have `run()` come to its end. Returns at once; may be called from a signal handler, and twice."""
+        """Have `run()` come to its end. Returns at once; may be called from a signal handler, and
+        twice."""
         self._stopping.set()
         self._wake.set()
 
@@ -57,7 +62,9 @@ class Conductor:
         for name, make in (('rpc', self._nudges), ('heat', self._notifications)):
             threading.Thread(target=self._listen, args=(make,), name=name, daemon=True).start()
         prober = health.Prober(self._world)
-        threading.Thread(target=prober.run, args=(self._stopping,), name='health', daemon=True).start()
+        threading.Thread(
+            target=prober.run, args=(self._stopping,), name='health', daemon=True
+        ).start()
         while not self._stopping.is_set():
             self._wake.clear()
             try:
@@ -68,7 +75,9 @@ class Conductor:
                 self._database.failed(str(e.inner_exception or e))
                 pause_s = self._conf.tick
             except Exception:
-                LOG.exception('No look for due clusters. It is tried again in %s s.', self._conf.tick)
+                LOG.exception(
+                    'No look for due clusters. It is tried again in %s s.', self._conf.tick
+                )
                 pause_s = self._conf.tick
             self._wake.wait(pause_s)
         self._shut_down()
@@ -76,8 +85,8 @@ class Conductor:
     def round(self) -> float:
         """Claim what is due, as far as there are free workers, and have it visited.
 
-        Returns the seconds until the next round, unless a message or a worker that becomes free wakes us before.
-        """
+        Returns the seconds until the next round, unless a message or a worker that becomes free
+        wakes us before."""
         free = self._conf.workers - len(self._visits)
         if free <= 0:
             return float(self._conf.tick)
@@ -88,17 +97,27 @@ class Conductor:
                 self._submit(watch.visit, self._world, holder, uuid, {}, False, self._stopping)
         if followed_in_s <= 0:
             holder = self._holder()
-            followed = db.claim_followed(self._world.db, holder, projects=free, lease_s=self._conf.lease,
-                                         horizon_s=self._conf.watch_interval * watch.HORIZON)
+            followed = db.claim_followed(
+                self._world.db,
+                holder,
+                projects=free,
+                lease_s=self._conf.lease,
+                horizon_s=self._conf.watch_interval * watch.HORIZON,
+            )
             for clusters in by_project(followed):
-                self._submit(watch.follow, self._world, holder, clusters, self._submit, self._stopping)
+                self._submit(
+                    watch.follow, self._world, holder, clusters, self._submit, self._stopping
+                )
         return min(max(min(fresh_in_s, followed_in_s), SHORTEST_PAUSE_S), self._conf.tick)
 
     def _holder(self) -> str:
         return f'{self._world.conf.host}:{os.getpid()}:{uuidlib.uuid4().hex[:8]}'
 
-    def _submit(self, work: Callable[..., None], world: steps.World, holder: str, *args: Any) -> None:
-        """Have a thread of the pool do this for leases of `holder`; after `stop()` they are handed back instead."""
+    def _submit(
+        self, work: Callable[..., None], world: steps.World, holder: str, *args: Any
+    ) -> None:
+        """Have a thread of the pool do this for leases of `holder`; after `stop()` they are handed
+        back instead."""
         with contextlib.suppress(RuntimeError):
             future = self._pool.submit(work, world, holder, *args)
             self._visits[future] = holder
@@ -110,7 +129,10 @@ class Conductor:
         if isinstance(error, db_exc.DBError):
             self._database.failed(str(error.inner_exception or error))
         elif error:
-            LOG.error('A visit broke off; its clusters are due again when their lease is over', exc_info=error)
+            LOG.error(
+                'A visit broke off; its clusters are due again when their lease is over',
+                exc_info=error,
+            )
         self._wake.set()
 
     def _report(self) -> None:
@@ -127,8 +149,11 @@ class Conductor:
 
     def _listen(self, make: Callable[[], Any]) -> None:
         """Have messages wake us. While the broker is away, the ticks do."""
-        away = outage.Outage('Listening to the broker', 'Clusters are found at the next tick. See [DEFAULT] '
-                             'transport_url and [heat_notifications]')
+        away = outage.Outage(
+            'Listening to the broker',
+            'Clusters are found at the next tick. See [DEFAULT] '
+            'transport_url and [heat_notifications]',
+        )
         while not self._stopping.is_set():
             try:
                 server = make()

@@ -1,8 +1,8 @@
-"""Looking at stacks: the one call for all due stacks of a project, and Heat's notifications, which say when to look.
+"""Looking at stacks: the one call for all due stacks of a project, and Heat's notifications, which
+say when to look.
 
-`follow` is what makes the following correct. A notification only makes a row due: lost, doubled, late, stale or forged
-ones cost a look at most, since what counts is what Heat then answers.
-"""
+`follow` is what makes the following correct. A notification only makes a row due: lost, doubled,
+late, stale or forged ones cost a look at most, since what counts is what Heat then answers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ LOG = log.getLogger(__name__)
 
 #: What Heat says of a stack that has come to an end (heat/engine/notification.py).
 EVENTS = r'^orchestration\.stack\.(create|update|delete)\.(end|error)$'
-#: Seconds until a stack that is said to be done is looked at again, each time that its cluster still waits then.
-#: Heat says so before it commits (heat/engine/stack.py, _persist_state): by some milliseconds, on a bad day by more.
+#: Seconds until a stack that is said to be done is looked at again, each time that its cluster
+#: still waits then. Heat says so before it commits (heat/engine/stack.py, _persist_state): by some
+#: milliseconds, on a bad day by more.
 AGAIN_S = (0.25, 0.75, 2)
 #: Share of the shortest interval within which clusters of a project are looked at together.
 HORIZON = 0.5
@@ -30,13 +31,17 @@ HORIZON = 0.5
 Submit = Callable[..., None]
 
 
-def follow(world: steps.World, holder: str, clusters: Sequence[db.Followed], submit: Submit,
-           stopping: threading.Event) -> None:
+def follow(
+    world: steps.World,
+    holder: str,
+    clusters: Sequence[db.Followed],
+    submit: Submit,
+    stopping: threading.Event,
+) -> None:
     """Look at the stacks of these clusters, all of one project, in one call.
 
-    Those that Heat still works on are due again later; the others are submitted: `submit(visit, ...)` has each of them
-    reconciled, beside each other.
-    """
+    Those that Heat still works on are due again later; the others are submitted: `submit(visit,
+    ...)` has each of them reconciled, beside each other."""
     if stopping.is_set():
         db.postpone(world.db, holder, [c.uuid for c in clusters], check_in_s=0)
         return
@@ -57,28 +62,35 @@ def follow(world: steps.World, holder: str, clusters: Sequence[db.Followed], sub
     quiet = [c for c in clusters if _is_quiet(world, c, seen)]
     if quiet:
         age_s = min((models.utcnow() - c.asked_at).total_seconds() for c in quiet)
-        db.postpone(world.db, holder, [c.uuid for c in quiet],
-                    check_in_s=steps.interval_s(world.conf.conductor.watch_interval, age_s))
+        db.postpone(
+            world.db,
+            holder,
+            [c.uuid for c in quiet],
+            check_in_s=steps.interval_s(world.conf.conductor.watch_interval, age_s),
+        )
     for cluster in clusters:
         if cluster not in quiet:
             submit(visit, world, holder, cluster.uuid, seen, as_admin, stopping)
 
 
 def _leave_project(world: steps.World, project_id: str, clusters: Sequence[db.Followed]) -> bool:
-    """Calls have failed. Give back the role that may have been lost; say whether the project is closed to everybody.
+    """Calls have failed. Give back the role that may have been lost; say whether the project is
+    closed to everybody.
 
-    A role can be taken away by somebody, or by a delete that died. What is deleted in a project that is disabled or
-    gone is deleted with the token of the service's own.
-    """
-    if any(c.status == states.DELETE_IN_PROGRESS for c in clusters) \
-            and world.cloud.project_state(project_id) != 'enabled':
+    A role can be taken away by somebody, or by a delete that died. What is deleted in a project
+    that is disabled or gone is deleted with the token of the service's own."""
+    if (
+        any(c.status == states.DELETE_IN_PROGRESS for c in clusters)
+        and world.cloud.project_state(project_id) != 'enabled'
+    ):
         return True
     world.cloud.grant_roles(project_id)
     return False
 
 
 def _is_quiet(world: steps.World, cluster: db.Followed, seen: Mapping[str, clients.Stack]) -> bool:
-    """Whether Heat works on all of a cluster's stacks that have work, so that there is nothing to do but to wait."""
+    """Whether Heat works on all of a cluster's stacks that have work, so that there is nothing to
+    do but to wait."""
     if cluster.failures or cluster.cancelled_generation >= cluster.generation:
         return False
     deleting = cluster.status == states.DELETE_IN_PROGRESS
@@ -87,36 +99,60 @@ def _is_quiet(world: steps.World, cluster: db.Followed, seen: Mapping[str, clien
     busy = [stack_id for stack_id, status in cluster.groups if states.is_busy(status)]
     for stack_id in busy:
         stack = seen.get(stack_id or '')
-        if stack is None or not states.is_busy(stack.status) or deleting != stack.status.startswith('DELETE_'):
+        if (
+            stack is None
+            or not states.is_busy(stack.status)
+            or deleting != stack.status.startswith('DELETE_')
+        ):
             return False
     age_s = (models.utcnow() - cluster.asked_at).total_seconds()
     # With no work left somebody has died before he could say that all is done.
     return bool(busy) and not steps.is_overdue(
-        steps.timeout_min(world.conf, cluster.status, cluster.create_timeout), age_s)
+        steps.timeout_min(world.conf, cluster.status, cluster.create_timeout), age_s
+    )
 
 
-def _count(world: steps.World, cluster: db.Followed, seen: Mapping[str, clients.Stack], as_admin: bool) -> None:
-    """Somebody watches: count the resources of the cluster's stacks that have work. A call for each stack."""
+def _count(
+    world: steps.World, cluster: db.Followed, seen: Mapping[str, clients.Stack], as_admin: bool
+) -> None:
+    """Somebody watches: count the resources of the cluster's stacks that have work. A call for each
+    stack."""
     stacks = world.cloud.stacks(cluster.project_id, as_admin=as_admin)
-    ids = {stack_id for stack_id, status in cluster.groups
-           if stack_id and stack_id in seen and states.is_busy(status)}
+    ids = {
+        stack_id
+        for stack_id, status in cluster.groups
+        if stack_id and stack_id in seen and states.is_busy(status)
+    }
     counts = []
     for stack_id in ids:
         with contextlib.suppress(clients.Gone):
             counts.append(stacks.progress(stack_id))
     if counts:
-        db.note_progress(world.db, cluster.uuid, sum(c[0] for c in counts), sum(c[1] for c in counts))
+        db.note_progress(
+            world.db, cluster.uuid, sum(c[0] for c in counts), sum(c[1] for c in counts)
+        )
 
 
-def visit(world: steps.World, holder: str, uuid: str, seen: Mapping[str, clients.Stack], as_admin: bool,
-          stopping: threading.Event) -> None:
-    """Reconcile one leased cluster, after its stacks were looked at. If the lease is lost, nothing."""
+def visit(
+    world: steps.World,
+    holder: str,
+    uuid: str,
+    seen: Mapping[str, clients.Stack],
+    as_admin: bool,
+    stopping: threading.Event,
+) -> None:
+    """Reconcile one leased cluster, after its stacks were looked at. If the lease is lost,
+    nothing."""
     for cluster in db.list_held(world.db, holder, [uuid]):
         if stopping.is_set():
             db.release(world.db, cluster, holder, check_in_s=0)
             continue
         try:
-            if cluster.failures and cluster.stack_id is None and cluster.status == states.DELETE_IN_PROGRESS:
+            if (
+                cluster.failures
+                and cluster.stack_id is None
+                and cluster.status == states.DELETE_IN_PROGRESS
+            ):
                 as_admin = world.cloud.project_state(cluster.project_id) != 'enabled'
         except clients.CloudError as e:
             reconcile.back_off_from(steps.Task(world, cluster, holder, seen), e)
@@ -130,16 +166,23 @@ class Listener:
 
     filter_rule = oslo_messaging.NotificationFilter(event_type=EVENTS)
 
-    def __init__(self, database: db.Database, wake: threading.Event, stopping: threading.Event) -> None:
+    def __init__(
+        self, database: db.Database, wake: threading.Event, stopping: threading.Event
+    ) -> None:
         self._db, self._wake, self._stopping = database, wake, stopping
-        #: Stacks that a thread is to look at again, so that a flood of messages takes no more of them.
+        #: Stacks that a thread is to look at again, so that a flood of messages takes no more of
+        #: them.
         self._awaited: set[str] = set()
 
-    def info(self, context: Any, publisher_id: str, event_type: str, payload: Any, metadata: Any) -> None:
+    def info(
+        self, context: Any, publisher_id: str, event_type: str, payload: Any, metadata: Any
+    ) -> None:
         """A stack is done."""
         self._look(payload)
 
-    def error(self, context: Any, publisher_id: str, event_type: str, payload: Any, metadata: Any) -> None:
+    def error(
+        self, context: Any, publisher_id: str, event_type: str, payload: Any, metadata: Any
+    ) -> None:
         """A stack has failed."""
         self._look(payload)
 
@@ -165,7 +208,8 @@ class Listener:
             self._awaited.discard(stack_id)
 
     def _is_woken(self, stack_id: str) -> bool:
-        """Have the cluster of a stack looked at, if there is one that waits for something; returns whether."""
+        """Have the cluster of a stack looked at, if there is one that waits for something; returns
+        whether."""
         woken = db.wake(self._db, [stack_id]) > 0
         if woken:
             self._wake.set()
@@ -173,9 +217,16 @@ class Listener:
 
 
 def listener(world: steps.World, wake: threading.Event, stopping: threading.Event) -> Any:
-    """A listener to Heat's notifications, not yet started; None where the operator wants none or there is no broker."""
+    """A listener to Heat's notifications, not yet started; None where the operator wants none or
+    there is no broker."""
     conf = world.conf.heat_notifications
     if not conf.enabled:
         return None
-    return rpc.notification_listener(world.conf, Listener(world.db, wake, stopping),
-                                     url=conf.transport_url, exchange=conf.exchange, topic=conf.topic, pool=conf.pool)
+    return rpc.notification_listener(
+        world.conf,
+        Listener(world.db, wake, stopping),
+        url=conf.transport_url,
+        exchange=conf.exchange,
+        topic=conf.topic,
+        pool=conf.pool,
+    )

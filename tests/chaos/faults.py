@@ -1,4 +1,5 @@
-"""Breaks conductors and the cloud as the plan says, and mends them again, whatever happens meanwhile.
+"""Breaks conductors and the cloud as the plan says, and mends them again, whatever happens
+meanwhile.
 
 The cloud is broken by the tool `fault` of the test cloud, so nobody else may be using that cloud.
 """
@@ -18,7 +19,8 @@ from functional.cloud import TOOLS
 from functional.service import Process, Service
 
 FAULT = TOOLS / 'fault'
-#: After these Heat itself may have lost what it was doing: it keeps that in the memory of its engine and in messages.
+#: After these Heat itself may have lost what it was doing: it keeps that in the memory of its
+#: engine and in messages.
 HARMFUL = ('heat-engine stop', 'heat-engine pause', 'mq stop')
 #: Seconds after such a fault within which its consequences may still begin.
 AFTERMATH_S = 10
@@ -28,10 +30,16 @@ MENDS = {'stop': 'start', 'pause': 'resume'}
 
 
 class Faults:
-    """All faults of a plan, one thread for each conductor and one for the cloud. Times are of time.monotonic()."""
+    """All faults of a plan, one thread for each conductor and one for the cloud. Times are of
+    time.monotonic()."""
 
-    def __init__(self, service: Service, faults: list[plan.Fault], killed: Callable[[int], None],
-                 say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        service: Service,
+        faults: list[plan.Fault],
+        killed: Callable[[int], None],
+        say: Callable[[str], None],
+    ) -> None:
         self._service, self._killed, self._say = service, killed, say
         self._lock, self._heat = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
@@ -42,9 +50,13 @@ class Faults:
         self._slots: list[Process] = list(service.conductors)
         self._begun = time.monotonic()
         self._threads = [
-            threading.Thread(target=self._run, name=f'faults {track}',
-                             args=([f for f in faults if f.track == track],))
-            for track in range(-1, len(self._slots))]
+            threading.Thread(
+                target=self._run,
+                name=f'faults {track}',
+                args=([f for f in faults if f.track == track],),
+            )
+            for track in range(-1, len(self._slots))
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -59,7 +71,8 @@ class Faults:
         self.wait()
 
     def restart_heat(self) -> None:
-        """Restart Heat's engine, once a minute at most: what a dead engine held can be taken over, by no one else's."""
+        """Restart Heat's engine, once a minute at most: what a dead engine held can be taken over,
+        by no one else's."""
         with self._heat:
             began = time.monotonic()
             if began - max(self.harm, default=0) > RESTART_S:
@@ -71,14 +84,18 @@ class Faults:
 
     def is_excuse(self, begin: float, end: float) -> bool:
         """Whether Heat was harmed while something ran that took so long."""
-        return any(begin < until + AFTERMATH_S and since < end for since, until in list(self.harm.items()))
+        return any(
+            begin < until + AFTERMATH_S and since < end for since, until in list(self.harm.items())
+        )
 
     def _run(self, faults: list[plan.Fault]) -> None:
         for fault in faults:
             if self._stopping.wait(max(0, self._begun + fault.at_s - time.monotonic())):
                 return
-            self._say(f'{time.monotonic() - self._begun:5.0f} s: {fault.kind} '
-                      f'{fault.track if fault.track >= 0 else ""} for {fault.for_s:.0f} s')
+            self._say(
+                f'{time.monotonic() - self._begun:5.0f} s: {fault.kind} '
+                f'{fault.track if fault.track >= 0 else ""} for {fault.for_s:.0f} s'
+            )
             self.counts[fault.kind] += 1
             try:
                 with self._broken(fault):
@@ -108,7 +125,9 @@ class Faults:
 
     @staticmethod
     def _tool(*words: str) -> None:
-        done = subprocess.run([str(FAULT), *words], capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(
+            [str(FAULT), *words], capture_output=True, text=True, check=False, timeout=120
+        )
         if done.returncode:
             raise AssertionError(f'fault {" ".join(words)}: {done.stdout}{done.stderr}')
 

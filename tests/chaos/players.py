@@ -1,8 +1,9 @@
-"""What is asked of each cluster, by one thread each, and what the rows say meanwhile, by one thread for all.
+"""What is asked of each cluster, by one thread each, and what the rows say meanwhile, by one thread
+for all.
 
-A cluster that Heat itself has lost is stopped as a user would stop it: Heat keeps the work on a stack in the memory of
-its engine and in messages, and a stack whose work was lost that way stays IN_PROGRESS for ever.
-"""
+A cluster that Heat itself has lost is stopped as a user would stop it: Heat keeps the work on a
+stack in the memory of its engine and in messages, and a stack whose work was lost that way stays
+IN_PROGRESS for ever."""
 
 from __future__ import annotations
 
@@ -63,8 +64,10 @@ class Watch:
         self._thread.join()
 
     def _look(self) -> list[dict[str, Any]]:
-        return self._service.rows('SELECT uuid, status, generation, error_code, status_reason, leased_by, check_at '
-                                  'FROM clusters')
+        return self._service.rows(
+            'SELECT uuid, status, generation, error_code, status_reason, leased_by, check_at '
+            'FROM clusters'
+        )
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_S):
@@ -102,7 +105,8 @@ class Stuck(AssertionError):
 
 @dataclass
 class Player:
-    """Does what a story says. Afterwards `uuid` is the cluster's, and what else came of it is here, too."""
+    """Does what a story says. Afterwards `uuid` is the cluster's, and what else came of it is here,
+    too."""
 
     world: World
     story: plan.Story
@@ -143,10 +147,12 @@ class Player:
         self.settle()
 
     def _send(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """A request; where the service says that it cannot now, again. Such an answer means that nothing was stored."""
+        """A request; where the service says that it cannot now, again. Such an answer means that
+        nothing was stored."""
         for _ in range(TRIES):
             status, answer = self.world.service.request(
-                method, path, body, headers=self.world.headers[self.story.project])
+                method, path, body, headers=self.world.headers[self.story.project]
+            )
             if status < 500:
                 break
             threading.Event().wait(AGAIN_S)
@@ -154,10 +160,16 @@ class Player:
         return status, answer
 
     def _create(self, event: plan.Event) -> None:
-        status, body = self._send('POST', '/v1/clusters', {
-            'name': self.story.name, 'cluster_template_id': self.world.templates[self.story.project],
-            'node_count': event.count,
-            'labels': {'node_timeout': str(plan.SILENCE_S)} if event.nodes == 'silent' else {}})
+        status, body = self._send(
+            'POST',
+            '/v1/clusters',
+            {
+                'name': self.story.name,
+                'cluster_template_id': self.world.templates[self.story.project],
+                'node_count': event.count,
+                'labels': {'node_timeout': str(plan.SILENCE_S)} if event.nodes == 'silent' else {},
+            },
+        )
         assert status == 202, body
         self.uuid = body['uuid']
         self.asked.append('create')
@@ -171,13 +183,19 @@ class Player:
             self.asked.append('delete')
 
     def _change(self, event: plan.Event) -> bool:
-        """Ask for a change. Returns False where there is nothing to change, because the create has failed."""
+        """Ask for a change. Returns False where there is nothing to change, because the create has
+        failed."""
         if event.group == 'default-worker' or event.group in self.groups:
             self.world.nodes.expect(self.groups.get(event.group, self.uuid), event.nodes)
         method, path, body = {
-            'resize': ('POST', 'actions/resize', {'node_count': event.count, 'nodegroup': event.group}),
+            'resize': (
+                'POST',
+                'actions/resize',
+                {'node_count': event.count, 'nodegroup': event.group},
+            ),
             'add': ('POST', 'nodegroups', {'name': event.group, 'node_count': event.count}),
-            'drop': ('DELETE', f'nodegroups/{event.group}', None)}[event.kind]
+            'drop': ('DELETE', f'nodegroups/{event.group}', None),
+        }[event.kind]
         status, answer = self._send(method, f'/v1/clusters/{self.uuid}/{path}', body)
         if status == 409 and self.excused:
             return False
@@ -201,7 +219,11 @@ class Player:
                 self.excused = self.excused or self.world.faults.is_excuse(self._asked_at, now)
                 if row is None:
                     return
-                if row['status'] == states.DELETE_FAILED and self.excused and self.asked.count('delete') < 5:
+                if (
+                    row['status'] == states.DELETE_FAILED
+                    and self.excused
+                    and self.asked.count('delete') < 5
+                ):
                     self.delete()
                 elif not states.is_busy(row['status']):
                     return
@@ -212,8 +234,12 @@ class Player:
                 lost = Loss(self)
 
     def _stop(self, row: dict[str, Any]) -> None:
-        """Heat has lost the stack: stop the operation. A delete is told to Heat again, as an operator would."""
-        assert self.excused, f'{self.story.name} {self.uuid}: Heat does nothing any more, and nobody harmed it: {row}'
+        """Heat has lost the stack: stop the operation. A delete is told to Heat again, as an
+        operator would."""
+        assert self.excused, (
+            f'{self.story.name} {self.uuid}: Heat does nothing any more, and nobody harmed it: '
+            f'{row}'
+        )
         self.losses += 1
         self.world.say(f'{self.story.name} {self.uuid}: Heat has lost its stack in {row["status"]}')
         if row['status'] == states.DELETE_IN_PROGRESS or self.losses > 1:
@@ -223,16 +249,23 @@ class Player:
                 self.project.cloud.orchestration.delete_stack(stack_id)
             return
         running = self.world.service.rows(
-            'SELECT uuid FROM operations WHERE cluster_id = :uuid AND outcome IS NULL', uuid=self.uuid)
+            'SELECT uuid FROM operations WHERE cluster_id = :uuid AND outcome IS NULL',
+            uuid=self.uuid,
+        )
         status, _ = self._send('DELETE', f'/v1/operations/{running[0]["uuid"]}')
         if status == 409:  # several are carried out together
             self.delete()
 
     def stack_ids(self) -> list[str]:
         """The stacks that its rows know of."""
-        return [row['stack_id'] for row in self.world.service.rows(
-            'SELECT DISTINCT stack_id FROM nodegroups WHERE cluster_id = :uuid AND stack_id IS NOT NULL',
-            uuid=self.uuid)]
+        return [
+            row['stack_id']
+            for row in self.world.service.rows(
+                'SELECT DISTINCT stack_id FROM nodegroups WHERE cluster_id = :uuid AND stack_id '
+                'IS NOT NULL',
+                uuid=self.uuid,
+            )
+        ]
 
 
 class Loss:
@@ -266,6 +299,8 @@ class Loss:
                 raise requests.RequestException(answer.text[:100])
             stack = heat.get(f'/stacks/{stack_id}').json()['stack']
             busy = busy or states.is_busy(stack['stack_status'])
-            found += sorted((r['resource_name'], r['resource_status'], r['physical_resource_id'] or '')
-                            for r in answer.json()['resources'])
+            found += sorted(
+                (r['resource_name'], r['resource_status'], r['physical_resource_id'] or '')
+                for r in answer.json()['resources']
+            )
         return found if busy else None

@@ -1,4 +1,5 @@
-"""The install guide: every command block is run as it stands, and the service that comes of it makes a cluster."""
+"""The install guide: every command block is run as it stands, and the service that comes of it
+makes a cluster."""
 
 from __future__ import annotations
 
@@ -18,10 +19,25 @@ from functional.service import poll
 
 pytest_plugins = ('functional.fixtures',)
 HERE = pathlib.Path(__file__).parent
-TOOLS = ('mysql', 'rabbitmqctl', 'openstack', 'curl', 'openssl', 'unshare', 'setpriv', 'systemd-analyze')
+TOOLS = (
+    'mysql',
+    'rabbitmqctl',
+    'openstack',
+    'curl',
+    'openssl',
+    'unshare',
+    'setpriv',
+    'systemd-analyze',
+)
 pytestmark = [
-    pytest.mark.timeout(1800), *MARKS, *(pytest.mark.skipif(not shutil.which(tool), reason=f'{tool} is not installed')
-                        for tool in TOOLS), pytest.mark.skipif(os.geteuid() != 0, reason='needs root')]
+    pytest.mark.timeout(1800),
+    *MARKS,
+    *(
+        pytest.mark.skipif(not shutil.which(tool), reason=f'{tool} is not installed')
+        for tool in TOOLS
+    ),
+    pytest.mark.skipif(os.geteuid() != 0, reason='needs root'),
+]
 BLOCK = re.compile(r'^```(\w+)(?: (\w+))?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
@@ -31,8 +47,11 @@ def blocks(kind: str) -> list[str]:
     found = BLOCK.findall(guide)
     assert {language for language, _, _ in found} == {'sh'}
     other = {'mariadb': 'postgresql', 'postgresql': 'mariadb'}[kind]
-    return [text for _, only, text in found
-            if (only or ('mariadb' if text.startswith('mysql') else kind)) != other]
+    return [
+        text
+        for _, only, text in found
+        if (only or ('mariadb' if text.startswith('mysql') else kind)) != other
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -52,7 +71,9 @@ def region(sandbox: Sandbox) -> Iterator[str]:
 
 def remove(name: str, kind: str, sandbox: Sandbox) -> None:
     """What the guide has made, as far as it got."""
-    with sa.create_engine(SERVERS[kind], isolation_level='AUTOCOMMIT', poolclass=sa.NullPool).connect() as connection:
+    with sa.create_engine(
+        SERVERS[kind], isolation_level='AUTOCOMMIT', poolclass=sa.NullPool
+    ).connect() as connection:
         user = f"'{name}'@'%%'" if kind == 'mariadb' else name
         connection.exec_driver_sql(f'DROP DATABASE IF EXISTS {name}')
         connection.exec_driver_sql(f'DROP USER IF EXISTS {user}')
@@ -67,26 +88,53 @@ def remove(name: str, kind: str, sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize('kind', [kind for kind in ('mariadb', 'postgresql') if kind in AVAILABLE])
 def test_what_the_guide_says_ends_with_a_cluster_and_leaves_nothing(
-        made: Scratch, region: str, kind: str, sandbox: Sandbox, project: Project, say: Say) -> None:
+    made: Scratch, region: str, kind: str, sandbox: Sandbox, project: Project, say: Say
+) -> None:
     folder, name = made.folder, f'{made.database}_{kind[:5]}'
     go_on, waits = folder / 'go-on', folder / 'waits'
     said = [text.replace('9511', str(made.apache_port)) for text in blocks(kind)]
     last = next(i for i, text in enumerate(said) if 'systemctl stop' in text)
     # In the middle: the test makes a cluster, and tells the script to go on.
-    said.insert(last, f'echo "$DATABASE_URL" >{waits}\n'
-                      f'timeout 900 bash -c "until [ -e {go_on} ]; do sleep 0.5; done"\nrm {go_on} {waits}\n')
+    said.insert(
+        last,
+        f'echo "$DATABASE_URL" >{waits}\n'
+        f'timeout 900 bash -c "until [ -e {go_on} ]; do sleep 0.5; done"\nrm {go_on} {waits}\n',
+    )
     (folder / 'guide.sh').write_text('\n'.join(said))
-    env = {**os.environ, 'OS_CLOUD': f'{sandbox.cloud_name}-admin', 'REGION': region, 'NAME': name,
-           'KEYSTONE_URL': sandbox.admin.config.get_auth_args()['auth_url'],
-           'PATH': f'/usr/sbin:/usr/bin:/sbin:/bin:{os.environ["PATH"]}'}
+    env = {
+        **os.environ,
+        'OS_CLOUD': f'{sandbox.cloud_name}-admin',
+        'REGION': region,
+        'NAME': name,
+        'KEYSTONE_URL': sandbox.admin.config.get_auth_args()['auth_url'],
+        'PATH': f'/usr/sbin:/usr/bin:/sbin:/bin:{os.environ["PATH"]}',
+    }
     log = folder / 'log' / f'guide-{kind}.log'
     with log.open('wb') as out:
-        guide = subprocess.Popen(['unshare', '--mount', 'bash', str(HERE / 'host.sh'), str(folder),
-                                  str(folder / 'guide.sh')], stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=env)
+        guide = subprocess.Popen(
+            [
+                'unshare',
+                '--mount',
+                'bash',
+                str(HERE / 'host.sh'),
+                str(folder),
+                str(folder / 'guide.sh'),
+            ],
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+            env=env,
+        )
     try:
-        poll(lambda: waits.exists() or guide.poll() is not None, 1200, lambda: f'the guide: {log.read_text()[-3000:]}')
+        poll(
+            lambda: waits.exists() or guide.poll() is not None,
+            1200,
+            lambda: f'the guide: {log.read_text()[-3000:]}',
+        )
         assert guide.poll() is None, log.read_text()[-5000:]
-        service = Installed(sandbox.cloud_name, f'http://127.0.0.1:{made.apache_port}', waits.read_text().strip())
+        service = Installed(
+            sandbox.cloud_name, f'http://127.0.0.1:{made.apache_port}', waits.read_text().strip()
+        )
         cluster = ask(service, project, name='fn-install')
         cluster.play_nodes()
         say(f'installed as the guide says, on {kind}: {cluster.wait("CREATE_COMPLETE")["status"]}')
@@ -110,7 +158,9 @@ def test_what_the_guide_says_ends_with_a_cluster_and_leaves_nothing(
     text = log.read_text()
     assert '"ready":true' in text and 'Result: Success' in text
     assert registered(sandbox, made, region) == {}
-    assert poll(lambda: processes(folder) == [], 20, lambda: f'no process is left: {processes(folder)}')
+    assert poll(
+        lambda: processes(folder) == [], 20, lambda: f'no process is left: {processes(folder)}'
+    )
     with sa.create_engine(SERVERS[kind], poolclass=sa.NullPool).connect() as connection:
         listed = 'SHOW DATABASES' if kind == 'mariadb' else 'SELECT datname FROM pg_database'
         assert name not in [row[0] for row in connection.exec_driver_sql(listed)]

@@ -1,4 +1,5 @@
-"""A service for which Heat, Keystone, the broker and the database can be broken, and for nobody else."""
+"""A service for which Heat, Keystone, the broker and the database can be broken, and for nobody
+else."""
 
 from __future__ import annotations
 
@@ -33,25 +34,47 @@ def through(url: str) -> tuple[Forwarder, str]:
 
 
 @contextlib.contextmanager
-def breakable(sandbox: Sandbox, running: list[Service], folder: Path, extra: Mapping[str, Mapping[str, Any]], *,
-              slow_s: float = 15, retry_after_s: int = 5) -> Iterator[Broken]:
+def breakable(
+    sandbox: Sandbox,
+    running: list[Service],
+    folder: Path,
+    extra: Mapping[str, Mapping[str, Any]],
+    *,
+    slow_s: float = 15,
+    retry_after_s: int = 5,
+) -> Iterator[Broken]:
     """Start one API and one conductor, which reach everything through something that can break.
 
     `slow_s`: how long a slow answer takes; `retry_after_s`: what a 429 asks for.
     """
     with contextlib.ExitStack() as undo:
+
         def proxy(service_type: str) -> Proxy:
             found = sa.make_url(sandbox.admin.endpoint_for(service_type))
-            made = Proxy(found.host or '', found.port or 80, slow_s=slow_s, retry_after_s=retry_after_s)
+            made = Proxy(
+                found.host or '', found.port or 80, slow_s=slow_s, retry_after_s=retry_after_s
+            )
             undo.callback(made.close)
             return made
+
         heat, keystone = proxy('orchestration'), proxy('identity')
-        region = undo.enter_context(sandbox.region({'orchestration': heat.url, 'identity': keystone.url}))
+        region = undo.enter_context(
+            sandbox.region({'orchestration': heat.url, 'identity': keystone.url})
+        )
         database, database_url = through(undo.enter_context(own_database(folder)))
         broker, broker_url = through(undo.enter_context(own_vhost()))
         identity = {'auth_url': keystone.url, 'region_name': region}
-        start = undo.enter_context(starting(sandbox, running, folder))  # last: it stops while all is there
-        service = start(database_url=database_url, transport_url=broker_url, extra={
-            'drivers': {'path': Path(__file__).with_name('drivers')},
-            'keystone_auth': identity, 'keystone_authtoken': identity | {'interface': 'public'}, **extra})
+        start = undo.enter_context(
+            starting(sandbox, running, folder)
+        )  # last: it stops while all is there
+        service = start(
+            database_url=database_url,
+            transport_url=broker_url,
+            extra={
+                'drivers': {'path': Path(__file__).with_name('drivers')},
+                'keystone_auth': identity,
+                'keystone_authtoken': identity | {'interface': 'public'},
+                **extra,
+            },
+        )
         yield Broken(service, heat, keystone, broker, database)

@@ -1,8 +1,9 @@
-"""What the functional tests need of the cloud: projects of their own, nodes that are played, and what was left behind.
+"""What the functional tests need of the cloud: projects of their own, nodes that are played, and
+what was left behind.
 
-Each test works in a project of its own, so that it can say at the end that nothing is left there, whatever else the
-cloud is used for meanwhile. The service's identity is an admin and makes these projects; the user of the tests gets
-the same roles there as in its own project.
+Each test works in a project of its own, so that it can say at the end that nothing is left there,
+whatever else the cloud is used for meanwhile. The service's identity is an admin and makes these
+projects; the user of the tests gets the same roles there as in its own project.
 
 The nodes boot nowhere: a tool `signal` plays them. It is looked for in MAGNUM_LITE_CLOUD_TOOLS.
 """
@@ -35,8 +36,10 @@ from functional.service import (
 from openstack import config as cloud_config
 from openstack import exceptions as sdk_exc
 
-TOOLS = pathlib.Path(os.environ.get('MAGNUM_LITE_CLOUD_TOOLS')
-                     or pathlib.Path(__file__).parents[3] / 'shared' / 'cloud')
+TOOLS = pathlib.Path(
+    os.environ.get('MAGNUM_LITE_CLOUD_TOOLS')
+    or pathlib.Path(__file__).parents[3] / 'shared' / 'cloud'
+)
 SIGNAL = TOOLS / 'signal'
 #: `pytestmark` of a module of tests on a real cloud.
 ON_A_CLOUD = [
@@ -48,10 +51,14 @@ ON_A_CLOUD = [
 #: The same where nodes are played.
 MARKS = [
     *ON_A_CLOUD,
-    pytest.mark.skipif(not SIGNAL.exists(), reason=f'nobody to play the nodes: there is no {SIGNAL.name} where '
-                                                   'MAGNUM_LITE_CLOUD_TOOLS says'),
+    pytest.mark.skipif(
+        not SIGNAL.exists(),
+        reason=f'nobody to play the nodes: there is no {SIGNAL.name} where '
+        'MAGNUM_LITE_CLOUD_TOOLS says',
+    ),
 ]
-#: Seconds between looks that no message asked for: long, so that only a message explains a cluster begun at once.
+#: Seconds between looks that no message asked for: long, so that only a message explains a cluster
+#: begun at once.
 LONG_TICK_S = 60
 
 Say = Callable[[str], None]
@@ -64,18 +71,25 @@ TIDY_S = 60
 
 
 class Sandbox:
-    """A cloud, and the projects that tests make in it. Entries of clouds.yaml for them go into a file of our own."""
+    """A cloud, and the projects that tests make in it. Entries of clouds.yaml for them go into a
+    file of our own."""
 
     def __init__(self, cloud_name: str, folder: pathlib.Path) -> None:
         self.cloud_name = cloud_name
         self.service_cloud = os.environ.get('MAGNUM_LITE_OS_CLOUD') or f'{cloud_name}-magnum'
         self.clouds_file = folder / 'clouds.yaml'
-        self._clouds = yaml.safe_load(pathlib.Path(cloud_config.OpenStackConfig().config_filename).read_text())
+        self._clouds = yaml.safe_load(
+            pathlib.Path(cloud_config.OpenStackConfig().config_filename).read_text()
+        )
         self._write()
         self.admin = connect(self.service_cloud)
         self.user = connect(cloud_name)
-        self._user_roles = [a.role['id'] for a in self.admin.identity.role_assignments(
-            scope_project_id=self.user.current_project_id, user_id=self.user.current_user_id)]
+        self._user_roles = [
+            a.role['id']
+            for a in self.admin.identity.role_assignments(
+                scope_project_id=self.user.current_project_id, user_id=self.user.current_user_id
+            )
+        ]
 
     def _write(self) -> None:
         self.clouds_file.write_text(yaml.safe_dump(self._clouds))
@@ -92,7 +106,8 @@ class Sandbox:
         self.user.close()
 
     def remove_leftovers(self) -> None:
-        """Remove what runs left behind that were killed more than an hour ago: projects, with all that they hold."""
+        """Remove what runs left behind that were killed more than an hour ago: projects, with all
+        that they hold."""
         remove_leftovers()
         for project in self.admin.identity.projects():
             if is_old(project.name):
@@ -104,7 +119,9 @@ class Sandbox:
     def _enter(self, project_id: str) -> None:
         for role_id in self._user_roles:
             self.admin.identity.put(
-                f'/projects/{project_id}/users/{self.user.current_user_id}/roles/{role_id}', raise_exc=True)
+                f'/projects/{project_id}/users/{self.user.current_user_id}/roles/{role_id}',
+                raise_exc=True,
+            )
 
     def _entry(self, name: str) -> dict[str, Any]:
         """The user's entry of clouds.yaml, for another project."""
@@ -128,7 +145,8 @@ class Sandbox:
 
     @contextlib.contextmanager
     def client_entry(self, project: Project, url: str) -> Iterator[str]:
-        """An entry of clouds.yaml for a project and a region in which the container service stands at `url`.
+        """An entry of clouds.yaml for a project and a region in which the container service stands
+        at `url`.
 
         Clients that know no other address than the catalogue's find it by that.
         """
@@ -136,9 +154,12 @@ class Sandbox:
         services = [s for s in identity.services() if s.type == 'container-infra']
         name = unique_name()
         region = identity.create_region(id=name)
-        service = services[0] if services else identity.create_service(type='container-infra', name=name)
+        service = (
+            services[0] if services else identity.create_service(type='container-infra', name=name)
+        )
         endpoint = identity.create_endpoint(
-            service_id=service.id, interface='public', url=url, region_id=region.id)
+            service_id=service.id, interface='public', url=url, region_id=region.id
+        )
         self._clouds['clouds'][name] = {**self._entry(project.name), 'region_name': name}
         self._write()
         try:
@@ -149,7 +170,6 @@ class Sandbox:
                 identity.delete_service(service)
             identity.delete_region(region)
 
-
     def in_region(self, cloud_name: str, region: str) -> str:
         """The name of an entry of clouds.yaml that is another one's, in a region."""
         name = f'{cloud_name}-in-{region}'
@@ -159,7 +179,8 @@ class Sandbox:
 
     @contextlib.contextmanager
     def region(self, instead: Mapping[str, str]) -> Iterator[str]:
-        """A region with the services that a cluster needs, some of them, by type, at `instead` (http://host:port).
+        """A region with the services that a cluster needs, some of them, by type, at `instead`
+        (http://host:port).
 
         The path of an address, which may hold the project, stays as it is.
         """
@@ -172,13 +193,20 @@ class Sandbox:
             for known in list(identity.endpoints(interface='public')):
                 kind = types[known.service_id]
                 if kind not in ('identity', 'image', 'compute', 'network', 'orchestration') or (
-                        known.region_id or '').startswith(PREFIX):
+                    known.region_id or ''
+                ).startswith(PREFIX):
                     continue
                 url = known.url
                 if kind in instead:
-                    url = instead[kind] + url[len('http://') + len(url.split('/')[2]):]
-                made.append(identity.create_endpoint(
-                    service_id=known.service_id, interface='public', url=url, region_id=region.id))
+                    url = instead[kind] + url[len('http://') + len(url.split('/')[2]) :]
+                made.append(
+                    identity.create_endpoint(
+                        service_id=known.service_id,
+                        interface='public',
+                        url=url,
+                        region_id=region.id,
+                    )
+                )
             yield name
         finally:
             for endpoint in made:
@@ -187,7 +215,8 @@ class Sandbox:
 
 
 class Project:
-    """A project of the cloud, with the user of the tests in it. `name` is also its entry in clouds.yaml."""
+    """A project of the cloud, with the user of the tests in it. `name` is also its entry in
+    clouds.yaml."""
 
     def __init__(self, sandbox: Sandbox, name: str, project_id: str) -> None:
         self.sandbox, self.name, self.id = sandbox, name, project_id
@@ -206,15 +235,22 @@ class Project:
         """Ids of the projects and users that Heat made for stacks of this project."""
         identity = self.sandbox.admin.identity
         projects = [p for p in identity.projects() if p.name.startswith(f'{self.id}-')]
-        users = [u.id for p in projects for u in identity.users(domain_id=p.domain_id)
-                 if u.default_project_id == p.id]
+        users = [
+            u.id
+            for p in projects
+            for u in identity.users(domain_id=p.domain_id)
+            if u.default_project_id == p.id
+        ]
         return [p.id for p in projects] + users
 
     def cluster_users(self) -> set[str]:
         """Ids of the users that clusters have in this project: nobody else was given a role."""
         known = self.sandbox.service_user_id, self.cloud.current_user_id
-        return {a.user['id'] for a in self.sandbox.admin.identity.role_assignments(scope_project_id=self.id)
-                if a.user and a.user['id'] not in known}
+        return {
+            a.user['id']
+            for a in self.sandbox.admin.identity.role_assignments(scope_project_id=self.id)
+            if a.user and a.user['id'] not in known
+        }
 
     def leftovers(self) -> dict[str, list[str]]:
         """What there is in this project, by kind; only the kinds of which there is something."""
@@ -225,12 +261,21 @@ class Project:
             'servers': [s.name for s in cloud.compute.servers()],
             'floating IPs': [f.floating_ip_address for f in cloud.network.ips(project_id=self.id)],
             'routers': [r.name for r in cloud.network.routers(project_id=self.id)],
-            'ports': [f'{p.device_owner} {p.name}' for p in cloud.network.ports(project_id=self.id)],
+            'ports': [
+                f'{p.device_owner} {p.name}' for p in cloud.network.ports(project_id=self.id)
+            ],
             'networks': [n.name for n in cloud.network.networks(project_id=self.id)],
-            'security groups': [g.name for g in cloud.network.security_groups(project_id=self.id)
-                                if g.name != 'default'],
-            'roles of the service': [a.role['id'] for a in identity.role_assignments(
-                scope_project_id=self.id, user_id=self.sandbox.service_user_id)],
+            'security groups': [
+                g.name
+                for g in cloud.network.security_groups(project_id=self.id)
+                if g.name != 'default'
+            ],
+            'roles of the service': [
+                a.role['id']
+                for a in identity.role_assignments(
+                    scope_project_id=self.id, user_id=self.sandbox.service_user_id
+                )
+            ],
             'users of clusters': sorted(self.cluster_users()),
             'volumes': [v.id for v in cloud.block_storage.volumes()],
             'load balancers': [b.name for b in cloud.load_balancer.load_balancers()],
@@ -259,11 +304,13 @@ class Project:
             admin.network.delete_security_group(group)
 
 
-# -- nodes ---------------------------------------------------------------------------------------------------------
+# -- nodes -----------------------------------------------------------------------------------------
+
 
 @dataclass
 class Cluster:
-    """A cluster that was asked for in a project, its nodes played by a thread if there are any to play."""
+    """A cluster that was asked for in a project, its nodes played by a thread if there are any to
+    play."""
 
     service: Service
     project: Project
@@ -272,7 +319,9 @@ class Cluster:
 
     def get(self) -> dict[str, Any]:
         """What the API shows of it."""
-        status, body = self.service.request('GET', f'/v1/clusters/{self.uuid}', headers=self.project.headers)
+        status, body = self.service.request(
+            'GET', f'/v1/clusters/{self.uuid}', headers=self.project.headers
+        )
         assert status == 200, body
         return dict(body)
 
@@ -284,7 +333,9 @@ class Cluster:
     @property
     def operations(self) -> list[dict[str, Any]]:
         """Its history."""
-        return self.service.rows('SELECT * FROM operations WHERE cluster_id = :uuid ORDER BY id', uuid=self.uuid)
+        return self.service.rows(
+            'SELECT * FROM operations WHERE cluster_id = :uuid ORDER BY id', uuid=self.uuid
+        )
 
     def stacks(self) -> list[Any]:
         """The stacks that bear its uuid."""
@@ -292,10 +343,13 @@ class Cluster:
 
     def stack_id(self) -> str:
         """The id of its stack, as soon as there is one."""
-        return str(poll(lambda: self.get()['cluster_id'], STACK_S, f'cluster {self.uuid} has a stack'))
+        return str(
+            poll(lambda: self.get()['cluster_id'], STACK_S, f'cluster {self.uuid} has a stack')
+        )
 
     def wait(self, status: str, timeout_s: float = STACK_S) -> dict[str, Any]:
-        """Wait until it has a status; see `Service.wait`. What went wrong with its nodes is raised here, too."""
+        """Wait until it has a status; see `Service.wait`. What went wrong with its nodes is raised
+        here, too."""
         if self.nodes and status.startswith('CREATE'):
             self.nodes.result(timeout_s)
         return self.service.wait(self.uuid, status, timeout_s, headers=self.project.headers)
@@ -313,12 +367,20 @@ class Cluster:
     def _play(self, *options: str) -> str:
         shown = self.get()
         count = shown['master_count'] + shown['node_count']
-        poll(lambda: [s.status for s in self.servers()].count('ACTIVE') == count, STACK_S,
-             f'{count} servers of cluster {self.uuid} are active', every_s=2)
+        poll(
+            lambda: [s.status for s in self.servers()].count('ACTIVE') == count,
+            STACK_S,
+            f'{count} servers of cluster {self.uuid} are active',
+            every_s=2,
+        )
         done = subprocess.run(
             [str(SIGNAL), self.stack_id(), '--cloud', self.project.name, *options],
             env={**os.environ, 'OS_CLIENT_CONFIG_FILE': str(self.project.sandbox.clouds_file)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
         print(done.stdout)
         assert done.stdout.count(' TOKEN_SIGNAL ') == count, done.stdout
         return done.stdout
@@ -326,31 +388,64 @@ class Cluster:
     def delete(self, headers: dict[str, str] | None = None) -> None:
         """Ask for it to be deleted."""
         status, body = self.service.request(
-            'DELETE', f'/v1/clusters/{self.uuid}', headers=headers or self.project.headers)
+            'DELETE', f'/v1/clusters/{self.uuid}', headers=headers or self.project.headers
+        )
         assert status == 204, body
 
     def assert_nothing_is_left(self, *others: str) -> None:
-        """Nothing but `others`' kinds of things is in the project, and nothing but its history in the database."""
-        poll(lambda: set(self.project.leftovers()) == set(others), TIDY_S,
-             lambda: f'all is gone: {self.project.leftovers()}')
-        for table, column in (('clusters', 'uuid'), ('nodegroups', 'cluster_id'), ('cluster_keys', 'cluster_id')):
-            assert not self.service.rows(f'SELECT id FROM {table} WHERE {column} = :uuid', uuid=self.uuid), table
-        assert not self.service.rows('SELECT id FROM nodes WHERE nodegroup_id NOT IN (SELECT uuid FROM nodegroups)')
+        """Nothing but `others`' kinds of things is in the project, and nothing but its history in
+        the database."""
+        poll(
+            lambda: set(self.project.leftovers()) == set(others),
+            TIDY_S,
+            lambda: f'all is gone: {self.project.leftovers()}',
+        )
+        for table, column in (
+            ('clusters', 'uuid'),
+            ('nodegroups', 'cluster_id'),
+            ('cluster_keys', 'cluster_id'),
+        ):
+            assert not self.service.rows(
+                f'SELECT id FROM {table} WHERE {column} = :uuid', uuid=self.uuid
+            ), table
+        assert not self.service.rows(
+            'SELECT id FROM nodes WHERE nodegroup_id NOT IN (SELECT uuid FROM nodegroups)'
+        )
 
 
 #: A cluster template that the test cloud can make clusters of.
-TEMPLATE = {'name': 'fn-template', 'coe': 'kubernetes', 'image_id': 'ubuntu', 'flavor_id': 'm1.small',
-            'master_flavor_id': 'm1.small', 'external_network_id': 'public', 'keypair_id': 'testkey'}
+TEMPLATE = {
+    'name': 'fn-template',
+    'coe': 'kubernetes',
+    'image_id': 'ubuntu',
+    'flavor_id': 'm1.small',
+    'master_flavor_id': 'm1.small',
+    'external_network_id': 'public',
+    'keypair_id': 'testkey',
+}
 
 
-def post(service: Service, project: Project, path: str, headers: dict[str, str] | None = None, **body: Any,
-         ) -> tuple[int, Any]:
+def post(
+    service: Service,
+    project: Project,
+    path: str,
+    headers: dict[str, str] | None = None,
+    **body: Any,
+) -> tuple[int, Any]:
     return service.request('POST', f'/v1/{path}', body, headers=headers or project.headers)
 
 
-def ask(service: Service, project: Project, *, template: dict[str, Any] | None = None,
-        headers: dict[str, str] | None = None, **body: Any) -> Cluster:
-    """Ask for a cluster, and for the template it needs. A 503 stores nothing and says "try again": a busy cloud."""
+def ask(
+    service: Service,
+    project: Project,
+    *,
+    template: dict[str, Any] | None = None,
+    headers: dict[str, str] | None = None,
+    **body: Any,
+) -> Cluster:
+    """Ask for a cluster, and for the template it needs. A 503 stores nothing and says "try again":
+    a busy cloud."""
+
     def send(path: str, expected: int, **values: Any) -> Any:
         for _ in range(5):
             status, answer = post(service, project, path, headers, **values)
@@ -360,26 +455,36 @@ def ask(service: Service, project: Project, *, template: dict[str, Any] | None =
         return answer
 
     found = send('clustertemplates', 201, **(TEMPLATE | (template or {})))
-    return Cluster(service, project, send('clusters', 202, cluster_template_id=found['uuid'], **body)['uuid'])
+    return Cluster(
+        service, project, send('clusters', 202, cluster_template_id=found['uuid'], **body)['uuid']
+    )
 
 
 @contextlib.contextmanager
-def starting(sandbox: Sandbox, running: list[Service], folder: pathlib.Path, **always: Any) -> Iterator[Start]:
+def starting(
+    sandbox: Sandbox, running: list[Service], folder: pathlib.Path, **always: Any
+) -> Iterator[Start]:
     """Start services, each with a folder of its own in this one, and stop them at the end."""
     with contextlib.ExitStack() as undo:
+
         def start(**options: Any) -> Service:
-            made = start_service(sandbox.cloud_name, folder / str(len(running)), **{**always, **options})
+            made = start_service(
+                sandbox.cloud_name, folder / str(len(running)), **{**always, **options}
+            )
             running.append(made)
             undo.callback(made.stop)
             undo.callback(running.remove, made)
             return made
+
         yield start
 
 
-# -- a broker that can fail ----------------------------------------------------------------------------------------
+# -- a broker that can fail ------------------------------------------------------------------------
+
 
 class Forwarder:
-    """A loopback port in front of another address, which can be down (refused) or hang (accepted, never answered).
+    """A loopback port in front of another address, which can be down (refused) or hang (accepted,
+    never answered).
 
     For processes that know only this port the server behind it is away, and nobody else is hurt.
     """

@@ -19,12 +19,14 @@ def say(request: pytest.FixtureRequest) -> Say:
     def write(line: str) -> None:
         with plugins.get_plugin('capturemanager').global_and_fixture_disabled():
             plugins.get_plugin('terminalreporter').write_line(f'\n  {line}')
+
     return write
 
 
 @pytest.fixture(scope='module')
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    """The cloud, cleaned of what killed runs left behind. While the tests run, its projects are in clouds.yaml."""
+    """The cloud, cleaned of what killed runs left behind. While the tests run, its projects are in
+    clouds.yaml."""
     made = Sandbox(os.environ['OS_CLOUD'], tmp_path_factory.mktemp('cloud'))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('OS_CLIENT_CONFIG_FILE', str(made.clouds_file))
@@ -40,7 +42,9 @@ def running() -> list[Service]:
 
 
 @pytest.fixture(scope='module')
-def start(sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start(
+    sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Start]:
     """Start services for all tests of a file."""
     with starting(sandbox, running, tmp_path_factory.mktemp('services')) as made:
         yield made
@@ -48,7 +52,8 @@ def start(sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.Tem
 
 @pytest.fixture
 def lone(sandbox: Sandbox, running: list[Service], tmp_path: pathlib.Path) -> Iterator[Start]:
-    """Start services without conductors for one test: those that end processes have one of their own."""
+    """Start services without conductors for one test: those that end processes have one of their
+    own."""
     with starting(sandbox, running, tmp_path / 'services', conductors=0) as made:
         yield made
 

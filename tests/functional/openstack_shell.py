@@ -1,8 +1,9 @@
-"""Run `openstack` commands one after the other in one process: most of the time of a command goes into starting Python.
+"""Run `openstack` commands one after the other in one process: most of the time of a command goes
+into starting Python.
 
-For the interpreter that the stock client is installed for, which need not be that of the tests. Reads one command a
-line, as a JSON list of words, and answers each with a JSON line: status, what it printed, what it complained of.
-"""
+For the interpreter that the stock client is installed for, which need not be that of the tests.
+Reads one command a line, as a JSON list of words, and answers each with a JSON line: status, what
+it printed, what it complained of."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""An HTTP proxy in front of a service of the cloud that can break, for those who know only its address.
+"""An HTTP proxy in front of a service of the cloud that can break, for those who know only its
+address.
 
-It stands behind a `Forwarder`, which can refuse connections. What else can go wrong is a mode, for all requests or for
-those with a word in their address, such as the id of a project: with one mode a project all can be tried at once.
-"""
+It stands behind a `Forwarder`, which can refuse connections. What else can go wrong is a mode, for
+all requests or for those with a word in their address, such as the id of a project: with one mode a
+project all can be tried at once."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from typing import Any
 
 from functional.cloud import Forwarder
 
-PAGE = b'<!DOCTYPE html><html><head><title>Sorry</title></head><body><h1>We are busy</h1></body></html>'
+PAGE = b'<!DOCTYPE html><html><head><title>Sorry</title></head><body><h1>We are busy</h1></body></html>'  # noqa: E501
 #: Modes that answer without asking the service: status, content type and body.
 CANNED: dict[str, tuple[int, str, bytes]] = {
     'html 200': (200, 'text/html', PAGE),
@@ -25,8 +26,9 @@ CANNED: dict[str, tuple[int, str, bytes]] = {
     '429': (429, 'application/json', b'{"error": {"message": "Too many requests", "code": 429}}'),
     '503': (503, 'application/json', b'{"error": {"message": "Come back later", "code": 503}}'),
 }
-#: cut: the connection ends without an answer. slow: done at once, answered late. late: held back, then done, although
-#: the caller may have given up. 504: done, and the answer is that of a proxy that lost patience.
+#: cut: the connection ends without an answer. slow: done at once, answered late. late: held back,
+#: then done, although the caller may have given up. 504: done, and the answer is that of a proxy
+#: that lost patience.
 MODES = ('cut', 'slow', 'late', *CANNED, '504')
 HOP = ('connection', 'transfer-encoding', 'content-length', 'keep-alive')
 
@@ -42,7 +44,8 @@ class Hit:
 
 
 class Proxy:
-    """`url` is where it stands, `modes` what is broken: word in the address -> mode; '' stands for all."""
+    """`url` is where it stands, `modes` what is broken: word in the address -> mode; '' stands for
+    all."""
 
     def __init__(self, host: str, port: int, *, slow_s: float, retry_after_s: int) -> None:
         self.target, self.slow_s, self.retry_after_s = (host, port), slow_s, retry_after_s
@@ -100,13 +103,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         proxy = self.proxy
         body = self.rfile.read(int(self.headers.get('Content-Length') or 0))
         mode = proxy.mode(self.path)
-        proxy.hits.append(Hit(time.monotonic(), self.command, f'{self.path} {body.decode(errors="replace")}', mode))
+        proxy.hits.append(
+            Hit(
+                time.monotonic(), self.command, f'{self.path} {body.decode(errors="replace")}', mode
+            )
+        )
         if mode == 'cut':
             self.close_connection = True
             return
         if mode in CANNED:
             status, kind, text = CANNED[mode]
-            headers = [('Content-Type', kind), *([('Retry-After', str(proxy.retry_after_s))] if mode == '429' else [])]
+            headers = [
+                ('Content-Type', kind),
+                *([('Retry-After', str(proxy.retry_after_s))] if mode == '429' else []),
+            ]
             self._answer(status, headers, text)
             return
         if mode == 'late':
@@ -121,11 +131,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = _serve
 
     def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-        with contextlib.closing(http.client.HTTPConnection(*self.proxy.target, timeout=120)) as service:
+        with contextlib.closing(
+            http.client.HTTPConnection(*self.proxy.target, timeout=120)
+        ) as service:
             headers = {k: v for k, v in self.headers.items() if k.lower() not in HOP}
             service.request(self.command, self.path, body or None, headers)
             answer = service.getresponse()
-            return answer.status, [(k, v) for k, v in answer.getheaders() if k.lower() not in HOP], answer.read()
+            return (
+                answer.status,
+                [(k, v) for k, v in answer.getheaders() if k.lower() not in HOP],
+                answer.read(),
+            )
 
     def _answer(self, status: int, headers: list[tuple[str, str]], text: bytes) -> None:
         with contextlib.suppress(OSError):  # nobody waits any more

@@ -1,14 +1,15 @@
-"""Start magnum-lite as an operator does: one API process, conductors, a database and a broker, on a real cloud.
+"""Start magnum-lite as an operator does: one API process, conductors, a database and a broker, on a
+real cloud.
 
     service = start_service('mycloud', folder)
     status, body = service.request('POST', '/v1/clusters', {...})
     service.wait(body['uuid'], 'CREATE_COMPLETE', timeout_s=300)
     service.stop()
 
-The cloud is an entry of clouds.yaml, and the service's own identity the entry of the same name with `-magnum` behind
-it; MAGNUM_LITE_OS_CLOUD names another. A database on MariaDB and a virtual host on RabbitMQ are made for the service
-and removed when it stops, so that several can run beside each other without taking each other's messages.
-"""
+The cloud is an entry of clouds.yaml, and the service's own identity the entry of the same name with
+`-magnum` behind it; MAGNUM_LITE_OS_CLOUD names another. A database on MariaDB and a virtual host on
+RabbitMQ are made for the service and removed when it stops, so that several can run beside each
+other without taking each other's messages."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ from magnum_lite import certs, config, db, keystore, models
 
 MARIADB = os.environ.get('TEST_MARIADB', 'mysql+pymysql://root@127.0.0.1:3306/?charset=utf8mb4')
 RABBITMQ = os.environ.get('TEST_RABBITMQ', 'rabbit://guest:guest@127.0.0.1:5672/')
-#: Beginning of every name that is made outside the folder: what a killed run leaves behind can be told by it.
+#: Beginning of every name that is made outside the folder: what a killed run leaves behind can be
+#: told by it.
 PREFIX = 'fn-'
 #: Seconds that a process may take to come up; the machine may be busy.
 START_S = 90
@@ -58,27 +60,44 @@ def unique_name() -> str:
 
 
 def is_old(name: str) -> bool:
-    """Whether a name is one of ours from more than an hour ago, so that no run can be using it any more."""
+    """Whether a name is one of ours from more than an hour ago, so that no run can be using it any
+    more."""
     parts = name.replace('_', '-').split('-')
-    return name.replace('_', '-').startswith(PREFIX) and parts[1].isdigit() and time.time() - int(parts[1]) > 3600
+    return (
+        name.replace('_', '-').startswith(PREFIX)
+        and parts[1].isdigit()
+        and time.time() - int(parts[1]) > 3600
+    )
 
 
-def poll(look: Callable[[], Any], timeout_s: float, what: str | Callable[[], str], *, every_s: float = 0.5) -> Any:
-    """Look until something true comes, and return it. Raises AssertionError with `what` was waited for."""
+def poll(
+    look: Callable[[], Any],
+    timeout_s: float,
+    what: str | Callable[[], str],
+    *,
+    every_s: float = 0.5,
+) -> Any:
+    """Look until something true comes, and return it. Raises AssertionError with `what` was waited
+    for."""
     end = time.monotonic() + timeout_s
     while True:
         found = look()
         if found:
             return found
         if time.monotonic() > end:
-            raise AssertionError(f'not within {timeout_s:.0f} s: {what if isinstance(what, str) else what()}')
+            raise AssertionError(
+                f'not within {timeout_s:.0f} s: {what if isinstance(what, str) else what()}'
+            )
         time.sleep(every_s)
 
 
 def answers(url: str) -> bool:
     """Whether something listens at the address of a database or broker."""
     parsed = sa.make_url(url)
-    with contextlib.suppress(OSError), socket.create_connection((parsed.host or '', parsed.port or 0), timeout=2):
+    with (
+        contextlib.suppress(OSError),
+        socket.create_connection((parsed.host or '', parsed.port or 0), timeout=2),
+    ):
         return True
     return False
 
@@ -89,16 +108,21 @@ def free_port() -> int:
         return int(made.getsockname()[1])
 
 
-def connect(cloud_name: str, clouds_file: pathlib.Path | None = None) -> openstack.connection.Connection:
+def connect(
+    cloud_name: str, clouds_file: pathlib.Path | None = None
+) -> openstack.connection.Connection:
     """A connection to a cloud that clouds.yaml has."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of the SDK's own settings
         files = [str(clouds_file)] if clouds_file else None
-        region = cloud_config.OpenStackConfig(config_files=files, load_envvars=not files).get_one(cloud_name)
+        region = cloud_config.OpenStackConfig(config_files=files, load_envvars=not files).get_one(
+            cloud_name
+        )
         return openstack.connection.Connection(config=region)
 
 
-# -- what a service stands on --------------------------------------------------------------------------------------
+# -- what a service stands on ----------------------------------------------------------------------
+
 
 @contextlib.contextmanager
 def own_database(folder: pathlib.Path) -> Iterator[str]:
@@ -136,7 +160,15 @@ def own_vhost() -> Iterator[str]:
         yield RABBITMQ
         return
     try:
-        _rabbitmqctl('set_permissions', '-p', name, sa.make_url(RABBITMQ).username or 'guest', '.*', '.*', '.*')
+        _rabbitmqctl(
+            'set_permissions',
+            '-p',
+            name,
+            sa.make_url(RABBITMQ).username or 'guest',
+            '.*',
+            '.*',
+            '.*',
+        )
         yield RABBITMQ.rstrip('/') + f'/{name}'
     finally:
         _rabbitmqctl('delete_vhost', name)
@@ -154,7 +186,8 @@ def remove_leftovers() -> None:
 
 
 def _identity(cloud_name: str) -> dict[str, Any]:
-    """keystoneauth's options of an entry of clouds.yaml, as they stand in a section of oslo.config."""
+    """keystoneauth's options of an entry of clouds.yaml, as they stand in a section of
+    oslo.config."""
     region = connect(cloud_name).config
     options: dict[str, Any] = {'auth_type': 'password', **region.get_auth_args()}
     verify, _ = region.get_requests_verify_args()
@@ -184,10 +217,16 @@ def command(*words: str) -> list[str]:
     script = pathlib.Path(sys.executable).with_name('magnum-lite')
     if script.exists():
         return [sys.executable, str(script), *words]
-    return [sys.executable, '-c', 'from magnum_lite import cli; raise SystemExit(cli.main())', *words]
+    return [
+        sys.executable,
+        '-c',
+        'from magnum_lite import cli; raise SystemExit(cli.main())',
+        *words,
+    ]
 
 
-# -- the service ---------------------------------------------------------------------------------------------------
+# -- the service -----------------------------------------------------------------------------------
+
 
 class Process:
     """One process of the service, with its log."""
@@ -196,8 +235,12 @@ class Process:
         self.kind, self.log = kind, log
         self.shown = 0
         with log.open('ab') as out:
-            self.popen = subprocess.Popen(command('--config-file', str(conf_file), kind), stdout=out, stderr=out,
-                                          stdin=subprocess.DEVNULL)
+            self.popen = subprocess.Popen(
+                command('--config-file', str(conf_file), kind),
+                stdout=out,
+                stderr=out,
+                stdin=subprocess.DEVNULL,
+            )
 
     @property
     def text(self) -> str:
@@ -207,7 +250,7 @@ class Process:
     def fresh_log(self) -> str:
         """What it has logged since this was last asked, the last 200 lines of it."""
         text = self.text
-        fresh, self.shown = text[self.shown:], len(text)
+        fresh, self.shown = text[self.shown :], len(text)
         return '\n'.join(fresh.splitlines()[-200:])
 
     def kill(self) -> None:
@@ -216,7 +259,8 @@ class Process:
         self.popen.wait()
 
     def terminate(self) -> float:
-        """Tell it to stop, and return how many seconds that took. Raises AssertionError if it is too slow or fails."""
+        """Tell it to stop, and return how many seconds that took. Raises AssertionError if it is
+        too slow or fails."""
         begun = time.monotonic()
         self.popen.terminate()
         try:
@@ -235,8 +279,16 @@ class Process:
 class Service:
     """magnum-lite that runs. Made by `start_service`."""
 
-    def __init__(self, cloud_name: str, folder: pathlib.Path, *, database_url: str, transport_url: str,
-                 extra: Extra, undo: contextlib.ExitStack) -> None:
+    def __init__(
+        self,
+        cloud_name: str,
+        folder: pathlib.Path,
+        *,
+        database_url: str,
+        transport_url: str,
+        extra: Extra,
+        undo: contextlib.ExitStack,
+    ) -> None:
         self.cloud_name, self.folder = cloud_name, folder
         self.database_url, self.transport_url = database_url, transport_url
         self.service_cloud = os.environ.get('MAGNUM_LITE_OS_CLOUD') or f'{cloud_name}-magnum'
@@ -267,14 +319,20 @@ class Service:
     # Processes.
 
     def run(self, *words: str) -> str:
-        """Run a command of magnum-lite and return what it prints. Raises AssertionError with the text if it fails."""
-        done = subprocess.run(command('--config-file', str(self.conf_file), *words), capture_output=True, text=True,
-                              check=False)
+        """Run a command of magnum-lite and return what it prints. Raises AssertionError with the
+        text if it fails."""
+        done = subprocess.run(
+            command('--config-file', str(self.conf_file), *words),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, f'magnum-lite {" ".join(words)}:\n{done.stdout}{done.stderr}'
         return done.stdout
 
     def prepare(self) -> None:
-        """Make the key file and the schema, beside each other: most of the time goes into starting Python."""
+        """Make the key file and the schema, beside each other: most of the time goes into starting
+        Python."""
         key_file = self.folder / 'keystore.key'
         with futures.ThreadPoolExecutor(2) as pool:
             key = pool.submit(self.run, 'keystore-key') if not key_file.exists() else None
@@ -299,6 +357,7 @@ class Service:
 
     def wait_ready(self) -> None:
         """Wait until the API answers and every conductor looks for clusters."""
+
         def ready(process: Process) -> bool:
             assert process.popen.poll() is None, f'the {process.kind} ended:\n{process.text}'
             if process.kind == 'conductor':
@@ -308,8 +367,12 @@ class Service:
             return False
 
         for process in [*([self.api] if self.api else []), *self.conductors]:
-            poll(functools.partial(ready, process), START_S,
-                 functools.partial('the {0.kind} is ready:\n{0.text}'.format, process), every_s=0.1)
+            poll(
+                functools.partial(ready, process),
+                START_S,
+                functools.partial('the {0.kind} is ready:\n{0.text}'.format, process),
+                every_s=0.1,
+            )
 
     @property
     def past(self) -> list[Process]:
@@ -328,15 +391,18 @@ class Service:
         return process
 
     def freeze_conductor(self) -> None:
-        """Have the oldest conductor stand still, so that it never hears the answer to a call under way."""
+        """Have the oldest conductor stand still, so that it never hears the answer to a call under
+        way."""
         self.conductors[0].popen.send_signal(signal.SIGSTOP)
 
     def stop_conductor(self, process: Process | None = None) -> float:
-        """End a conductor, default the oldest, with SIGTERM; returns the seconds it took, which are at most STOP_S."""
+        """End a conductor, default the oldest, with SIGTERM; returns the seconds it took, which are
+        at most STOP_S."""
         return self._take(process).terminate()
 
     def stop(self) -> None:
-        """Stop everything, and remove database and virtual host. Raises AssertionError if a process is too slow."""
+        """Stop everything, and remove database and virtual host. Raises AssertionError if a process
+        is too slow."""
         processes = [*self.conductors, *([self.api] if self.api else [])]
         self.conductors, self.api = [], None
         self._past += processes
@@ -366,8 +432,14 @@ class Service:
         """A token of the cloud's user."""
         return str(self._connection.auth_token)
 
-    def request(self, method: str, path: str, json: Any = None, *, headers: Mapping[str, str] | None = None,
-                ) -> tuple[int, Any]:
+    def request(
+        self,
+        method: str,
+        path: str,
+        json: Any = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[int, Any]:
         """Send a request and return status and body, None if there is none.
 
         It speaks the newest version with the user's token, unless `headers` say otherwise.
@@ -378,12 +450,19 @@ class Service:
         answer = requests.request(method, self.url + path, json=json, headers=sent, timeout=120)
         return answer.status_code, answer.json() if answer.content else None
 
-    def wait(self, uuid: str, status: str, timeout_s: float = 300, *, headers: Mapping[str, str] | None = None,
-             ) -> dict[str, Any]:
-        """Wait until a cluster has this status, and return it; GONE: until it is not there any more.
+    def wait(
+        self,
+        uuid: str,
+        status: str,
+        timeout_s: float = 300,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Wait until a cluster has this status, and return it; GONE: until it is not there any
+        more.
 
-        Raises AssertionError with the reason as soon as it has another final status, or when the time is over.
-        """
+        Raises AssertionError with the reason as soon as it has another final status, or when the
+        time is over."""
         found: dict[str, Any] = {}
 
         def look() -> bool:
@@ -395,14 +474,19 @@ class Service:
             found.update(body)
             if found['status'] == status:
                 return True
-            # A delete that was just asked for, or an update, leaves a final status behind: those are waited out.
-            other = found['status'].endswith('_FAILED') or (status != 'GONE' and found['status'].endswith('_COMPLETE'))
+            # A delete that was just asked for, or an update, leaves a final status behind: those
+            # are waited out.
+            other = found['status'].endswith('_FAILED') or (
+                status != 'GONE' and found['status'].endswith('_COMPLETE')
+            )
             assert not other, story()
             return False
 
         def story() -> str:
-            return (f'cluster {uuid} is {status}; it is {found.get("status")}: {found.get("status_reason")} '
-                    f'{json.dumps(found.get("faults", {}))}')
+            return (
+                f'cluster {uuid} is {status}; it is {found.get("status")}: '
+                f'{found.get("status_reason")} {json.dumps(found.get("faults", {}))}'
+            )
 
         poll(look, timeout_s, story)
         return found
@@ -413,7 +497,8 @@ class Service:
             return [dict(row) for row in connection.execute(sa.text(statement), values).mappings()]
 
     def pair(self, cluster_uuid: str, purpose: str, rotation: int = 0) -> certs.Pair:
-        """A key pair of a cluster as conductors read it; `rotation`: in this phase of the exchange of authorities."""
+        """A key pair of a cluster as conductors read it; `rotation`: in this phase of the exchange
+        of authorities."""
         conf = cfg.ConfigOpts()
         config.register(conf)
         conf(['--config-file', str(self.conf_file)], project='magnum-lite')
@@ -425,19 +510,31 @@ class Service:
             database.engine.dispose()
 
 
-def start_service(cloud_name: str, folder: str | os.PathLike[str], *, database_url: str | None = None,
-                  transport_url: str | None = None, conductors: int = 1, extra: Extra | None = None) -> Service:
+def start_service(
+    cloud_name: str,
+    folder: str | os.PathLike[str],
+    *,
+    database_url: str | None = None,
+    transport_url: str | None = None,
+    conductors: int = 1,
+    extra: Extra | None = None,
+) -> Service:
     """Start magnum-lite on a cloud and return when it answers.
 
-    `folder` gets the configuration, the key file and the logs, which stay. `extra` is laid over the configuration,
-    as {section: {option: value}}. Database and broker that are not given are made, and removed by `stop()`.
-    """
+    `folder` gets the configuration, the key file and the logs, which stay. `extra` is laid over the
+    configuration, as {section: {option: value}}. Database and broker that are not given are made,
+    and removed by `stop()`."""
     path = pathlib.Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as undo:
         service = Service(
-            cloud_name, path, database_url=database_url or undo.enter_context(own_database(path)),
-            transport_url=transport_url or undo.enter_context(own_vhost()), extra=extra or {}, undo=undo)
+            cloud_name,
+            path,
+            database_url=database_url or undo.enter_context(own_database(path)),
+            transport_url=transport_url or undo.enter_context(own_vhost()),
+            extra=extra or {},
+            undo=undo,
+        )
         try:
             service.prepare()
             service.start_api()

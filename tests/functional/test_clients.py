@@ -1,7 +1,8 @@
-"""Each call of the seam to the cloud, once on a real one: that Heat, Keystone, Neutron and Octavia are as it believes.
+"""Each call of the seam to the cloud, once on a real one: that Heat, Keystone, Neutron and Octavia
+are as it believes.
 
-OS_CLOUD names the cloud; `service.py` and `cloud.py` say what else is needed. Times that were seen are printed.
-"""
+OS_CLOUD names the cloud; `service.py` and `cloud.py` say what else is needed. Times that were seen
+are printed."""
 
 from __future__ import annotations
 
@@ -89,8 +90,13 @@ def cloud(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> clients
 def connect_as(cloud_name: str, folder: pathlib.Path) -> clients.Cloud:
     """The cloud as a service sees it that logs in as an entry of clouds.yaml says."""
     path = folder / 'magnum-lite.conf'
-    _write_conf(path, {clients.AUTH_GROUP: _identity(cloud_name),
-                       'identity': {'project_roles': 'member,load-balancer_member'}})
+    _write_conf(
+        path,
+        {
+            clients.AUTH_GROUP: _identity(cloud_name),
+            'identity': {'project_roles': 'member,load-balancer_member'},
+        },
+    )
     conf = cfg.ConfigOpts()
     config.register(conf)
     conf(['--config-file', str(path)], project='magnum-lite', default_config_files=[])
@@ -114,9 +120,11 @@ def timed(say: Say, what: str, call: Callable[[], Any]) -> Any:
 
 def settled(stacks: clients.Stacks, stack_id: str) -> clients.Stack:
     """The stack, once nothing is in progress."""
+
     def ended() -> clients.Stack | None:
         stack = stacks.look([stack_id])[stack_id]
         return None if 'IN_PROGRESS' in stack.status else stack
+
     return poll(ended, STACK_S, f'stack {stack_id} ends')
 
 
@@ -124,14 +132,28 @@ def new_name() -> str:
     return f'fn-clients-{uuid.uuid4()}'
 
 
-def make(stacks: clients.Stacks, name: str, tags: tuple[str, ...] = (clients.TAG, 'rev-1'), **more: Any) -> str:
-    return stacks.create(name, template=TEMPLATE, files=FILES, parameters={'secret': SECRET, **more}, timeout_min=10,
-                         tags=tags)
+def make(
+    stacks: clients.Stacks, name: str, tags: tuple[str, ...] = (clients.TAG, 'rev-1'), **more: Any
+) -> str:
+    return stacks.create(
+        name,
+        template=TEMPLATE,
+        files=FILES,
+        parameters={'secret': SECRET, **more},
+        timeout_min=10,
+        tags=tags,
+    )
 
 
 def update(stacks: clients.Stacks, stack_id: str, revision: int, **parameters: Any) -> None:
-    stacks.update(stack_id, template=TEMPLATE, files=FILES, parameters=parameters, timeout_min=10,
-                  tags=(clients.TAG, f'rev-{revision}'))
+    stacks.update(
+        stack_id,
+        template=TEMPLATE,
+        files=FILES,
+        parameters=parameters,
+        timeout_min=10,
+        tags=(clients.TAG, f'rev-{revision}'),
+    )
 
 
 def assert_gone(stacks: clients.Stacks, stack_id: str) -> None:
@@ -139,7 +161,8 @@ def assert_gone(stacks: clients.Stacks, stack_id: str) -> None:
 
 
 def test_a_stack_is_made_followed_changed_stopped_and_deleted(
-        cloud: clients.Cloud, sandbox: Sandbox, project: Project, say: Say) -> None:
+    cloud: clients.Cloud, sandbox: Sandbox, project: Project, say: Say
+) -> None:
     stacks, name = cloud.stacks(project.id), new_name()
     stack_id = make(stacks, name, count=3)
     begun = stacks.find(name)
@@ -147,8 +170,12 @@ def test_a_stack_is_made_followed_changed_stopped_and_deleted(
 
     assert begun and (begun.id, begun.revision, begun.tags) == (stack_id, 1, (clients.TAG, 'rev-1'))
     assert (made.status, made.revision) == ('CREATE_COMPLETE', 1)
-    assert timed(say, 'look', lambda: stacks.look([stack_id, str(uuid.uuid4())])) == {stack_id: made}
-    assert stacks.look([stack_id, *(str(uuid.uuid4()) for _ in range(clients.IDS_PER_CALL))]) == {stack_id: made}
+    assert timed(say, 'look', lambda: stacks.look([stack_id, str(uuid.uuid4())])) == {
+        stack_id: made
+    }
+    assert stacks.look([stack_id, *(str(uuid.uuid4()) for _ in range(clients.IDS_PER_CALL))]) == {
+        stack_id: made
+    }
     outputs = timed(say, 'outputs, 4 nested stacks', lambda: stacks.outputs(stack_id))
     assert (len(outputs['addresses']), outputs['kept']) == (3, SECRET)
     # 8 of the root, 3 nodes, a port and a server of each.
@@ -158,7 +185,9 @@ def test_a_stack_is_made_followed_changed_stopped_and_deleted(
 
     update(stacks, stack_id, 2, count=1, word='two', wait_s=WAIT_S)
     asked = stacks.look([stack_id])[stack_id]
-    assert (asked.status, asked.revision) == ('UPDATE_IN_PROGRESS', 2), 'the tag changes with the state, at once'
+    assert (asked.status, asked.revision) == ('UPDATE_IN_PROGRESS', 2), (
+        'the tag changes with the state, at once'
+    )
     update(stacks, stack_id, 3, count=2, word='three')
     asked = stacks.look([stack_id])[stack_id]
     assert (asked.status, asked.revision) == ('UPDATE_IN_PROGRESS', 3)
@@ -171,8 +200,9 @@ def test_a_stack_is_made_followed_changed_stopped_and_deleted(
         found = settled(stacks, stack_id)
         say(f'an update after one that was overtaken: {found}')
         return found.status == 'UPDATE_COMPLETE'
-    # Heat may still be deleting the member of the first of these updates that the second wants back, and refuses then
-    # ("when it is deleting"). Ours never come back: their numbers do not.
+
+    # Heat may still be deleting the member of the first of these updates that the second wants
+    # back, and refuses then ("when it is deleting"). Ours never come back: their numbers do not.
     poll(again, STACK_S, 'an update after one that was overtaken is done', every_s=5)
     outputs = stacks.outputs(stack_id)
     assert (len(outputs['addresses']), outputs['kept']) == (2, SECRET), 'what was not named stays'
@@ -197,10 +227,17 @@ def test_a_stack_is_made_followed_changed_stopped_and_deleted(
             call(stack_id)
 
 
-def test_a_failure_names_the_nested_stack_and_its_place(cloud: clients.Cloud, project: Project) -> None:
+def test_a_failure_names_the_nested_stack_and_its_place(
+    cloud: clients.Cloud, project: Project
+) -> None:
     stacks = cloud.stacks(project.id)
-    stack_id = stacks.create(new_name(), template=TEMPLATE, timeout_min=10, parameters={'secret': SECRET},
-                             files={'node.yaml': NODE.replace('m1.tiny', 'm1.nofit')})
+    stack_id = stacks.create(
+        new_name(),
+        template=TEMPLATE,
+        timeout_min=10,
+        parameters={'secret': SECRET},
+        files={'node.yaml': NODE.replace('m1.tiny', 'm1.nofit')},
+    )
 
     assert settled(stacks, stack_id).status == 'CREATE_FAILED'
     failed = {f.name: f for f in stacks.failures(stack_id)}
@@ -215,19 +252,32 @@ def test_a_failure_names_the_nested_stack_and_its_place(cloud: clients.Cloud, pr
     assert 0 < done < total
 
 
-def test_another_projects_stacks_are_not_ours(cloud: clients.Cloud, sandbox: Sandbox, project: Project) -> None:
-    """A service with the role admin everywhere is shown the stacks of the whole cloud, if it does not ask well."""
+def test_another_projects_stacks_are_not_ours(
+    cloud: clients.Cloud, sandbox: Sandbox, project: Project
+) -> None:
+    """A service with the role admin everywhere is shown the stacks of the whole cloud, if it does
+    not ask well."""
     identity = sandbox.admin.identity
     admin = identity.find_role('admin', ignore_missing=False).id
     template = 'heat_template_version: 2018-08-31'
     with sandbox.project() as other:
         for one in (project, other):
-            identity.put(f'/projects/{one.id}/users/{sandbox.service_user_id}/roles/{admin}', raise_exc=True)
+            identity.put(
+                f'/projects/{one.id}/users/{sandbox.service_user_id}/roles/{admin}', raise_exc=True
+            )
         name = new_name()
-        mine = cloud.stacks(project.id).create(name, template=template, files={}, parameters={}, timeout_min=5)
+        mine = cloud.stacks(project.id).create(
+            name, template=template, files={}, parameters={}, timeout_min=5
+        )
         theirs = cloud.stacks(other.id)
-        theirs_id = theirs.create('fn-plain', template=template, files={}, parameters={}, timeout_min=5,
-                                  tags=[clients.TAG])
+        theirs_id = theirs.create(
+            'fn-plain',
+            template=template,
+            files={},
+            parameters={},
+            timeout_min=5,
+            tags=[clients.TAG],
+        )
 
         assert list(theirs.look([mine, theirs_id])) == [theirs_id]
         assert theirs.find(name) is None
@@ -237,7 +287,8 @@ def test_another_projects_stacks_are_not_ours(cloud: clients.Cloud, sandbox: San
 
 @pytest.mark.parametrize('state', ['disabled', 'gone'])
 def test_the_stack_of_a_project_without_tokens_is_deleted(
-        cloud: clients.Cloud, sandbox: Sandbox, tmp_path: pathlib.Path, state: str) -> None:
+    cloud: clients.Cloud, sandbox: Sandbox, tmp_path: pathlib.Path, state: str
+) -> None:
     identity = sandbox.admin.identity
     domain_id = identity.get_project(sandbox.user.current_project_id).domain_id
     project = identity.create_project(name=f'{new_name()}-{state}', domain_id=domain_id)
@@ -276,8 +327,10 @@ def test_the_stack_of_a_project_without_tokens_is_deleted(
 
 
 def test_what_a_cluster_made_itself_is_found_and_removed(
-        cloud: clients.Cloud, project: Project, say: Say) -> None:
-    """A load balancer with a floating IP, as a cloud controller in a cluster makes one, blocks the network."""
+    cloud: clients.Cloud, project: Project, say: Say
+) -> None:
+    """A load balancer with a floating IP, as a cloud controller in a cluster makes one, blocks the
+    network."""
     stacks, name = cloud.stacks(project.id), new_name()
     stack_id = make(stacks, name)
     assert settled(stacks, stack_id).status == 'CREATE_COMPLETE'
@@ -285,37 +338,56 @@ def test_what_a_cluster_made_itself_is_found_and_removed(
     network = next(own.network.networks(project_id=project.id))
     subnet = next(own.network.subnets(project_id=project.id))
     interface = f'{next(own.network.routers(project_id=project.id)).id}:subnet_id={subnet.id}'
-    balancers = [own.load_balancer.create_load_balancer(vip_subnet_id=subnet.id, **said) for said in (
-        {'name': 'one', 'description': f'Kubernetes external service x from cluster {name}'},
-        {'name': 'two', 'tags': [f'kube_service_{name}_default_x']},
-        {'name': 'other', 'description': 'nobody knows'})]
+    balancers = [
+        own.load_balancer.create_load_balancer(vip_subnet_id=subnet.id, **said)
+        for said in (
+            {'name': 'one', 'description': f'Kubernetes external service x from cluster {name}'},
+            {'name': 'two', 'tags': [f'kube_service_{name}_default_x']},
+            {'name': 'other', 'description': 'nobody knows'},
+        )
+    ]
     for made in balancers:
         own.load_balancer.wait_for_load_balancer(made.id, interval=1)
     outside = own.network.find_network('public', ignore_missing=False)
     own.network.create_ip(floating_network_id=outside.id, port_id=balancers[0].vip_port_id)
     group = own.network.create_security_group(name='fn-group')
-    port = own.network.create_port(network_id=network.id, name='fn-port', security_group_ids=[group.id])
+    port = own.network.create_port(
+        network_id=network.id, name='fn-port', security_group_ids=[group.id]
+    )
 
     found = cloud.load_balancers(project.id, name)
     assert {b.name: (b.id, b.status) for b in found} == {
-        b.name: (b.id, 'ACTIVE') for b in balancers if b.name != 'other'}
+        b.name: (b.id, 'ACTIVE') for b in balancers if b.name != 'other'
+    }
     assert cloud.load_balancers(project.id, name, as_admin=True) == found
-    sentences = {kind: cloud.blockers(project.id, f'OS::Neutron::{kind}', physical_id) for kind, physical_id in (
-        ('Net', network.id), ('Subnet', subnet.id), ('RouterInterface', interface), ('SecurityGroup', group.id),
-        ('Port', port.id))}
+    sentences = {
+        kind: cloud.blockers(project.id, f'OS::Neutron::{kind}', physical_id)
+        for kind, physical_id in (
+            ('Net', network.id),
+            ('Subnet', subnet.id),
+            ('RouterInterface', interface),
+            ('SecurityGroup', group.id),
+            ('Port', port.id),
+        )
+    }
     for kind, said in sentences.items():
         say(f'{kind}: {said}')
     assert [len(said) for said in sentences.values()] == [6, 6, 5, 1, 0]
     assert sentences['SecurityGroup'] == [f'Port fn-port ({port.id}) of nobody']
     assert sum('of compute:nova' in said for said in sentences['Net']) == 1
     assert sum(f'of Octavia lb-{b.id}' in said for b in balancers for said in sentences['Net']) == 3
-    assert cloud.blockers(project.id, 'OS::Neutron::Net', network.id, as_admin=True) == sentences['Net']
+    assert (
+        cloud.blockers(project.id, 'OS::Neutron::Net', network.id, as_admin=True)
+        == sentences['Net']
+    )
 
     for made in balancers:
         cloud.delete_load_balancer(project.id, made.id)
     with contextlib.suppress(clients.Clash):
         cloud.delete_load_balancer(project.id, balancers[0].id)
-    poll(lambda: not cloud.load_balancers(project.id, ''), TIDY_S, 'the load balancers go', every_s=1)
+    poll(
+        lambda: not cloud.load_balancers(project.id, ''), TIDY_S, 'the load balancers go', every_s=1
+    )
     cloud.delete_load_balancer(project.id, balancers[0].id)
     assert not list(own.network.ips(project_id=project.id))
     own.network.delete_port(port)
@@ -332,12 +404,15 @@ def test_grants_are_known(cloud: clients.Cloud, sandbox: Sandbox, project: Proje
 
     assert project.id not in cloud.projects_with_role()
     assert cloud.project_state(uuid.uuid4().hex) == 'gone'
-    with pytest.raises(clients.Away):  # no role, no token: a role that is being granted may mend that
+    with pytest.raises(
+        clients.Away
+    ):  # no role, no token: a role that is being granted may mend that
         cloud.load_balancers(project.id, 'x')
 
 
 def test_a_service_that_is_no_admin_is_refused_and_not_told_that_a_stack_is_gone(
-        sandbox: Sandbox, project: Project, tmp_path: pathlib.Path) -> None:
+    sandbox: Sandbox, project: Project, tmp_path: pathlib.Path
+) -> None:
     stacks = connect_as(sandbox.cloud_name, tmp_path).stacks(project.id, as_admin=True)
 
     for call in (stacks.delete, stacks.find, stacks.failures, lambda one: stacks.look([one])):

@@ -1,4 +1,5 @@
-"""An API that is killed again and again, with SIGKILL, while clients repeat their requests until they are answered.
+"""An API that is killed again and again, with SIGKILL, while clients repeat their requests until
+they are answered.
 
 Real processes, tokens, look-ups and database. No conductor works, so nothing is made in the cloud.
 """
@@ -18,10 +19,16 @@ pytest_plugins = ('functional.fixtures',)
 pytestmark = ON_A_CLOUD
 
 DRIVERS = pathlib.Path(__file__).parent / 'drivers'
-TEMPLATE = {'name': 'fn-contract', 'coe': 'paper', 'image_id': 'debian', 'flavor_id': 'm1.small',
-            'master_flavor_id': 'm1.small'}
+TEMPLATE = {
+    'name': 'fn-contract',
+    'coe': 'paper',
+    'image_id': 'debian',
+    'flavor_id': 'm1.small',
+    'master_flavor_id': 'm1.small',
+}
 ROUNDS, CLIENTS = 4, 3
-#: Seconds after the first request within which the API is killed: it has answered none, some, or all by then.
+#: Seconds after the first request within which the API is killed: it has answered none, some, or
+#: all by then.
 LONGEST_LIFE_S = 2.0
 PAUSE_S = 0.2
 
@@ -40,8 +47,12 @@ class Client(threading.Thread):
         """Send the request until it is answered, whatever that takes."""
         while True:
             try:
-                answer = requests.post(self._url, headers=self._headers, timeout=60, json={
-                    'name': self._name, 'cluster_template_id': TEMPLATE['name']})
+                answer = requests.post(
+                    self._url,
+                    headers=self._headers,
+                    timeout=60,
+                    json={'name': self._name, 'cluster_template_id': TEMPLATE['name']},
+                )
             except requests.RequestException:
                 self.broken += 1
             else:
@@ -56,13 +67,19 @@ class Client(threading.Thread):
 
 def test_killed_api_makes_each_cluster_once(lone: Start, project: Project, say: Say) -> None:
     service = lone(extra={'drivers': {'path': DRIVERS}})
-    status, body = service.request('POST', '/v1/clustertemplates', TEMPLATE, headers=project.headers)
+    status, body = service.request(
+        'POST', '/v1/clustertemplates', TEMPLATE, headers=project.headers
+    )
     assert status == 201, body
     clients: list[Client] = []
 
     for _ in range(ROUNDS):
-        clients += (new := [Client(service.url, project.headers['X-Auth-Token'], len(clients) + n)
-                            for n in range(CLIENTS)])
+        clients += (
+            new := [
+                Client(service.url, project.headers['X-Auth-Token'], len(clients) + n)
+                for n in range(CLIENTS)
+            ]
+        )
         for client in new:
             client.start()
         time.sleep(random.uniform(0.1, LONGEST_LIFE_S))

@@ -1,8 +1,9 @@
-"""The main job on a real cloud: API and conductors as separate processes over RabbitMQ and a database of their own.
+"""The main job on a real cloud: API and conductors as separate processes over RabbitMQ and a
+database of their own.
 
-OS_CLOUD names the cloud; `service.py` and `cloud.py` say what else is needed. The clusters of the first tests are asked
-for at once, each in a project of its own, because each mostly waits for Heat. Times that were seen are printed.
-"""
+OS_CLOUD names the cloud; `service.py` and `cloud.py` say what else is needed. The clusters of the
+first tests are asked for at once, each in a project of its own, because each mostly waits for Heat.
+Times that were seen are printed."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ from keystoneauth1.identity import v3
 pytest_plugins = ('functional.fixtures',)
 pytestmark = MARKS
 
-#: A stored cluster is answered at once, with or without a broker; one call to a broker that hangs takes 5 s.
+#: A stored cluster is answered at once, with or without a broker; one call to a broker that hangs
+#: takes 5 s.
 AT_ONCE_S = 3
 NODE_REASON = 'step install ended with 100: no space left on device'
 CIDR = '10.77.0.0/24'
@@ -52,15 +54,22 @@ SEED = 20
 STORIES = ('whole', 'no host', 'node fails', 'credential', 'existing network', 'other engine')
 
 
-# -- clusters that are asked for at once -----------------------------------------------------------------------------
+# -- clusters that are asked for at once -----------------------------------------------------------
+
 
 def credential_headers(project: Project) -> dict[str, str]:
     """A token of an application credential of the user."""
     cloud = project.cloud
-    made = cloud.identity.create_application_credential(user=cloud.current_user_id, name=project.name)
-    session = ksa_session.Session(auth=v3.ApplicationCredential(
-        auth_url=cloud.config.get_auth_args()['auth_url'], application_credential_id=made.id,
-        application_credential_secret=made.secret))
+    made = cloud.identity.create_application_credential(
+        user=cloud.current_user_id, name=project.name
+    )
+    session = ksa_session.Session(
+        auth=v3.ApplicationCredential(
+            auth_url=cloud.config.get_auth_args()['auth_url'],
+            application_credential_id=made.id,
+            application_credential_secret=made.secret,
+        )
+    )
     return {'X-Auth-Token': str(session.get_token())}
 
 
@@ -89,7 +98,9 @@ def headers_of_credential(projects: dict[str, Project]) -> dict[str, str]:
 
 
 @pytest.fixture(scope='module')
-def asked(projects: dict[str, Project], service: Service, headers_of_credential: dict[str, str]) -> dict[str, Cluster]:
+def asked(
+    projects: dict[str, Project], service: Service, headers_of_credential: dict[str, str]
+) -> dict[str, Cluster]:
     """Every cluster that the next tests look at, by the name of its story."""
     make_network(projects['existing network'])
     wanted: dict[str, dict[str, Any]] = {
@@ -98,8 +109,12 @@ def asked(projects: dict[str, Project], service: Service, headers_of_credential:
         'node fails': {'name': 'fn-nodefails', 'node_count': 0},
         'credential': {'name': 'fn-credential', 'node_count': 0, 'headers': headers_of_credential},
         'existing network': {'name': 'fn-existing', 'template': {'fixed_network': 'private'}},
-        'other engine': {'name': 'fn-swarm', 'master_count': 3, 'template': {
-            'coe': 'swarm', 'image_id': 'debian', 'master_lb_enabled': True}}}
+        'other engine': {
+            'name': 'fn-swarm',
+            'master_count': 3,
+            'template': {'coe': 'swarm', 'image_id': 'debian', 'master_lb_enabled': True},
+        },
+    }
     with futures.ThreadPoolExecutor() as pool:
         made = pool.map(lambda story: ask(service, projects[story], **wanted[story]), STORIES)
         found = dict(zip(STORIES, made, strict=True))
@@ -111,17 +126,27 @@ def asked(projects: dict[str, Project], service: Service, headers_of_credential:
 
 
 @pytest.mark.usefixtures('asked')  # not needed, but they can be made meanwhile
-def test_bad_requests_get_their_status_and_store_nothing(service: Service, project: Project) -> None:
+def test_bad_requests_get_their_status_and_store_nothing(
+    service: Service, project: Project
+) -> None:
     status, template = post(service, project, 'clustertemplates', **TEMPLATE)
     assert status == 201, template
-    image = project.cloud.image.create_image(name='fn-no-distro', disk_format='raw', container_format='bare')
+    image = project.cloud.image.create_image(
+        name='fn-no-distro', disk_format='raw', container_format='bare'
+    )
     good = {'cluster_template_id': template['uuid'], 'name': 'fn-bad'}
     old = {'OpenStack-API-Version': 'container-infra 1.1'}
     wrong = [
         (400, 'clustertemplates', TEMPLATE | {'image_id': 'fn-none'}, {}, 'image fn-none'),
         (400, 'clustertemplates', TEMPLATE | {'image_id': image.id}, {}, 'os_distro'),
         (400, 'clustertemplates', TEMPLATE | {'flavor_id': 'fn-none'}, {}, 'flavor fn-none'),
-        (400, 'clustertemplates', TEMPLATE | {'external_network_id': 'fn-none'}, {}, 'network fn-none'),
+        (
+            400,
+            'clustertemplates',
+            TEMPLATE | {'external_network_id': 'fn-none'},
+            {},
+            'network fn-none',
+        ),
         (400, 'clustertemplates', TEMPLATE | {'fixed_network': 'fn-none'}, {}, 'network fn-none'),
         (400, 'clustertemplates', TEMPLATE | {'fixed_subnet': 'fn-none'}, {}, 'subnet fn-none'),
         (400, 'clustertemplates', TEMPLATE | {'external_network_id': 'private'}, {}, 'private'),
@@ -141,10 +166,16 @@ def test_bad_requests_get_their_status_and_store_nothing(service: Service, proje
     ]
 
     try:
-        answers = [post(service, project, path, {**project.headers, **headers}, **body)
-                   for _, path, body, headers, _ in wrong]
-        malformed = requests.post(f'{service.url}/v1/clusters', data='{"name": ', timeout=60, headers={
-            **project.headers, 'Content-Type': 'application/json'})
+        answers = [
+            post(service, project, path, {**project.headers, **headers}, **body)
+            for _, path, body, headers, _ in wrong
+        ]
+        malformed = requests.post(
+            f'{service.url}/v1/clusters',
+            data='{"name": ',
+            timeout=60,
+            headers={**project.headers, 'Content-Type': 'application/json'},
+        )
     finally:
         project.cloud.image.delete_image(image)
 
@@ -155,25 +186,45 @@ def test_bad_requests_get_their_status_and_store_nothing(service: Service, proje
             assert answer['faultstring'] == answer['errors'][0]['detail']
     assert malformed.status_code == 400
     for table in ('cluster_templates', 'clusters', 'operations'):
-        rows = service.rows(f'SELECT uuid FROM {table} WHERE project_id = :project', project=project.id)
-        assert [r['uuid'] for r in rows] == ([template['uuid']] if table == 'cluster_templates' else [])
+        rows = service.rows(
+            f'SELECT uuid FROM {table} WHERE project_id = :project', project=project.id
+        )
+        assert [r['uuid'] for r in rows] == (
+            [template['uuid']] if table == 'cluster_templates' else []
+        )
 
 
-def test_the_main_job(asked: dict[str, Cluster], service: Service, sandbox: Sandbox, say: Say) -> None:
+def test_the_main_job(
+    asked: dict[str, Cluster], service: Service, sandbox: Sandbox, say: Say
+) -> None:
     cluster = asked['whole']
     project = cluster.project
 
     shown = cluster.wait('CREATE_COMPLETE')
 
     [operation] = cluster.operations
-    say(f'POST to CREATE_COMPLETE, 1 master and 2 workers, 4 other clusters beside it: '
-        f'{(operation["ended_at"] - operation["created_at"]).total_seconds():.0f} s')
-    say(f'POST to the stack sent to Heat: {(operation["begun_at"] - operation["created_at"]).total_seconds():.1f} s')
-    assert (operation['kind'], operation['outcome'], operation['code']) == ('create', 'complete', None)
-    assert (operation['begun_at'] - operation['created_at']).total_seconds() < LONG_TICK_S / 2, 'by a tick, no nudge'
+    say(
+        f'POST to CREATE_COMPLETE, 1 master and 2 workers, 4 other clusters beside it: '
+        f'{(operation["ended_at"] - operation["created_at"]).total_seconds():.0f} s'
+    )
+    say(
+        'POST to the stack sent to Heat: '
+        f'{(operation["begun_at"] - operation["created_at"]).total_seconds():.1f} s'
+    )
+    assert (operation['kind'], operation['outcome'], operation['code']) == (
+        'create',
+        'complete',
+        None,
+    )
+    assert (operation['begun_at'] - operation['created_at']).total_seconds() < LONG_TICK_S / 2, (
+        'by a tick, no nudge'
+    )
     assert_that_the_cloud_has_it(project, shown)
     assert_that_listings_agree(service, project, shown)
-    assert len(service.rows('SELECT id FROM cluster_keys WHERE cluster_id = :uuid', uuid=cluster.uuid)) == KEYS
+    assert (
+        len(service.rows('SELECT id FROM cluster_keys WHERE cluster_id = :uuid', uuid=cluster.uuid))
+        == KEYS
+    )
     users = project.stack_users()
     assert len(users) == 4, 'one user for each node, in a project of Heat'
     assert project.leftovers()['roles of the service']
@@ -186,25 +237,34 @@ def test_the_main_job(asked: dict[str, Cluster], service: Service, sandbox: Sand
 
 
 def assert_that_the_cloud_has_it(project: Project, shown: dict[str, Any]) -> None:
-    """Servers run, floating IPs exist and are what the API says, and the stack tells its members as autoscalers ask."""
+    """Servers run, floating IPs exist and are what the API says, and the stack tells its members as
+    autoscalers ask."""
     cloud = project.cloud
     servers = {s.name: s for s in cloud.compute.servers()}
     addresses = {f.floating_ip_address for f in cloud.network.ips(project_id=project.id)}
     [stack] = project.stacks()
-    minions = cloud.orchestration.get(f'/stacks/{stack.name}/{stack.id}/resources/kube_minions').json()['resource']
+    minions = cloud.orchestration.get(
+        f'/stacks/{stack.name}/{stack.id}/resources/kube_minions'
+    ).json()['resource']
     nested = cloud.orchestration.get(f'/stacks/{minions["physical_resource_id"]}').json()['stack']
     refs_map = next(o['output_value'] for o in nested['outputs'] if o['output_key'] == 'refs_map')
 
     beginning = f'fn-whole-{shown["uuid"][:8]}'
-    assert set(servers) == {f'{beginning}-master-0', f'{beginning}-worker-0', f'{beginning}-worker-1'}
+    assert set(servers) == {
+        f'{beginning}-master-0',
+        f'{beginning}-worker-0',
+        f'{beginning}-worker-1',
+    }
     assert {s.status for s in servers.values()} == {'ACTIVE'}
     assert len(shown['master_addresses']) == 1 and len(shown['node_addresses']) == 2
     assert {*shown['master_addresses'], *shown['node_addresses']} == addresses
     assert shown['api_address'] == f'https://{shown["master_addresses"][0]}:6443'
     assert (stack.id, stack.status) == (shown['cluster_id'], 'CREATE_COMPLETE')
     assert refs_map == {str(n): servers[f'{beginning}-worker-{n}'].id for n in (0, 1)}
-    for name, address in [(f'{beginning}-master-0', shown['master_addresses'][0]),
-                          *((f'{beginning}-worker-{n}', shown['node_addresses'][n]) for n in (0, 1))]:
+    for name, address in [
+        (f'{beginning}-master-0', shown['master_addresses'][0]),
+        *((f'{beginning}-worker-{n}', shown['node_addresses'][n]) for n in (0, 1)),
+    ]:
         assert address in [a['addr'] for net in servers[name].addresses.values() for a in net]
 
 
@@ -220,8 +280,12 @@ def assert_that_listings_agree(service: Service, project: Project, shown: dict[s
     assert brief == {k: shown[k] for k in brief} and 'api_address' not in brief
     assert detail == {k: shown[k] for k in detail} and set(shown) == set(detail)
     assert get('/v1/clusters/fn-whole') == shown
-    assert get(f'/v1/clusters/{shown["uuid"]}', {'OpenStack-API-Version': 'container-infra 1.12'}
-               )['stack_id'] == shown['cluster_id']
+    assert (
+        get(f'/v1/clusters/{shown["uuid"]}', {'OpenStack-API-Version': 'container-infra 1.12'})[
+            'stack_id'
+        ]
+        == shown['cluster_id']
+    )
     assert get('/v1/clustertemplates/fn-template')['uuid'] == shown['cluster_template_id']
     assert shown['status_reason'] is None and shown['node_count'] == 2 and shown['coe_version']
 
@@ -229,9 +293,16 @@ def assert_that_listings_agree(service: Service, project: Project, shown: dict[s
 def has_client() -> bool:
     """Whether the stock client is on the path, with what it needs for this service."""
     client = shutil.which('openstack')
-    return bool(client) and subprocess.run(
-        [str(client), 'help', 'coe', 'cluster', 'list'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        check=False).returncode == 0
+    return (
+        bool(client)
+        and subprocess.run(
+            [str(client), 'help', 'coe', 'cluster', 'list'],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        ).returncode
+        == 0
+    )
 
 
 def assert_that_the_client_agrees(cloud_name: str, shown: dict[str, Any]) -> None:
@@ -239,7 +310,9 @@ def assert_that_the_client_agrees(cloud_name: str, shown: dict[str, Any]) -> Non
     environ = {**os.environ, 'OS_CLOUD': cloud_name}
 
     def coe(*words: str) -> Any:
-        done = subprocess.run(['openstack', 'coe', *words], env=environ, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ['openstack', 'coe', *words], env=environ, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout) if '-f' in words else None
 
@@ -249,15 +322,28 @@ def assert_that_the_client_agrees(cloud_name: str, shown: dict[str, Any]) -> Non
     coe('cluster', 'delete', 'fn-whole')
 
     assert {k: listed[k] for k in ('uuid', 'name', 'node_count', 'master_count', 'status')} == {
-        k: shown[k] for k in ('uuid', 'name', 'node_count', 'master_count', 'status')}
-    for name in ('uuid', 'status', 'api_address', 'master_addresses', 'node_addresses', 'labels', 'flavor_id'):
+        k: shown[k] for k in ('uuid', 'name', 'node_count', 'master_count', 'status')
+    }
+    for name in (
+        'uuid',
+        'status',
+        'api_address',
+        'master_addresses',
+        'node_addresses',
+        'labels',
+        'flavor_id',
+    ):
         assert one[name] == shown[name]
     assert (template['uuid'], template['image_id'], template['coe']) == (
-        shown['cluster_template_id'], 'ubuntu', 'kubernetes')
+        shown['cluster_template_id'],
+        'ubuntu',
+        'kubernetes',
+    )
 
 
 def test_a_flavor_that_fits_no_host_fails_with_a_reason(
-        asked: dict[str, Cluster], say: Say) -> None:
+    asked: dict[str, Cluster], say: Say
+) -> None:
     cluster = asked['no host']
 
     shown = cluster.wait('CREATE_FAILED')
@@ -273,7 +359,8 @@ def test_a_flavor_that_fits_no_host_fails_with_a_reason(
 
 
 def test_a_node_that_reports_failure_fails_the_cluster_with_its_words(
-        asked: dict[str, Cluster], say: Say) -> None:
+    asked: dict[str, Cluster], say: Say
+) -> None:
     cluster = asked['node fails']
 
     shown = cluster.wait('CREATE_FAILED')
@@ -282,16 +369,20 @@ def test_a_node_that_reports_failure_fails_the_cluster_with_its_words(
     assert NODE_REASON in shown['status_reason']
     assert NODE_REASON in shown['faults']['default-master']
     assert [(o['outcome'], o['code']) for o in cluster.operations] == [('failed', 'NODE_FAILED')]
-    _, body = cluster.service.request('GET', f'/v1/clusters/{cluster.uuid}/nodes', headers=cluster.project.headers)
+    _, body = cluster.service.request(
+        'GET', f'/v1/clusters/{cluster.uuid}/nodes', headers=cluster.project.headers
+    )
     assert [(n['name'].rpartition('-')[2], n['status'], n['code']) for n in body['nodes']] == [
-        ('0', 'CREATE_FAILED', 'NODE_FAILED')]
+        ('0', 'CREATE_FAILED', 'NODE_FAILED')
+    ]
     assert NODE_REASON in body['nodes'][0]['status_reason']
     assert shown['error_code'] == 'NODE_FAILED'
     cluster.delete()
 
 
 def test_an_application_credential_makes_and_deletes_a_cluster(
-        asked: dict[str, Cluster], headers_of_credential: dict[str, str]) -> None:
+    asked: dict[str, Cluster], headers_of_credential: dict[str, str]
+) -> None:
     cluster = asked['credential']
 
     cluster.wait('CREATE_COMPLETE')
@@ -307,15 +398,28 @@ def test_an_existing_network_is_used(asked: dict[str, Cluster]) -> None:
     shown = cluster.wait('CREATE_COMPLETE')
 
     [network] = cloud.network.networks(project_id=cluster.project.id)
-    ports = [p for p in cloud.network.ports(network_id=network.id) if p.device_owner.startswith('compute')]
-    assert (network.name, shown['fixed_network'], shown['fixed_subnet']) == ('private', 'private', None)
+    ports = [
+        p
+        for p in cloud.network.ports(network_id=network.id)
+        if p.device_owner.startswith('compute')
+    ]
+    assert (network.name, shown['fixed_network'], shown['fixed_subnet']) == (
+        'private',
+        'private',
+        None,
+    )
     assert len(ports) == 2
-    assert all(ipaddress.ip_address(p.fixed_ips[0]['ip_address']) in ipaddress.ip_network(CIDR) for p in ports)
+    assert all(
+        ipaddress.ip_address(p.fixed_ips[0]['ip_address']) in ipaddress.ip_network(CIDR)
+        for p in ports
+    )
     assert len(list(cloud.network.routers(project_id=cluster.project.id))) == 1
     cluster.delete()
 
 
-def test_an_engine_beside_it_stands_behind_its_load_balancer_and_tells_its_version(asked: dict[str, Cluster]) -> None:
+def test_an_engine_beside_it_stands_behind_its_load_balancer_and_tells_its_version(
+    asked: dict[str, Cluster],
+) -> None:
     cluster = asked['other engine']
     balancers = cluster.project.cloud.load_balancer
 
@@ -326,31 +430,46 @@ def test_an_engine_beside_it_stands_behind_its_load_balancer_and_tells_its_versi
     [balancer] = balancers.load_balancers(project_id=cluster.project.id)
     [address] = cluster.project.cloud.network.ips(port_id=balancer.vip_port_id)
     assert shown['api_address'] == f'tcp://{address.floating_ip_address}:2376'
-    pools = [len(list(balancers.members(pool))) for pool in balancers.pools(loadbalancer_id=balancer.id)]
+    pools = [
+        len(list(balancers.members(pool))) for pool in balancers.pools(loadbalancer_id=balancer.id)
+    ]
     assert pools == [3, 3]
     cluster.delete()
 
 
-# -- processes that die, brokers that are away -----------------------------------------------------------------------
+# -- processes that die, brokers that are away -----------------------------------------------------
+
 
 def test_a_conductor_killed_at_any_moment_of_the_create_leaves_one_stack(
-        lone: Callable[..., Service], project: Project, say: Say) -> None:
+    lone: Callable[..., Service], project: Project, say: Say
+) -> None:
     chance = random.Random(SEED)
     service = lone(extra={'conductor': {'tick': 1, 'lease': 20, 'watch_interval': 1}})
 
     def until_the_stack_is_there(cluster: Cluster) -> None:
-        """Until Heat has made it, and the conductor, which stands still meanwhile, has not heard so."""
-        poll(lambda: cluster.operations[0]['begun_at'], STACK_S, 'the conductor calls Heat', every_s=0.01)
+        """Until Heat has made it, and the conductor, which stands still meanwhile, has not heard
+        so."""
+        poll(
+            lambda: cluster.operations[0]['begun_at'],
+            STACK_S,
+            'the conductor calls Heat',
+            every_s=0.01,
+        )
         time.sleep(0.1)
         service.freeze_conductor()
-        with contextlib.suppress(AssertionError):  # then it stood still before it had sent the call: as good a moment
+        with contextlib.suppress(
+            AssertionError
+        ):  # then it stood still before it had sent the call: as good a moment
             poll(cluster.stacks, 20, 'the stack is there')
 
     moments: dict[str, Callable[[Cluster], Any]] = {
         'the 202': lambda cluster: time.sleep(chance.uniform(0, 0.5)),
-        'the text': lambda cluster: poll(lambda: cluster.row['stack_text'], STACK_S, 'the text', every_s=0.01),
+        'the text': lambda cluster: poll(
+            lambda: cluster.row['stack_text'], STACK_S, 'the text', every_s=0.01
+        ),
         'the stack': until_the_stack_is_there,
-        'its note': lambda cluster: (cluster.stack_id(), time.sleep(chance.uniform(0.5, 4)))}
+        'its note': lambda cluster: (cluster.stack_id(), time.sleep(chance.uniform(0.5, 4))),
+    }
     clusters = []
 
     for moment, wait in moments.items():
@@ -360,8 +479,11 @@ def test_a_conductor_killed_at_any_moment_of_the_create_leaves_one_stack(
         wait(cluster)
         service.kill_conductor()
         row = cluster.row
-        say(f'killed after {moment}: stack text {"stored" if row["stack_text"] else "not stored"}, stack id '
-            f'{"known" if row["stack_id"] else "not known"}, stacks in Heat {len(cluster.stacks())}')
+        say(
+            f'killed after {moment}: stack text {"stored" if row["stack_text"] else "not stored"}, '
+            f'stack id {"known" if row["stack_id"] else "not known"}, stacks in Heat '
+            f'{len(cluster.stacks())}'
+        )
         cluster.play_nodes()
     service.start_conductor()
 
@@ -370,7 +492,14 @@ def test_a_conductor_killed_at_any_moment_of_the_create_leaves_one_stack(
         [stack] = cluster.stacks()
         assert stack.id == cluster.row['stack_id']
         assert [(o['kind'], o['outcome']) for o in cluster.operations] == [('create', 'complete')]
-        assert len(service.rows('SELECT id FROM cluster_keys WHERE cluster_id = :uuid', uuid=cluster.uuid)) == KEYS
+        assert (
+            len(
+                service.rows(
+                    'SELECT id FROM cluster_keys WHERE cluster_id = :uuid', uuid=cluster.uuid
+                )
+            )
+            == KEYS
+        )
         say(f'{cluster.get()["name"]}: CREATE_COMPLETE')
     for cluster in clusters:
         cluster.delete()
@@ -380,13 +509,16 @@ def test_a_conductor_killed_at_any_moment_of_the_create_leaves_one_stack(
 
 
 def test_a_broker_that_is_away_or_hangs_delays_no_request_and_loses_no_cluster(
-        lone: Callable[..., Service], project: Project, say: Say) -> None:
+    lone: Callable[..., Service], project: Project, say: Say
+) -> None:
     broker = sa.make_url(services.RABBITMQ)
     forwarder = Forwarder(broker.host or '', broker.port or 5672)
     with services.own_vhost() as url:
         through = sa.make_url(url).set(host='127.0.0.1', port=forwarder.port)
-        service = lone(transport_url=through.render_as_string(hide_password=False),
-                       extra={'conductor': {'tick': 3}})
+        service = lone(
+            transport_url=through.render_as_string(hide_password=False),
+            extra={'conductor': {'tick': 3}},
+        )
         took_s: dict[str, float] = {}
 
         def timed(name: str) -> Cluster:
@@ -412,7 +544,10 @@ def test_a_broker_that_is_away_or_hangs_delays_no_request_and_loses_no_cluster(
         back.delete()
         hanging.delete()
 
-        say('from the row to the 202, by broker: ' + ', '.join(f'{name} {s:.1f} s' for name, s in took_s.items()))
+        say(
+            'from the row to the 202, by broker: '
+            + ', '.join(f'{name} {s:.1f} s' for name, s in took_s.items())
+        )
         say(f'CREATE_COMPLETE without a broker: {without_s:.0f} s')
         assert max(took_s.values()) < AT_ONCE_S
         for cluster in (away, back, hanging):
@@ -422,7 +557,8 @@ def test_a_broker_that_is_away_or_hangs_delays_no_request_and_loses_no_cluster(
 
 
 def test_a_conductor_told_to_stop_in_mid_work_hands_back(
-        lone: Callable[..., Service], project: Project, say: Say) -> None:
+    lone: Callable[..., Service], project: Project, say: Say
+) -> None:
     service = lone(extra={'conductor': {'tick': 1, 'lease': 600}})
     service.start_conductor()
 
@@ -432,8 +568,10 @@ def test_a_conductor_told_to_stop_in_mid_work_hands_back(
     took_s = service.stop_conductor()
     row = cluster.row
 
-    say(f'SIGTERM while {holder} made the stack: gone after {took_s:.1f} s, stack id '
-        f'{"known" if row["stack_id"] else "not known"}')
+    say(
+        f'SIGTERM while {holder} made the stack: gone after {took_s:.1f} s, stack id '
+        f'{"known" if row["stack_id"] else "not known"}'
+    )
     assert (row['leased_by'], row['leased_until']) == (None, None)
     assert row['check_at'] is not None
     begun = time.monotonic()
@@ -441,12 +579,15 @@ def test_a_conductor_told_to_stop_in_mid_work_hands_back(
     cluster.stack_id()
     cluster.delete()
     cluster.wait('GONE')
-    say(f'the next conductor had seen to it and to its DELETE after {time.monotonic() - begun:.0f} s; '
-        'the lease was for 600 s')
+    say(
+        f'the next conductor had seen to it and to its DELETE after {time.monotonic() - begun:.0f} '
+        's; the lease was for 600 s'
+    )
     cluster.assert_nothing_is_left()
 
 
-# -- what was deleted meanwhile --------------------------------------------------------------------------------------
+# -- what was deleted meanwhile --------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('story', STORIES)
 def test_delete_leaves_nothing(asked: dict[str, Cluster], story: str) -> None:
@@ -456,6 +597,10 @@ def test_delete_leaves_nothing(asked: dict[str, Cluster], story: str) -> None:
 
     cluster.wait('GONE')
 
-    cluster.assert_nothing_is_left(*(('networks', 'routers', 'ports') if story == 'existing network' else ()))
+    cluster.assert_nothing_is_left(
+        *(('networks', 'routers', 'ports') if story == 'existing network' else ())
+    )
     last = cluster.operations[-1]
-    assert (last['kind'], last['outcome'], last['code']) == ('delete', 'complete', None), 'the history stays'
+    assert (last['kind'], last['outcome'], last['code']) == ('delete', 'complete', None), (
+        'the history stays'
+    )

@@ -1,7 +1,8 @@
-"""Broker, database, Keystone and Heat are away in turn, on a real cloud: readiness names which, and all recover.
+"""Broker, database, Keystone and Heat are away in turn, on a real cloud: readiness names which, and
+all recover.
 
-Only the service under test loses them, as in `test_outages`. Nothing of it is started again meanwhile.
-"""
+Only the service under test loses them, as in `test_outages`. Nothing of it is started again
+meanwhile."""
 
 from __future__ import annotations
 
@@ -26,18 +27,28 @@ SECRETS = ('guest', 'root', 'secret', 'password', '127.0.0.1')
 
 
 @pytest.fixture(scope='module')
-def broken(sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
+def broken(
+    sandbox: Sandbox, running: list[Service], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broken]:
     """One API and one conductor."""
-    with breakable(sandbox, running, tmp_path_factory.mktemp('service'), {
-            'conductor': {'tick': 2, 'watch_interval': 1.5, 'retry_interval': 1}}) as made:
+    with breakable(
+        sandbox,
+        running,
+        tmp_path_factory.mktemp('service'),
+        {'conductor': {'tick': 2, 'watch_interval': 1.5, 'retry_interval': 1}},
+    ) as made:
         yield made
 
 
 @pytest.fixture
 def links(broken: Broken) -> dict[str, Forwarder]:
     """What can be broken, by the names that readiness has for it."""
-    return {'broker': broken.broker, 'database': broken.database, 'keystone': broken.keystone.connections,
-            'heat': broken.heat.connections}
+    return {
+        'broker': broken.broker,
+        'database': broken.database,
+        'keystone': broken.keystone.connections,
+        'heat': broken.heat.connections,
+    }
 
 
 def ready(broken: Broken) -> dict[str, Any]:
@@ -58,30 +69,48 @@ def timed(look: Callable[[], Any], timeout_s: float, what: Callable[[], str]) ->
 @pytest.mark.parametrize('how', ['down', 'hang'])
 @pytest.mark.parametrize('name', ['broker', 'database', 'keystone', 'heat'])
 def test_what_is_away_is_named_and_liveness_stays(
-        broken: Broken, links: dict[str, Forwarder], name: str, how: str, say: Say) -> None:
+    broken: Broken, links: dict[str, Forwarder], name: str, how: str, say: Say
+) -> None:
     timed(lambda: ready(broken)['ready'], WELL_S, lambda: f'all is well: {ready(broken)}')
 
     getattr(links[name], how)()
     try:
-        named_s = timed(lambda: name in ready(broken)['down'], NAMED_S, lambda: f'{name}: {ready(broken)}')
+        named_s = timed(
+            lambda: name in ready(broken)['down'], NAMED_S, lambda: f'{name}: {ready(broken)}'
+        )
         # A cloud that is busy may take longer than it is given, but not for long.
-        timed(lambda: ready(broken)['down'] == [name], WELL_S, lambda: f'nothing but {name}: {ready(broken)}')
+        timed(
+            lambda: ready(broken)['down'] == [name],
+            WELL_S,
+            lambda: f'nothing but {name}: {ready(broken)}',
+        )
         begun = time.monotonic()
         alive = requests.get(f'{broken.service.url}/healthcheck', timeout=NAMED_S)
         alive_s = time.monotonic() - begun
     finally:
         links[name].up()
-    well_s = timed(lambda: ready(broken)['ready'], WELL_S, lambda: f'all is well again: {ready(broken)}')
+    well_s = timed(
+        lambda: ready(broken)['ready'], WELL_S, lambda: f'all is well again: {ready(broken)}'
+    )
 
-    say(f'{name} {how}: named after {named_s:.1f} s, liveness in {alive_s * 1000:.0f} ms, well after {well_s:.1f} s')
+    say(
+        f'{name} {how}: named after {named_s:.1f} s, liveness in {alive_s * 1000:.0f} ms, well '
+        f'after {well_s:.1f} s'
+    )
     assert (alive.status_code, alive.text) == (200, 'OK')
 
 
-def test_after_all_this_a_cluster_is_made_by_the_same_processes(broken: Broken, project: Project) -> None:
+def test_after_all_this_a_cluster_is_made_by_the_same_processes(
+    broken: Broken, project: Project
+) -> None:
     service, headers = broken.service, project.headers
     _, template = service.request('POST', '/v1/clustertemplates', TEMPLATE, headers=headers)
-    status, body = service.request('POST', '/v1/clusters', {
-        'name': 'fn-after', 'cluster_template_id': template['uuid'], 'node_count': 1}, headers=headers)
+    status, body = service.request(
+        'POST',
+        '/v1/clusters',
+        {'name': 'fn-after', 'cluster_template_id': template['uuid'], 'node_count': 1},
+        headers=headers,
+    )
     assert status == 202, body
 
     service.wait(body['uuid'], 'CREATE_COMPLETE', headers=headers)

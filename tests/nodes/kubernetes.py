@@ -1,4 +1,5 @@
-"""What tests of Kubernetes on real nodes use: kubectl of the nodes' layer, as an administrator, and a Deployment."""
+"""What tests of Kubernetes on real nodes use: kubectl of the nodes' layer, as an administrator, and
+a Deployment."""
 
 from __future__ import annotations
 
@@ -23,33 +24,69 @@ def version() -> str:
 
 
 @pytest.fixture(scope='module')
-def kubeconfig(service: Service, cluster: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """An administrator's kubeconfig, signed by the cluster's authority as its key store holds it."""
+def kubeconfig(
+    service: Service, cluster: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """An administrator's kubeconfig, signed by the cluster's authority as its key store holds
+    it."""
     path = tmp_path_factory.mktemp('admin') / 'kubeconfig'
     write_kubeconfig(service, cluster, path)
     return path
 
 
 def fields_of(version: str, **labels: str) -> dict[str, Any]:
-    """Fields of a cluster template. There is no registry: images, Kubernetes and the pod network lie in the nodes."""
-    return {'coe': 'kubernetes', 'labels': {
-        'kube_tag': version, 'network_manifest_url': 'file:///opt/k8s/podnet.yaml',
-        'flannel_network_cidr': '10.244.0.0/16', **labels}}
+    """Fields of a cluster template. There is no registry: images, Kubernetes and the pod network
+    lie in the nodes."""
+    return {
+        'coe': 'kubernetes',
+        'labels': {
+            'kube_tag': version,
+            'network_manifest_url': 'file:///opt/k8s/podnet.yaml',
+            'flannel_network_cidr': '10.244.0.0/16',
+            **labels,
+        },
+    }
 
 
-def write_kubeconfig(service: Service, cluster: dict[str, Any], path: pathlib.Path, rotation: int = 0) -> None:
-    """Write an administrator's kubeconfig as it is right in a phase of the exchange of authorities; all at once."""
+def write_kubeconfig(
+    service: Service, cluster: dict[str, Any], path: pathlib.Path, rotation: int = 0
+) -> None:
+    """Write an administrator's kubeconfig as it is right in a phase of the exchange of authorities;
+    all at once."""
     ca = service.pair(cluster['uuid'], 'ca', rotation)
-    admin = certs.issue_client(ca, common_name='admin', organization='system:masters', life=datetime.timedelta(hours=1))
+    admin = certs.issue_client(
+        ca, common_name='admin', organization='system:masters', life=datetime.timedelta(hours=1)
+    )
     new = path.with_suffix('.new')
     new.touch(0o600)
-    new.write_text(json.dumps({
-        'apiVersion': 'v1', 'kind': 'Config', 'current-context': 'c',
-        'clusters': [{'name': 'c', 'cluster': {
-            'server': cluster['api_address'], 'certificate-authority-data': _b64(ca.trusted)}}],
-        'users': [{'name': 'u', 'user': {'client-certificate-data': _b64(admin.certificate),
-                                         'client-key-data': _b64(admin.private_key)}}],
-        'contexts': [{'name': 'c', 'context': {'cluster': 'c', 'user': 'u'}}]}))
+    new.write_text(
+        json.dumps(
+            {
+                'apiVersion': 'v1',
+                'kind': 'Config',
+                'current-context': 'c',
+                'clusters': [
+                    {
+                        'name': 'c',
+                        'cluster': {
+                            'server': cluster['api_address'],
+                            'certificate-authority-data': _b64(ca.trusted),
+                        },
+                    }
+                ],
+                'users': [
+                    {
+                        'name': 'u',
+                        'user': {
+                            'client-certificate-data': _b64(admin.certificate),
+                            'client-key-data': _b64(admin.private_key),
+                        },
+                    }
+                ],
+                'contexts': [{'name': 'c', 'context': {'cluster': 'c', 'user': 'u'}}],
+            }
+        )
+    )
     new.replace(path)
 
 
@@ -59,8 +96,19 @@ def _b64(text: str) -> str:
 
 def run(kubeconfig: pathlib.Path, *words: str, stdin: str | None = None) -> str:
     """What kubectl prints. Raises AssertionError with its words if it fails."""
-    done = subprocess.run([str(KUBERNETES / 'usr/bin/kubectl'), '--kubeconfig', str(kubeconfig),
-                           '--request-timeout=20s', *words], input=stdin, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [
+            str(KUBERNETES / 'usr/bin/kubectl'),
+            '--kubeconfig',
+            str(kubeconfig),
+            '--request-timeout=20s',
+            *words,
+        ],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -72,25 +120,61 @@ def kubectl(kubeconfig: pathlib.Path, *words: str) -> Any:
 
 def ready(kubeconfig: pathlib.Path) -> dict[str, str]:
     """Name -> status of the condition Ready of each node that the API knows."""
-    return {node['metadata']['name']: next(c['status'] for c in node['status']['conditions'] if c['type'] == 'Ready')
-            for node in kubectl(kubeconfig, 'get', 'nodes')['items']}
+    return {
+        node['metadata']['name']: next(
+            c['status'] for c in node['status']['conditions'] if c['type'] == 'Ready'
+        )
+        for node in kubectl(kubeconfig, 'get', 'nodes')['items']
+    }
 
 
 def deploy(kubeconfig: pathlib.Path, replicas: int) -> None:
     """Ask for a Deployment `web` of which a node has one pod at most."""
     labels = {'app': 'web'}
-    apart = {'requiredDuringSchedulingIgnoredDuringExecution': [
-        {'labelSelector': {'matchLabels': labels}, 'topologyKey': 'kubernetes.io/hostname'}]}
-    container = {'name': 'web', 'image': 'docker.io/library/busybox:local', 'command': ['sleep', '9999']}
-    run(kubeconfig, 'apply', '-f', '-', stdin=json.dumps({
-        'apiVersion': 'apps/v1', 'kind': 'Deployment', 'metadata': {'name': 'web'}, 'spec': {
-            'replicas': replicas, 'selector': {'matchLabels': labels}, 'template': {
-                'metadata': {'labels': labels}, 'spec': {
-                    'containers': [container], 'affinity': {'podAntiAffinity': apart},
-                    'terminationGracePeriodSeconds': 0}}}}))
+    apart = {
+        'requiredDuringSchedulingIgnoredDuringExecution': [
+            {'labelSelector': {'matchLabels': labels}, 'topologyKey': 'kubernetes.io/hostname'}
+        ]
+    }
+    container = {
+        'name': 'web',
+        'image': 'docker.io/library/busybox:local',
+        'command': ['sleep', '9999'],
+    }
+    run(
+        kubeconfig,
+        'apply',
+        '-f',
+        '-',
+        stdin=json.dumps(
+            {
+                'apiVersion': 'apps/v1',
+                'kind': 'Deployment',
+                'metadata': {'name': 'web'},
+                'spec': {
+                    'replicas': replicas,
+                    'selector': {'matchLabels': labels},
+                    'template': {
+                        'metadata': {'labels': labels},
+                        'spec': {
+                            'containers': [container],
+                            'affinity': {'podAntiAffinity': apart},
+                            'terminationGracePeriodSeconds': 0,
+                        },
+                    },
+                },
+            }
+        ),
+    )
 
 
 def where_it_runs(kubeconfig: pathlib.Path) -> list[str]:
     """The nodes on which a pod of the Deployment is ready."""
-    return sorted(pod['spec']['nodeName'] for pod in kubectl(kubeconfig, 'get', 'pods', '-l', 'app=web')['items']
-                  if any(c['type'] == 'Ready' and c['status'] == 'True' for c in pod['status'].get('conditions', ())))
+    return sorted(
+        pod['spec']['nodeName']
+        for pod in kubectl(kubeconfig, 'get', 'pods', '-l', 'app=web')['items']
+        if any(
+            c['type'] == 'Ready' and c['status'] == 'True'
+            for c in pod['status'].get('conditions', ())
+        )
+    )

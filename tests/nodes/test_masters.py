@@ -1,8 +1,7 @@
 """Masters that are replaced on nodes that really boot: an upgrade, and an exchange of authorities.
 
-`booted` says what is needed; the nodes have the Kubernetes layer. Each test takes 5 to 20 minutes, so they are run by
-hand: NODES_MASTERS says with how many masters (1 or 3).
-"""
+`booted` says what is needed; the nodes have the Kubernetes layer. Each test takes 5 to 20 minutes,
+so they are run by hand: NODES_MASTERS says with how many masters (1 or 3)."""
 
 from __future__ import annotations
 
@@ -34,8 +33,10 @@ from nodes.kubernetes import deploy, fields_of, kubectl, ready, run, where_it_ru
 service, template, cluster = booted.service, booted.template, booted.cluster  # fixtures
 version, kubeconfig = kubernetes.version, kubernetes.kubeconfig
 MASTERS, WORKERS = int(os.environ.get('NODES_MASTERS') or 0), 1
-pytestmark = [*booted.marks(KUBERNETES / 'usr/bin/kubectl', timeout_min=TIMEOUT_MIN * 3),
-              pytest.mark.skipif(not MASTERS, reason='run by hand: NODES_MASTERS says with how many masters')]
+pytestmark = [
+    *booted.marks(KUBERNETES / 'usr/bin/kubectl', timeout_min=TIMEOUT_MIN * 3),
+    pytest.mark.skipif(not MASTERS, reason='run by hand: NODES_MASTERS says with how many masters'),
+]
 
 
 @pytest.fixture(scope='module')
@@ -58,10 +59,28 @@ class Watcher:
         while not self._stop.is_set():
             at = time.monotonic()
             done = subprocess.run(
-                [str(KUBERNETES / 'usr/bin/kubectl'), '--kubeconfig', str(self._kubeconfig), '--request-timeout=5s',
-                 'get', 'configmap', self._name, '-o', 'name'], capture_output=True, text=True, check=False)
-            self.asked.append((at - self._began, time.monotonic() - self._began,
-                               '' if done.returncode == 0 else done.stderr.strip()[-160:]))
+                [
+                    str(KUBERNETES / 'usr/bin/kubectl'),
+                    '--kubeconfig',
+                    str(self._kubeconfig),
+                    '--request-timeout=5s',
+                    'get',
+                    'configmap',
+                    self._name,
+                    '-o',
+                    'name',
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            self.asked.append(
+                (
+                    at - self._began,
+                    time.monotonic() - self._began,
+                    '' if done.returncode == 0 else done.stderr.strip()[-160:],
+                )
+            )
             self._stop.wait(0.3)
 
     def stop(self) -> list[tuple[float, float]]:
@@ -83,19 +102,49 @@ class Watcher:
 def etcd_members(kubeconfig: pathlib.Path, master: str) -> list[tuple[str, str]]:
     """(name, state) of the members of etcd, as one of them says."""
     pki = '/etc/kubernetes/pki/etcd'
-    text = run(kubeconfig, '-n', 'kube-system', 'exec', f'etcd-{master}', '--', 'etcdctl', '--endpoints',
-               'https://127.0.0.1:2379', '--cacert', f'{pki}/ca.crt', '--cert', f'{pki}/server.crt', '--key',
-               f'{pki}/server.key', 'member', 'list')
+    text = run(
+        kubeconfig,
+        '-n',
+        'kube-system',
+        'exec',
+        f'etcd-{master}',
+        '--',
+        'etcdctl',
+        '--endpoints',
+        'https://127.0.0.1:2379',
+        '--cacert',
+        f'{pki}/ca.crt',
+        '--cert',
+        f'{pki}/server.crt',
+        '--key',
+        f'{pki}/server.key',
+        'member',
+        'list',
+    )
     return sorted((line.split(', ')[2], line.split(', ')[1]) for line in text.splitlines())
 
 
 def test_upgrade_replaces_masters_and_workers_and_keeps_the_rest(
-        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path, version: str) -> None:
+    service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path, version: str
+) -> None:
     before = names_of(service, cluster)
     kubectl(kubeconfig, 'create', 'configmap', 'kept', '--from-literal=a=b')
-    run(kubeconfig, 'create', 'deployment', 'web', '--image=docker.io/library/busybox:local', '--', 'sleep', '9999')
-    newer = make_template(service, image_id=os.environ.get('NODES_OTHER_IMAGE', 'ubuntu'), master_lb_enabled=True,
-                          **fields_of(version, api_server_cert_sans='api.example'))
+    run(
+        kubeconfig,
+        'create',
+        'deployment',
+        'web',
+        '--image=docker.io/library/busybox:local',
+        '--',
+        'sleep',
+        '9999',
+    )
+    newer = make_template(
+        service,
+        image_id=os.environ.get('NODES_OTHER_IMAGE', 'ubuntu'),
+        master_lb_enabled=True,
+        **fields_of(version, api_server_cert_sans='api.example'),
+    )
     watcher = Watcher(kubeconfig, 'kept')
     began = time.monotonic()
     upgrade(service, cluster, newer)
@@ -111,7 +160,10 @@ def test_upgrade_replaces_masters_and_workers_and_keeps_the_rest(
     poll(is_done, TIMEOUT_MIN * 120, lambda: f'it is done: {seen}')
     print(f'upgrade of {MASTERS} masters and a worker: {time.monotonic() - began:.0f} s')
     gaps = watcher.stop()
-    print(f'asked {len(watcher.asked)} times; no answer from-to: {[(round(a, 1), round(b, 1)) for a, b in gaps]}')
+    print(
+        f'asked {len(watcher.asked)} times; no answer from-to: '
+        f'{[(round(a, 1), round(b, 1)) for a, b in gaps]}'
+    )
 
     shown = show(service, cluster)
     assert shown['status'] == 'UPDATE_COMPLETE', shown
@@ -120,38 +172,63 @@ def test_upgrade_replaces_masters_and_workers_and_keeps_the_rest(
     assert not names & before and len(masters) == MASTERS and len(names) == MASTERS + 1
     found = ready(kubeconfig)
     print(found)
-    assert {name: state for name, state in found.items() if name in names or '-master-' in name} == dict.fromkeys(
-        names, 'True')
+    assert {
+        name: state for name, state in found.items() if name in names or '-master-' in name
+    } == dict.fromkeys(names, 'True')
     for master in masters:
         assert etcd_members(kubeconfig, master) == sorted((name, 'started') for name in masters)
     assert kubectl(kubeconfig, 'get', 'configmap', 'kept')['data'] == {'a': 'b'}
-    poll(lambda: kubectl(kubeconfig, 'get', 'deployment', 'web')['status'].get('readyReplicas') == 1, 400,
-         lambda: f'the Deployment is there and runs: {kubectl(kubeconfig, "get", "pods")["items"]}', every_s=3)
+    poll(
+        lambda: kubectl(kubeconfig, 'get', 'deployment', 'web')['status'].get('readyReplicas') == 1,
+        400,
+        lambda: f'the Deployment is there and runs: {kubectl(kubeconfig, "get", "pods")["items"]}',
+        every_s=3,
+    )
     seen_certificate = subprocess.run(
         ['openssl', 's_client', '-connect', shown['api_address'].removeprefix('https://')],
-        input='', capture_output=True, text=True, check=False)
-    text = subprocess.run(['openssl', 'x509', '-noout', '-text'], input=seen_certificate.stdout, capture_output=True,
-                          text=True, check=True).stdout
+        input='',
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    text = subprocess.run(
+        ['openssl', 'x509', '-noout', '-text'],
+        input=seen_certificate.stdout,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert 'DNS:api.example' in text, 'the new masters have the new labels'
     assert sum(b - a for a, b in gaps) < 60, gaps
 
 
 def test_new_master_that_dies_when_it_has_joined_takes_nothing_along_and_is_replaced(
-        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path, version: str) -> None:
+    service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path, version: str
+) -> None:
     def log_of(node: str) -> str:
-        return subprocess.run([str(NODE_TOOLS / 'exec'), node, '--', 'cat', '/var/log/magnum-lite-node.log'],
-                              capture_output=True, text=True, check=False).stdout  # the node may not be there yet
+        return subprocess.run(
+            [str(NODE_TOOLS / 'exec'), node, '--', 'cat', '/var/log/magnum-lite-node.log'],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout  # the node may not be there yet
 
     before = names_of(service, cluster)
     newest = make_template(service, image_id=IMAGE, master_lb_enabled=True, **fields_of(version))
     upgrade(service, cluster, newest)
     [new] = poll(lambda: names_of(service, cluster) - before, 60, 'a new master is asked for')
-    poll(lambda: 'wait for the node to be ready' in log_of(new), TIMEOUT_MIN * 60, lambda: log_of(new), every_s=1)
+    poll(
+        lambda: 'wait for the node to be ready' in log_of(new),
+        TIMEOUT_MIN * 60,
+        lambda: log_of(new),
+        every_s=1,
+    )
     began = time.monotonic()
     on_node(new, 'systemctl', 'kill', '-s', 'KILL', 'magnum-lite-node.service')
     service.wait(cluster['uuid'], 'UPDATE_FAILED', timeout_s=TIMEOUT_MIN * 60)
-    print(f'failed after {time.monotonic() - began:.0f} s: '
-          f'{show(service, cluster)["status_reason"]}')
+    print(
+        f'failed after {time.monotonic() - began:.0f} s: {show(service, cluster)["status_reason"]}'
+    )
 
     [old, *_] = masters = sorted(name for name in before if '-master-' in name)
     assert etcd_members(kubeconfig, old) == [(name, 'started') for name in masters]
@@ -164,13 +241,22 @@ def test_new_master_that_dies_when_it_has_joined_takes_nothing_along_and_is_repl
 
 
 def test_authorities_are_exchanged(
-        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path) -> None:
+    service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path
+) -> None:
     def rotation() -> int:
-        return int(service.rows('SELECT rotation FROM clusters WHERE uuid = :u', u=cluster['uuid'])[0]['rotation'])
+        return int(
+            service.rows('SELECT rotation FROM clusters WHERE uuid = :u', u=cluster['uuid'])[0][
+                'rotation'
+            ]
+        )
 
     def authority() -> str:
-        return str(service.rows("SELECT certificate FROM cluster_keys WHERE cluster_id = :u AND purpose = 'ca'",
-                                u=cluster['uuid'])[-1]['certificate'])
+        return str(
+            service.rows(
+                "SELECT certificate FROM cluster_keys WHERE cluster_id = :u AND purpose = 'ca'",
+                u=cluster['uuid'],
+            )[-1]['certificate']
+        )
 
     kubectl(kubeconfig, 'create', 'configmap', 'trusted', '--from-literal=a=b')
     old, before = authority(), names_of(service, cluster)
@@ -183,20 +269,39 @@ def test_authorities_are_exchanged(
     def is_done() -> bool:
         now = (rotation(), names_of(service, cluster))
         if now[0] and now[0] != seen[-1][0]:
-            poll(lambda: len(service.rows("SELECT id FROM cluster_keys WHERE cluster_id = :u AND purpose = 'ca'",
-                                          u=cluster['uuid'])) == 2, 60, 'the next keys are there')
+            poll(
+                lambda: (
+                    len(
+                        service.rows(
+                            "SELECT id FROM cluster_keys WHERE cluster_id = :u AND purpose = 'ca'",
+                            u=cluster['uuid'],
+                        )
+                    )
+                    == 2
+                ),
+                60,
+                'the next keys are there',
+            )
             write_kubeconfig(service, cluster, kubeconfig, now[0])
         if now != seen[-1]:
             seen.append(now)
-            print(f'{time.monotonic() - began:.0f} s: phase {now[0]} {sorted(n.split("-", 3)[3] for n in now[1])}',
-                  flush=True)
+            print(
+                f'{time.monotonic() - began:.0f} s: phase {now[0]} '
+                f'{sorted(n.split("-", 3)[3] for n in now[1])}',
+                flush=True,
+            )
         shown = show(service, cluster)
         return bool(shown['status'] != 'UPDATE_IN_PROGRESS')
 
     poll(is_done, TIMEOUT_MIN * 240, lambda: f'it is done: {seen}')
-    print(f'exchange of authorities, {MASTERS} masters and a worker: {time.monotonic() - began:.0f} s')
+    print(
+        f'exchange of authorities, {MASTERS} masters and a worker: {time.monotonic() - began:.0f} s'
+    )
     gaps = watcher.stop()
-    print(f'asked {len(watcher.asked)} times; no answer from-to: {[(round(a, 1), round(b, 1)) for a, b in gaps]}')
+    print(
+        f'asked {len(watcher.asked)} times; no answer from-to: '
+        f'{[(round(a, 1), round(b, 1)) for a, b in gaps]}'
+    )
 
     shown = show(service, cluster)
     assert shown['status'] == 'UPDATE_COMPLETE', shown
@@ -205,7 +310,9 @@ def test_authorities_are_exchanged(
     assert not names & before and len(names) == MASTERS + 1
     found = ready(kubeconfig)
     print(found)
-    assert {name: state for name, state in found.items() if name in names} == dict.fromkeys(names, 'True')
+    assert {name: state for name, state in found.items() if name in names} == dict.fromkeys(
+        names, 'True'
+    )
     for master in (name for name in names if '-master-' in name):
         assert len(etcd_members(kubeconfig, master)) == MASTERS
     assert kubectl(kubeconfig, 'get', 'configmap', 'trusted')['data'] == {'a': 'b'}
@@ -213,7 +320,8 @@ def test_authorities_are_exchanged(
 
 @pytest.mark.skipif(MASTERS < 3, reason='of fewer than three masters none can be lost')
 def test_master_that_is_killed_is_not_missed(
-        service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path) -> None:
+    service: Service, cluster: dict[str, Any], kubeconfig: pathlib.Path
+) -> None:
     """Last, and best alone: the cluster is a master short afterwards."""
     names = names_of(service, cluster)
     victim = min(names_of(service, cluster, 'master'))
@@ -232,8 +340,13 @@ def test_master_that_is_killed_is_not_missed(
     poll(sees_it, 180, lambda: f'the others see that it is gone: {ready(kubeconfig)}', every_s=2)
     print(f'{victim} is known to be gone after {time.monotonic() - began:.0f} s')
     deploy(kubeconfig, 1)
-    poll(lambda: where_it_runs(kubeconfig) == [worker], 120, 'what is asked for now runs', every_s=2)
+    poll(
+        lambda: where_it_runs(kubeconfig) == [worker], 120, 'what is asked for now runs', every_s=2
+    )
     print(f'a Deployment that was asked for then runs after {time.monotonic() - began:.0f} s')
     gaps = watcher.stop()
-    print(f'asked {len(watcher.asked)} times; no answer from-to: {[(round(a, 1), round(b, 1)) for a, b in gaps]}')
+    print(
+        f'asked {len(watcher.asked)} times; no answer from-to: '
+        f'{[(round(a, 1), round(b, 1)) for a, b in gaps]}'
+    )
     assert sum(b - a for a, b in gaps) < 60, gaps

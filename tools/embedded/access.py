@@ -1,8 +1,8 @@
-"""Say how entries of clouds.yaml log in: `access.py NAME...` prints a JSON list, one object for each name.
+"""Say how entries of clouds.yaml log in: `access.py NAME...` prints a JSON list, one object for
+each name.
 
-Run by `tools/demo` in the venv of magnum-lite, because clouds.yaml is openstacksdk's to read. Each object has the
-options of the login and a fresh token. The output holds secrets.
-"""
+Run by `tools/demo` in the venv of magnum-lite, because clouds.yaml is openstacksdk's to read. Each
+object has the options of the login and a fresh token. The output holds secrets."""
 
 import json
 import sys

@@ -1,8 +1,8 @@
-"""Leads schemathesis (`tools/fuzz`) to what there is: random names and bodies would all end at the first check.
+"""Leads schemathesis (`tools/fuzz`) to what there is: random names and bodies would all end at the
+first check.
 
-Of each request that was made up, its own checksum decides what is put in its place, so that a run can be repeated.
-What was made meanwhile is remembered, and asked for as well.
-"""
+Of each request that was made up, its own checksum decides what is put in its place, so that a run
+can be repeated. What was made meanwhile is remembered, and asked for as well."""
 
 import json
 import os
@@ -13,21 +13,46 @@ from typing import Any
 import schemathesis
 
 _KNOWN = json.loads(Path(os.environ['FUZZ_KNOWN']).read_text())
-TEMPLATES, CLUSTERS, OPERATIONS = [_KNOWN['template'], 'fuzz'], [*_KNOWN['clusters'], 'fuzz-1'], ['none']
+TEMPLATES, CLUSTERS, OPERATIONS = (
+    [_KNOWN['template'], 'fuzz'],
+    [*_KNOWN['clusters'], 'fuzz-1'],
+    ['none'],
+)
 GROUPS = ['default-worker', 'default-master', 'no-such']
 VERSION = 'OpenStack-API-Version'
 #: Each further nodegroup is a stack in the cloud.
 MOST_GROUPS = 12
 #: Attributes of a POST whose random values nothing in the cloud has.
-NAMES = ('image_id', 'flavor_id', 'master_flavor_id', 'keypair', 'keypair_id', 'fixed_network', 'fixed_subnet',
-         'external_network_id', 'labels', 'docker_volume_size', 'driver', 'coe', 'server_type', 'dns_nameserver',
-         'docker_storage_driver', 'public', 'hidden', 'master_count', 'master_lb_enabled')
+NAMES = (
+    'image_id',
+    'flavor_id',
+    'master_flavor_id',
+    'keypair',
+    'keypair_id',
+    'fixed_network',
+    'fixed_subnet',
+    'external_network_id',
+    'labels',
+    'docker_volume_size',
+    'driver',
+    'coe',
+    'server_type',
+    'dns_nameserver',
+    'docker_storage_driver',
+    'public',
+    'hidden',
+    'master_count',
+    'master_lb_enabled',
+)
 
 
 def _chance(case: Any, salt: str) -> int:
     """A number that belongs to this request."""
-    return zlib.crc32(f'{salt} {case.method} {case.path} {case.path_parameters!r} {case.query!r} {case.body!r}'.encode(
-        errors='replace'))
+    return zlib.crc32(
+        f'{salt} {case.method} {case.path} {case.path_parameters!r} {case.query!r} {case.body!r}'.encode(  # noqa: E501
+            errors='replace'
+        )
+    )
 
 
 @schemathesis.hook
@@ -42,7 +67,9 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     if isinstance(case.body, list):
         _limit(case.body)
     headers = case.headers
-    if headers is not None and VERSION in headers and chance % 16 > 2:  # else most requests would end at a wrong one
+    if (
+        headers is not None and VERSION in headers and chance % 16 > 2
+    ):  # else most requests would end at a wrong one
         headers[VERSION] = f'container-infra {("latest", "1.14", "latest", "1.9")[chance % 4]}'
     if headers is not None and 'If-Match' in headers and chance % 2:
         headers['If-Match'] = '*'
@@ -60,8 +87,13 @@ def _lead(case: Any, chance: int) -> None:
     deletes = case.method == 'DELETE' and not case.path.startswith('/v1/operations')
     if deletes and '{group}' not in case.path and chance % 16 != 1:
         return
-    kind = (TEMPLATES if case.path.startswith('/v1/clustertemplates') else
-            OPERATIONS if case.path.startswith('/v1/operations') else CLUSTERS)
+    kind = (
+        TEMPLATES
+        if case.path.startswith('/v1/clustertemplates')
+        else OPERATIONS
+        if case.path.startswith('/v1/operations')
+        else CLUSTERS
+    )
     if 'ident' in parameters:
         parameters['ident'] = kind[chance // 16 % len(kind)]
     if 'group' in parameters:
@@ -78,13 +110,16 @@ def _ask(query: dict[str, Any], chance: int) -> None:
 
 
 def _fill(case: Any, chance: int) -> None:
-    """Name in the body what there is, leave out half of what the cloud does not have, and ask for a few nodes only."""
+    """Name in the body what there is, leave out half of what the cloud does not have, and ask for a
+    few nodes only."""
     body = case.body
     for bit, name in enumerate(NAMES):
         if chance >> (bit % 20) & 3 and name in body:
             del body[name]
     if chance % 4 and case.path == '/v1/clustertemplates':
-        body.update(coe='paper', image_id='debian', flavor_id='m1.small', master_flavor_id='m1.small')
+        body.update(
+            coe='paper', image_id='debian', flavor_id='m1.small', master_flavor_id='m1.small'
+        )
     for name in ('cluster_template_id', 'cluster_template'):
         if chance % 4 and name in body:
             body[name] = TEMPLATES[chance // 16 % len(TEMPLATES)]

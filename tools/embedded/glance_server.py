@@ -1,4 +1,5 @@
-"""Glance of the embedded cloud: `glance_server.py CONFIG_FILE PORT [prepare]`, run by `cloud` in the cloud's venv.
+"""Glance of the embedded cloud: `glance_server.py CONFIG_FILE PORT [prepare]`, run by `cloud` in
+the cloud's venv.
 
 `prepare` makes the database first, as `glance-manage db_sync` would in a process of its own.
 """

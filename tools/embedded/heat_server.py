@@ -1,8 +1,9 @@
-"""Heat of the embedded cloud, engine and API in one process: `heat_server.py CONFIG_FILE PORT [prepare]`.
+"""Heat of the embedded cloud, engine and API in one process: `heat_server.py CONFIG_FILE PORT
+[prepare]`.
 
-One process, because then `transport_url = fake://` carries the messages between the two and no broker is needed. Run
-by `cloud` in the cloud's venv. `prepare` makes the database first, as `heat-manage db_sync` would.
-"""
+One process, because then `transport_url = fake://` carries the messages between the two and no
+broker is needed. Run by `cloud` in the cloud's venv. `prepare` makes the database first, as
+`heat-manage db_sync` would."""
 
 import sys
 

@@ -1,9 +1,9 @@
-"""Keystone of the embedded cloud: `keystone_server.py CONFIG_FILE PORT [prepare]`, run by `cloud` in the cloud's venv.
+"""Keystone of the embedded cloud: `keystone_server.py CONFIG_FILE PORT [prepare]`, run by `cloud`
+in the cloud's venv.
 
-`prepare` makes the database first, as `keystone-manage db_sync` and `bootstrap` would. Each of these commands spends
-most of its time on importing Keystone, and here that is done anyway. The password of the first user, admin, is taken
-from OS_BOOTSTRAP_PASSWORD.
-"""
+`prepare` makes the database first, as `keystone-manage db_sync` and `bootstrap` would. Each of
+these commands spends most of its time on importing Keystone, and here that is done anyway. The
+password of the first user, admin, is taken from OS_BOOTSTRAP_PASSWORD."""
 
 import os
 import sys
@@ -18,7 +18,8 @@ from wsgi_server import serve
 
 
 def bootstrap() -> None:
-    """Make the schema, the domain, project, user and roles that everything else is made with, and the region."""
+    """Make the schema, the domain, project, user and roles that everything else is made with, and
+    the region."""
     upgrades.offline_sync_database_to_version()
     first = Bootstrapper()  # this loads the backends too
     first.admin_username = first.project_name = first.admin_role_name = 'admin'

@@ -1,11 +1,11 @@
 """Play the nodes of a Heat stack: signal what a node that has just booted would signal.
 
 `nodes.py STACK_ID`, run by `tools/demo` in the venv of magnum-lite (it needs openstacksdk). Every
-OS::Heat::WaitConditionHandle of the stack and of the stacks nested in it is signalled as a node does it: a POST to
-the handle's `endpoint` with the handle's own `token` (TOKEN_SIGNAL), nothing of the caller's. New handles appear as
-the stack grows, so it goes on until the stack is no longer IN_PROGRESS, and prints what it sees. The exit code is 0
-if the stack is then complete, else 1. The cloud is the entry $OS_CLOUD of clouds.yaml.
-"""
+OS::Heat::WaitConditionHandle of the stack and of the stacks nested in it is signalled as a node
+does it: a POST to the handle's `endpoint` with the handle's own `token` (TOKEN_SIGNAL), nothing of
+the caller's. New handles appear as the stack grows, so it goes on until the stack is no longer
+IN_PROGRESS, and prints what it sees. The exit code is 0 if the stack is then complete, else 1. The
+cloud is the entry $OS_CLOUD of clouds.yaml."""
 
 import argparse
 import sys
@@ -42,7 +42,7 @@ class Stack:
         found = self.get(f'{self.path}/resources?nested_depth={NESTED_DEPTH}')['resources']
         for resource in found:
             own = next(link['href'] for link in resource['links'] if link['rel'] == 'self')
-            resource['path'] = own[own.index('/stacks/'):]
+            resource['path'] = own[own.index('/stacks/') :]
         return found
 
     def signal(self, resource: dict) -> str | None:
@@ -53,7 +53,11 @@ class Stack:
         body = {'status': 'SUCCESS', 'reason': 'signalled in place of a node', 'data': 'ready'}
         try:
             answer = requests.post(
-                values['endpoint'], json=body, headers={'X-Auth-Token': values['token']}, timeout=SIGNAL_TIMEOUT_S)
+                values['endpoint'],
+                json=body,
+                headers={'X-Auth-Token': values['token']},
+                timeout=SIGNAL_TIMEOUT_S,
+            )
         except requests.RequestException as error:
             return str(error)
         return None if answer.ok else f'HTTP {answer.status_code}: {answer.text}'
@@ -65,10 +69,12 @@ def is_done(resource: dict) -> bool:
 
 
 def node_of(handle: dict, resources: list[dict]) -> str:
-    """Name the node that a handle belongs to, by the resources that the stacks around the handle are."""
+    """Name the node that a handle belongs to, by the resources that the stacks around the handle
+    are."""
     owners = {resource['physical_resource_id']: resource for resource in resources}
     names, resource = [], handle
-    # A path is /stacks/NAME/ID/resources/NAME, and ID is the physical id of the resource that the stack is.
+    # A path is /stacks/NAME/ID/resources/NAME, and ID is the physical id of the resource that the
+    # stack is.
     while resource := owners.get(resource['path'].split('/')[3]):
         names.append(resource['resource_name'])
     return '/'.join(reversed(names)) or handle['resource_name']
@@ -96,7 +102,10 @@ class Player:
                 self.round(status)
                 if not status.endswith('_IN_PROGRESS'):
                     return status
-            except (openstack.exceptions.SDKException, keystoneauth1.exceptions.ClientException) as error:
+            except (
+                openstack.exceptions.SDKException,
+                keystoneauth1.exceptions.ClientException,
+            ) as error:
                 self.say(f'Heat does not answer: {error}')
             time.sleep(POLL_S)
 
@@ -105,7 +114,11 @@ class Player:
         resources = self.stack.resources()
         done = sum(map(is_done, resources))
         self.say(f'stack {status}: {done} of {len(resources)} resources are there')
-        handles = [resource for resource in resources if resource['resource_type'] == HANDLE and is_done(resource)]
+        handles = [
+            resource
+            for resource in resources
+            if resource['resource_type'] == HANDLE and is_done(resource)
+        ]
         for handle in handles if self.signal else ():
             if handle['path'] not in self.signalled:
                 error = self.stack.signal(handle)
@@ -117,7 +130,9 @@ class Player:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('stack', metavar='STACK_ID')
     parser.add_argument('--no-signal', action='store_true', help='only say how far the stack is')
     args = parser.parse_args()

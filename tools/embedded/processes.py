@@ -1,8 +1,9 @@
-"""Run servers in the background for `tools/demo` and `tools/embedded/cloud`; only the standard library.
+"""Run servers in the background for `tools/demo` and `tools/embedded/cloud`; only the standard
+library.
 
-A server holds a lock on its pid file for as long as it lives: it inherits the open file. So whether it runs is a
-question to the kernel, and a pid that has come to belong to somebody else is never signalled.
-"""
+A server holds a lock on its pid file for as long as it lives: it inherits the open file. So whether
+it runs is a question to the kernel, and a pid that has come to belong to somebody else is never
+signalled."""
 
 import fcntl
 import os
@@ -24,7 +25,8 @@ TAIL_LINES = 15
 
 
 class Failed(Exception):
-    """A step that went wrong; the text says which and what to do next, `log` is the file that says why."""
+    """A step that went wrong; the text says which and what to do next, `log` is the file that says
+    why."""
 
     def __init__(self, text: str, log: Path | None = None):
         super().__init__(text)
@@ -39,22 +41,32 @@ class Failed(Exception):
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return what servers and installers see: ours without the caller's cloud, caches of entry points in `home`."""
+    """Return what servers and installers see: ours without the caller's cloud, caches of entry
+    points in `home`."""
     # PYTHONDONTWRITEBYTECODE would make every start compile some 3,000 modules anew.
     unwanted = ('OS_', 'PYTHONDONTWRITEBYTECODE', 'PYTHONPATH', 'PYTHONHOME', 'VIRTUAL_ENV')
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
-    return kept | {'PYTHONWARNINGS': 'ignore', 'PYTHONUNBUFFERED': '1', 'XDG_CACHE_HOME': str(home / 'cache')}
+    return kept | {
+        'PYTHONWARNINGS': 'ignore',
+        'PYTHONUNBUFFERED': '1',
+        'XDG_CACHE_HOME': str(home / 'cache'),
+    }
 
 
 def run(argv: Sequence[object], log: Path, *, what: str, home: Path) -> None:
-    """Run a command to its end, its output appended to `log`. Raises Failed, named `what`, when it exits non-zero."""
+    """Run a command to its end, its output appended to `log`. Raises Failed, named `what`, when it
+    exits non-zero."""
     command = [str(word) for word in argv]
     with log.open('ab') as output:
         output.write(f'$ {shlex.join(command)}\n'.encode())
         output.flush()
         try:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment(home)
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment(home),
             )
         except OSError as error:
             raise Failed(f'{what} failed: {error}') from error
@@ -87,10 +99,11 @@ class Server:
         return None
 
     def start(self, argv: Sequence[object], *, variables: Mapping[str, str] | None = None) -> None:
-        """Start it in a process group of its own, so that Ctrl-C in the terminal does not reach it; no-op if it runs.
+        """Start it in a process group of its own, so that Ctrl-C in the terminal does not reach it;
+        no-op if it runs.
 
-        `variables` are added to its environment, which, unlike its command line, only its owner can read.
-        """
+        `variables` are added to its environment, which, unlike its command line, only its owner can
+        read."""
         self.pid_file.parent.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.pid_file.open('a') as file, self.log.open('ab') as output:
@@ -111,13 +124,16 @@ class Server:
             file.write(str(child.pid))
 
     def wait_for(self, url: str, *, within_s: float) -> None:
-        """Wait until `url` answers with anything but a server error. Raises Failed when it dies or takes too long."""
+        """Wait until `url` answers with anything but a server error. Raises Failed when it dies or
+        takes too long."""
         end = time.monotonic() + within_s
         while not answers(url):
             if not self.pid():
                 raise Failed(f'{self.name} stopped while starting.', self.log)
             if time.monotonic() > end:
-                raise Failed(f'{self.name} does not answer at {url} after {within_s:.0f} s.', self.log)
+                raise Failed(
+                    f'{self.name} does not answer at {url} after {within_s:.0f} s.', self.log
+                )
             time.sleep(POLL_S)
 
     def stop(self) -> bool:
@@ -136,7 +152,8 @@ class Server:
 
 
 def bypass_proxies() -> None:
-    """Have this process and its children talk to the loopback directly, whatever proxy the user has."""
+    """Have this process and its children talk to the loopback directly, whatever proxy the user
+    has."""
     for name in ('no_proxy', 'NO_PROXY'):
         os.environ[name] = ','.join(filter(None, (os.environ.get(name), '127.0.0.1', 'localhost')))
 

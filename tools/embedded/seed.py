@@ -1,7 +1,8 @@
-"""Fill a fresh Keystone and Glance: users, roles, projects, catalogue, images. Called once by `cloud`, over HTTP.
+"""Fill a fresh Keystone and Glance: users, roles, projects, catalogue, images. Called once by
+`cloud`, over HTTP.
 
-There is no "make it if it is missing": when anything fails, `cloud` throws the databases away and begins anew.
-"""
+There is no "make it if it is missing": when anything fails, `cloud` throws the databases away and
+begins anew."""
 
 import json
 import urllib.error
@@ -24,9 +25,12 @@ class Api:
         self.url, self.token = url, token
 
     def call(self, method: str, path: str, body=None, *, content_type: str = 'application/json'):
-        """Send one request; return the answer's headers and JSON. Raises Failed with the answer if it is an error."""
+        """Send one request; return the answer's headers and JSON. Raises Failed with the answer if
+        it is an error."""
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {'Content-Type': content_type}, method=method)
+        request = urllib.request.Request(
+            self.url + path, data, {'Content-Type': content_type}, method=method
+        )
         if self.token:
             request.add_header('X-Auth-Token', self.token)
         try:
@@ -35,7 +39,9 @@ class Api:
                 return answer.headers, json.loads(content) if content else {}
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors='replace')
-            raise Failed(f'Seeding: {method} {request.full_url} was answered {error.code}: {text}') from error
+            raise Failed(
+                f'Seeding: {method} {request.full_url} was answered {error.code}: {text}'
+            ) from error
 
     def make(self, kind: str, path: str, **attributes) -> str:
         """Create one thing at Keystone and return its id."""
@@ -53,22 +59,27 @@ def log_in(auth_url: str, password: str) -> str:
     return Api(auth_url).call('POST', '/auth/tokens', {'auth': auth})[0]['X-Subject-Token']
 
 
-def fill_identity(auth_url: str, endpoints: dict[str, tuple[str, str]], passwords: dict[str, str]) -> str:
+def fill_identity(
+    auth_url: str, endpoints: dict[str, tuple[str, str]], passwords: dict[str, str]
+) -> str:
     """Make roles, projects, users, Heat's domain and the catalogue; return the admin's token.
 
-    `endpoints` maps a service type to its name and URL; `passwords` has those of admin, demo, magnum, glance, heat
-    and heat_domain_admin.
-    """
+    `endpoints` maps a service type to its name and URL; `passwords` has those of admin, demo,
+    magnum, glance, heat and heat_domain_admin."""
     token = log_in(auth_url, passwords['admin'])
     keystone = Api(auth_url, token)
     for name in ROLES:
         keystone.make('role', '/roles', name=name)
     roles = {role['name']: role['id'] for role in keystone.call('GET', '/roles')[1]['roles']}
-    projects = {name: keystone.make('project', '/projects', name=name, domain_id='default')
-                for name in ('service', 'demo')}
+    projects = {
+        name: keystone.make('project', '/projects', name=name, domain_id='default')
+        for name in ('service', 'demo')
+    }
 
     def make_user(name: str, domain_id: str, where: str, role_names: tuple[str, ...]) -> None:
-        user_id = keystone.make('user', '/users', name=name, password=passwords[name], domain_id=domain_id)
+        user_id = keystone.make(
+            'user', '/users', name=name, password=passwords[name], domain_id=domain_id
+        )
         for role in role_names:
             keystone.call('PUT', f'{where}/users/{user_id}/roles/{roles[role]}')
 
@@ -81,8 +92,14 @@ def fill_identity(auth_url: str, endpoints: dict[str, tuple[str, str]], password
     for kind, (name, url) in endpoints.items():
         service_id = keystone.make('service', '/services', type=kind, name=name)
         for interface in ('public', 'internal', 'admin'):
-            keystone.make('endpoint', '/endpoints', service_id=service_id, interface=interface, url=url,
-                          region_id=REGION)
+            keystone.make(
+                'endpoint',
+                '/endpoints',
+                service_id=service_id,
+                interface=interface,
+                url=url,
+                region_id=REGION,
+            )
     return token
 
 
@@ -90,6 +107,17 @@ def fill_images(image_url: str, token: str) -> None:
     """Make the public images, 4 KiB of zeros each: nothing ever boots from them."""
     glance = Api(image_url, token)
     for name, properties in IMAGES.items():
-        image = {'name': name, 'disk_format': 'raw', 'container_format': 'bare', 'visibility': 'public', **properties}
+        image = {
+            'name': name,
+            'disk_format': 'raw',
+            'container_format': 'bare',
+            'visibility': 'public',
+            **properties,
+        }
         image_id = glance.call('POST', '/v2/images', image)[1]['id']
-        glance.call('PUT', f'/v2/images/{image_id}/file', IMAGE_DATA, content_type='application/octet-stream')
+        glance.call(
+            'PUT',
+            f'/v2/images/{image_id}/file',
+            IMAGE_DATA,
+            content_type='application/octet-stream',
+        )

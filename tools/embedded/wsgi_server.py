@@ -1,4 +1,5 @@
-"""Serve one WSGI application on the loopback until SIGTERM; the three servers of the embedded cloud end here."""
+"""Serve one WSGI application on the loopback until SIGTERM; the three servers of the embedded cloud
+end here."""
 
 import os
 import signal
@@ -13,11 +14,14 @@ STOP_WITHIN_S = 5
 
 
 def serve(app, port: int, on_stop=None) -> None:
-    """Serve `app` on 127.0.0.1:`port`; on SIGTERM run `on_stop` and leave within `STOP_WITHIN_S` seconds.
+    """Serve `app` on 127.0.0.1:`port`; on SIGTERM run `on_stop` and leave within `STOP_WITHIN_S`
+    seconds.
 
     Raises OSError if the port is taken.
     """
-    server = wsgi.Server(('127.0.0.1', port), app, numthreads=THREADS, request_queue_size=128, shutdown_timeout=1)
+    server = wsgi.Server(
+        ('127.0.0.1', port), app, numthreads=THREADS, request_queue_size=128, shutdown_timeout=1
+    )
     server.prepare()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

@@ -1,4 +1,5 @@
-"""The first schema: templates, clusters with nodegroups and nodes, operations, keys, quotas, services.
+"""The first schema: templates, clusters with nodegroups and nodes, operations, keys, quotas,
+services.
 
 Revision ID: 0001
 Revises:
@@ -18,12 +19,17 @@ depends_on = None
 
 TIME = UTCDateTime()
 # Names differ by case and accents, as they do on the other databases: hence the binary collation.
-INNODB: dict[str, Any] = {'mysql_engine': 'InnoDB', 'mysql_charset': 'utf8mb4', 'mysql_collate': 'utf8mb4_bin'}
+INNODB: dict[str, Any] = {
+    'mysql_engine': 'InnoDB',
+    'mysql_charset': 'utf8mb4',
+    'mysql_collate': 'utf8mb4_bin',
+}
 
 
 def upgrade() -> None:
     """Make all tables, those that others refer to first."""
-    op.create_table('cluster_templates',
+    op.create_table(
+        'cluster_templates',
         sa.Column('uuid', sa.String(36), nullable=False),
         sa.Column('project_id', sa.String(255), nullable=False),
         sa.Column('user_id', sa.String(255), nullable=False),
@@ -62,9 +68,11 @@ def upgrade() -> None:
         sa.Column('updated_at', TIME),
         sa.PrimaryKeyConstraint('id', name='pk_cluster_templates'),
         sa.UniqueConstraint('uuid', name='uq_cluster_templates_uuid'),
-        **INNODB)
+        **INNODB,
+    )
     op.create_index('ix_cluster_templates_project_id', 'cluster_templates', ['project_id'])
-    op.create_table('operations',
+    op.create_table(
+        'operations',
         sa.Column('uuid', sa.String(36), nullable=False),
         sa.Column('cluster_id', sa.String(36), nullable=False),
         sa.Column('project_id', sa.String(255), nullable=False),
@@ -82,10 +90,12 @@ def upgrade() -> None:
         sa.Column('updated_at', TIME),
         sa.PrimaryKeyConstraint('id', name='pk_operations'),
         sa.UniqueConstraint('uuid', name='uq_operations_uuid'),
-        **INNODB)
+        **INNODB,
+    )
     op.create_index('ix_operations_cluster_id', 'operations', ['cluster_id'])
     op.create_index('ix_operations_project_id', 'operations', ['project_id'])
-    op.create_table('quotas',
+    op.create_table(
+        'quotas',
         sa.Column('project_id', sa.String(255), nullable=False),
         sa.Column('resource', sa.String(40), nullable=False),
         sa.Column('hard_limit', sa.Integer()),
@@ -94,8 +104,10 @@ def upgrade() -> None:
         sa.Column('updated_at', TIME),
         sa.PrimaryKeyConstraint('id', name='pk_quotas'),
         sa.UniqueConstraint('project_id', 'resource', name='uq_quotas_project_id_resource'),
-        **INNODB)
-    op.create_table('services',
+        **INNODB,
+    )
+    op.create_table(
+        'services',
         sa.Column('host', sa.String(255), nullable=False),
         sa.Column('binary', sa.String(255), nullable=False),
         sa.Column('disabled', sa.Boolean(), nullable=False),
@@ -108,8 +120,10 @@ def upgrade() -> None:
         sa.Column('updated_at', TIME),
         sa.PrimaryKeyConstraint('id', name='pk_services'),
         sa.UniqueConstraint('host', 'binary', name='uq_services_host_binary'),
-        **INNODB)
-    op.create_table('clusters',
+        **INNODB,
+    )
+    op.create_table(
+        'clusters',
         sa.Column('uuid', sa.String(36), nullable=False),
         sa.Column('project_id', sa.String(255), nullable=False),
         sa.Column('user_id', sa.String(255), nullable=False),
@@ -146,15 +160,20 @@ def upgrade() -> None:
         sa.Column('id', sa.Integer(), nullable=False),
         sa.Column('created_at', TIME, nullable=False),
         sa.Column('updated_at', TIME),
-        sa.ForeignKeyConstraint(['cluster_template_id'], ['cluster_templates.uuid'],
-                                name='fk_clusters_cluster_template_id'),
+        sa.ForeignKeyConstraint(
+            ['cluster_template_id'],
+            ['cluster_templates.uuid'],
+            name='fk_clusters_cluster_template_id',
+        ),
         sa.PrimaryKeyConstraint('id', name='pk_clusters'),
         sa.UniqueConstraint('uuid', name='uq_clusters_uuid'),
-        **INNODB)
+        **INNODB,
+    )
     op.create_index('ix_clusters_check_at', 'clusters', ['check_at'])
     op.create_index('ix_clusters_cluster_template_id', 'clusters', ['cluster_template_id'])
     op.create_index('ix_clusters_project_id', 'clusters', ['project_id'])
-    op.create_table('cluster_keys',
+    op.create_table(
+        'cluster_keys',
         sa.Column('cluster_id', sa.String(36), nullable=False),
         sa.Column('purpose', sa.String(40), nullable=False),
         sa.Column('certificate', sa.Text(), nullable=False),
@@ -163,13 +182,16 @@ def upgrade() -> None:
         sa.Column('id', sa.Integer(), nullable=False),
         sa.Column('created_at', TIME, nullable=False),
         sa.Column('updated_at', TIME),
-        sa.ForeignKeyConstraint(['cluster_id'], ['clusters.uuid'],
-                                name='fk_cluster_keys_cluster_id', ondelete='CASCADE'),
+        sa.ForeignKeyConstraint(
+            ['cluster_id'], ['clusters.uuid'], name='fk_cluster_keys_cluster_id', ondelete='CASCADE'
+        ),
         sa.PrimaryKeyConstraint('id', name='pk_cluster_keys'),
         sa.UniqueConstraint('cluster_id', 'purpose', name='uq_cluster_keys_cluster_id_purpose'),
-        **INNODB)
+        **INNODB,
+    )
     op.create_index('ix_cluster_keys_cluster_id', 'cluster_keys', ['cluster_id'])
-    op.create_table('nodegroups',
+    op.create_table(
+        'nodegroups',
         sa.Column('uuid', sa.String(36), nullable=False),
         sa.Column('cluster_id', sa.String(36), nullable=False),
         sa.Column('project_id', sa.String(255), nullable=False),
@@ -194,15 +216,18 @@ def upgrade() -> None:
         sa.Column('id', sa.Integer(), nullable=False),
         sa.Column('created_at', TIME, nullable=False),
         sa.Column('updated_at', TIME),
-        sa.ForeignKeyConstraint(['cluster_id'], ['clusters.uuid'],
-                                name='fk_nodegroups_cluster_id', ondelete='CASCADE'),
+        sa.ForeignKeyConstraint(
+            ['cluster_id'], ['clusters.uuid'], name='fk_nodegroups_cluster_id', ondelete='CASCADE'
+        ),
         sa.PrimaryKeyConstraint('id', name='pk_nodegroups'),
         sa.UniqueConstraint('cluster_id', 'name', name='uq_nodegroups_cluster_id_name'),
         sa.UniqueConstraint('uuid', name='uq_nodegroups_uuid'),
-        **INNODB)
+        **INNODB,
+    )
     op.create_index('ix_nodegroups_cluster_id', 'nodegroups', ['cluster_id'])
     op.create_index('ix_nodegroups_project_id', 'nodegroups', ['project_id'])
-    op.create_table('nodes',
+    op.create_table(
+        'nodes',
         sa.Column('nodegroup_id', sa.String(36), nullable=False),
         sa.Column('number', sa.Integer(), nullable=False),
         sa.Column('name', sa.String(63), nullable=False),
@@ -216,16 +241,26 @@ def upgrade() -> None:
         sa.Column('id', sa.Integer(), nullable=False),
         sa.Column('created_at', TIME, nullable=False),
         sa.Column('updated_at', TIME),
-        sa.ForeignKeyConstraint(['nodegroup_id'], ['nodegroups.uuid'],
-                                name='fk_nodes_nodegroup_id', ondelete='CASCADE'),
+        sa.ForeignKeyConstraint(
+            ['nodegroup_id'], ['nodegroups.uuid'], name='fk_nodes_nodegroup_id', ondelete='CASCADE'
+        ),
         sa.PrimaryKeyConstraint('id', name='pk_nodes'),
         sa.UniqueConstraint('nodegroup_id', 'number', name='uq_nodes_nodegroup_id_number'),
-        **INNODB)
+        **INNODB,
+    )
     op.create_index('ix_nodes_nodegroup_id', 'nodes', ['nodegroup_id'])
 
 
 def downgrade() -> None:
     """Drop all tables, the other way round."""
-    for table in ('nodes', 'nodegroups', 'cluster_keys', 'clusters', 'services',
-                  'quotas', 'operations', 'cluster_templates'):
+    for table in (
+        'nodes',
+        'nodegroups',
+        'cluster_keys',
+        'clusters',
+        'services',
+        'quotas',
+        'operations',
+        'cluster_templates',
+    ):
         op.drop_table(table)

@@ -1,4 +1,5 @@
-"""Changes of running clusters: revisions of stacks, epochs of members, stop requests, error codes, health, progress.
+"""Changes of running clusters: revisions of stacks, epochs of members, stop requests, error codes,
+health, progress.
 
 Revision ID: 0002
 Revises: 0001
@@ -26,16 +27,28 @@ def _number(name: str, value: int) -> sa.Column[int]:
 def _columns() -> dict[str, list[sa.Column[Any]]]:
     return {
         'clusters': [
-            _number('cancelled_generation', 0), _number('revision', 0),
+            _number('cancelled_generation', 0),
+            _number('revision', 0),
             sa.Column('delete_forced', sa.Boolean(), nullable=False, server_default=sa.false()),
-            sa.Column('error_code', sa.String(40)), sa.Column('health_at', TIME), sa.Column('watched_until', TIME)],
+            sa.Column('error_code', sa.String(40)),
+            sa.Column('health_at', TIME),
+            sa.Column('watched_until', TIME),
+        ],
         'nodegroups': [
-            _number('epoch', 1), _number('batch_size', 1), _number('sent_generation', 0), _number('revision', 0),
-            sa.Column('error_code', sa.String(40)), sa.Column('stack_text', sa.JSON())],
+            _number('epoch', 1),
+            _number('batch_size', 1),
+            _number('sent_generation', 0),
+            _number('revision', 0),
+            sa.Column('error_code', sa.String(40)),
+            sa.Column('stack_text', sa.JSON()),
+        ],
         'nodes': [_number('epoch', 1), sa.Column('error_code', sa.String(40))],
         'operations': [
-            sa.Column('driver', sa.String(255)), sa.Column('node_count', sa.Integer()),
-            sa.Column('resources_done', sa.Integer()), sa.Column('resources_total', sa.Integer())],
+            sa.Column('driver', sa.String(255)),
+            sa.Column('node_count', sa.Integer()),
+            sa.Column('resources_done', sa.Integer()),
+            sa.Column('resources_total', sa.Integer()),
+        ],
     }
 
 
@@ -43,7 +56,8 @@ INDEXES = {'clusters': ('leased_until', 'health_at'), 'nodegroups': ('stack_id',
 
 
 def upgrade() -> None:
-    """Add the columns; what runs already keeps its meaning: no revision, and members of the first epoch."""
+    """Add the columns; what runs already keeps its meaning: no revision, and members of the first
+    epoch."""
     for table, columns in _columns().items():
         with op.batch_alter_table(table) as batch:
             for column in columns:

@@ -1,4 +1,5 @@
-"""Exchange of the authorities of a cluster: how far it is, and the next key pairs beside the old ones.
+"""Exchange of the authorities of a cluster: how far it is, and the next key pairs beside the old
+ones.
 
 Revision ID: 0003
 Revises: 0002
@@ -21,7 +22,9 @@ def upgrade() -> None:
     with op.batch_alter_table('clusters') as batch:
         batch.add_column(sa.Column('rotation', sa.Integer(), nullable=False, server_default='0'))
     with op.batch_alter_table('cluster_keys') as batch:
-        batch.add_column(sa.Column('is_next', sa.Boolean(), nullable=False, server_default=sa.false()))
+        batch.add_column(
+            sa.Column('is_next', sa.Boolean(), nullable=False, server_default=sa.false())
+        )
         batch.drop_constraint(f'uq_cluster_keys_{"_".join(OLD)}', type_='unique')
         batch.create_unique_constraint(f'uq_cluster_keys_{"_".join(NEW)}', list(NEW))
 

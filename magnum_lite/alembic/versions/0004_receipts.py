@@ -20,13 +20,21 @@ TIME = UTCDateTime()
 def upgrade() -> None:
     """Add the table."""
     op.create_table(
-        'receipts', sa.Column('id', sa.Integer(), nullable=False, autoincrement=True),
-        sa.Column('created_at', TIME, nullable=False), sa.Column('updated_at', TIME),
-        sa.Column('digest', sa.String(64), nullable=False), sa.Column('fingerprint', sa.String(64), nullable=False),
-        sa.Column('headers', sa.JSON(), nullable=False), sa.Column('body', sa.JSON()),
-        sa.Column('expires_at', TIME, nullable=False), sa.PrimaryKeyConstraint('id', name='pk_receipts'),
+        'receipts',
+        sa.Column('id', sa.Integer(), nullable=False, autoincrement=True),
+        sa.Column('created_at', TIME, nullable=False),
+        sa.Column('updated_at', TIME),
+        sa.Column('digest', sa.String(64), nullable=False),
+        sa.Column('fingerprint', sa.String(64), nullable=False),
+        sa.Column('headers', sa.JSON(), nullable=False),
+        sa.Column('body', sa.JSON()),
+        sa.Column('expires_at', TIME, nullable=False),
+        sa.PrimaryKeyConstraint('id', name='pk_receipts'),
         sa.UniqueConstraint('digest', name='uq_receipts_digest'),
-        mysql_engine='InnoDB', mysql_charset='utf8mb4', mysql_collate='utf8mb4_bin')
+        mysql_engine='InnoDB',
+        mysql_charset='utf8mb4',
+        mysql_collate='utf8mb4_bin',
+    )
     op.create_index('ix_receipts_expires_at', 'receipts', ['expires_at'])
 
 

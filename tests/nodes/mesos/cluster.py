@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Stands in for mesos-master, mesos-agent and marathon on test nodes, by the name it is called by.
 
-Real are ZooKeeper, in which masters and schedulers elect who leads, and the addresses, ports and paths that the steps
-of a node ask. A command line that the real programs would not take ends it. There are no tasks.
-"""
+Real are ZooKeeper, in which masters and schedulers elect who leads, and the addresses, ports and
+paths that the steps of a node ask. A command line that the real programs would not take ends it.
+There are no tasks."""
 
 from __future__ import annotations
 
@@ -27,15 +27,27 @@ ZK = re.compile(r'zk://([0-9.:,]+)/([a-z]+)')
 #: Flags of each program that must be there, and those that may be.
 FLAGS = {
     'mesos-master': ({'zk', 'quorum', 'work_dir', 'ip', 'hostname', 'cluster'}, set()),
-    'mesos-agent': ({'master', 'ip', 'hostname', 'work_dir', 'containerizers', 'executor_registration_timeout',
-                     'attributes'}, {'isolation', 'image_providers', 'executor_environment_variables'}),
-    'marathon': ({'master', 'zk', 'hostname', 'http_port'}, set())}
+    'mesos-agent': (
+        {
+            'master',
+            'ip',
+            'hostname',
+            'work_dir',
+            'containerizers',
+            'executor_registration_timeout',
+            'attributes',
+        },
+        {'isolation', 'image_providers', 'executor_environment_variables'},
+    ),
+    'marathon': ({'master', 'zk', 'hostname', 'http_port'}, set()),
+}
 #: After so long without a word from an agent it is not counted.
 AGENT_TIMEOUT_S = 4
 
 
 def read_flags() -> dict[str, str]:
-    """The flags of the command line: --name=value, or for marathon --name value. Ends the program on any other."""
+    """The flags of the command line: --name=value, or for marathon --name value. Ends the program
+    on any other."""
     words = sys.argv[1:]
     if NAME == 'marathon':
         words = [f'{name}={value}' for name, value in zip(words[::2], words[1::2], strict=True)]
@@ -43,7 +55,10 @@ def read_flags() -> dict[str, str]:
     needed, more = FLAGS[NAME]
     wrong = set(flags) ^ needed ^ (set(flags) & more)
     if wrong or len(flags) != len(words):
-        sys.exit(f'{NAME}: these flags are wrong or missing: {", ".join(sorted(wrong))} in {sys.argv[1:]}')
+        sys.exit(
+            f'{NAME}: these flags are wrong or missing: {", ".join(sorted(wrong))} in '
+            f'{sys.argv[1:]}'
+        )
     for name, value in flags.items():
         if not value or (name in ('ip', 'hostname') and not ADDRESS.fullmatch(value)):
             sys.exit(f'{NAME}: --{name} is {value!r}')
@@ -51,7 +66,8 @@ def read_flags() -> dict[str, str]:
 
 
 class ZooKeeper:
-    """As much of ZooKeeper's protocol as it takes to elect somebody: one session, with the first that answers."""
+    """As much of ZooKeeper's protocol as it takes to elect somebody: one session, with the first
+    that answers."""
 
     def __init__(self, url: str) -> None:
         found = ZK.fullmatch(url)
@@ -93,25 +109,27 @@ class ZooKeeper:
         return answer[16:] if struct.unpack('>i', answer[12:16]) == (0,) else None
 
     def create(self, path: str, data: str, flags: int) -> str | None:
-        """Make a node: flags 0 to stay, 3 until this session ends and with a number. Returns its path."""
+        """Make a node: flags 0 to stay, 3 until this session ends and with a number. Returns its
+        path."""
         anyone = struct.pack('>ii', 1, 31) + text('world') + text('anyone')
         made = self._ask(1, text(path) + text(data) + anyone + struct.pack('>i', flags))
         return made[4:].decode() if made else None
 
     def leader(self) -> str | None:
-        """What stands in the node with the lowest number, which is whose session came first of those that live."""
+        """What stands in the node with the lowest number, which is whose session came first of
+        those that live."""
         answer = self._ask(8, text(self.folder) + b'\0')
         if answer is None:
             return None
         names, at = [], 4
         for _ in range(struct.unpack('>i', answer[:4])[0]):
-            [length] = struct.unpack('>i', answer[at:at + 4])
-            names.append(answer[at + 4:at + 4 + length].decode())
+            [length] = struct.unpack('>i', answer[at : at + 4])
+            names.append(answer[at + 4 : at + 4 + length].decode())
             at += 4 + length
         if not names:
             return None
         data = self._ask(4, text(f'{self.folder}/{min(names)}') + b'\0')
-        return data[4:4 + struct.unpack('>i', data[:4])[0]].decode() if data else None
+        return data[4 : 4 + struct.unpack('>i', data[:4])[0]].decode() if data else None
 
     def run_for_leader(self, address: str) -> None:
         """Be one of those who may lead, as long as this process lives."""
@@ -173,7 +191,9 @@ class Master:
         self.own = uuid.uuid4()
         self.zookeeper.run_for_leader(self.address)
 
-    def answer(self, path: str, query: dict[str, str], body: dict[str, object] | None) -> tuple[int, object]:
+    def answer(
+        self, path: str, query: dict[str, str], body: dict[str, object] | None
+    ) -> tuple[int, object]:
         """What mesos-master 1.11 would say."""
         if path == '/version':
             return 200, {'build_date': '', 'version': '1.11.0'}
@@ -186,8 +206,11 @@ class Master:
             return 200, {'id': name}
         if path != '/master/slaves':
             return 404, {}
-        known = [agent for name, (seen, agent) in self.agents.items()
-                 if time.monotonic() - seen < AGENT_TIMEOUT_S and query.get('slave_id', name) == name]
+        known = [
+            agent
+            for name, (seen, agent) in self.agents.items()
+            if time.monotonic() - seen < AGENT_TIMEOUT_S and query.get('slave_id', name) == name
+        ]
         return 200, {'slaves': known, 'recovered_slaves': []}
 
 
@@ -197,12 +220,18 @@ class Agent:
     def __init__(self, flags: dict[str, str]) -> None:
         self.address = f'{flags["ip"]}:5051'
         self.zookeeper = ZooKeeper(flags['master'])
-        if flags['containerizers'] != 'docker,mesos' or not pathlib.Path(flags['work_dir']).is_dir():
+        if (
+            flags['containerizers'] != 'docker,mesos'
+            or not pathlib.Path(flags['work_dir']).is_dir()
+        ):
             sys.exit(f'{NAME}: {flags}')
         if environment := flags.get('executor_environment_variables'):
             json.loads(pathlib.Path(environment.removeprefix('file://')).read_text())
-        self.about = {'hostname': flags['hostname'], 'pid': f'slave(1)@{self.address}',
-                      'attributes': dict(pair.split(':', 1) for pair in flags['attributes'].split(';'))}
+        self.about = {
+            'hostname': flags['hostname'],
+            'pid': f'slave(1)@{self.address}',
+            'attributes': dict(pair.split(':', 1) for pair in flags['attributes'].split(';')),
+        }
         self.id = ''
         threading.Thread(target=self.register, daemon=True).start()
 
@@ -210,18 +239,25 @@ class Agent:
         """Tell the leading master of this agent, again and again."""
         while True:
             try:
-                request = urllib.request.Request(f'http://{self.zookeeper.leader()}/register',
-                                                 json.dumps({**self.about, 'id': self.id}).encode())
+                request = urllib.request.Request(
+                    f'http://{self.zookeeper.leader()}/register',
+                    json.dumps({**self.about, 'id': self.id}).encode(),
+                )
                 with urllib.request.urlopen(request, timeout=5) as answer:
                     self.id = json.load(answer)['id']
             except (OSError, ValueError) as e:
                 print(f'the leading master has not taken this agent: {e}', flush=True)
             time.sleep(1)
 
-    def answer(self, path: str, query: dict[str, str], body: dict[str, object] | None) -> tuple[int, object]:
+    def answer(
+        self, path: str, query: dict[str, str], body: dict[str, object] | None
+    ) -> tuple[int, object]:
         """What mesos-agent says of itself."""
-        return (200, {'version': '1.11.0', 'id': self.id, **self.about, 'frameworks': []}) if path == '/state' else (
-            404, {})
+        return (
+            (200, {'version': '1.11.0', 'id': self.id, **self.about, 'frameworks': []})
+            if path == '/state'
+            else (404, {})
+        )
 
 
 class Marathon:
@@ -229,14 +265,18 @@ class Marathon:
 
     def __init__(self, flags: dict[str, str]) -> None:
         self.address = f'{flags["hostname"]}:{flags["http_port"]}'
-        if os.environ.get('LIBPROCESS_IP') != flags['hostname'] or not os.environ.get('LIBPROCESS_PORT'):
+        if os.environ.get('LIBPROCESS_IP') != flags['hostname'] or not os.environ.get(
+            'LIBPROCESS_PORT'
+        ):
             sys.exit(f'{NAME}: mesos-master could not call it back')
         if ZooKeeper(flags['master']).leader() is None:
             sys.exit(f'{NAME}: there is no leading mesos-master')
         self.zookeeper = ZooKeeper(flags['zk'])
         self.zookeeper.run_for_leader(self.address)
 
-    def answer(self, path: str, query: dict[str, str], body: dict[str, object] | None) -> tuple[int, object]:
+    def answer(
+        self, path: str, query: dict[str, str], body: dict[str, object] | None
+    ) -> tuple[int, object]:
         """What Marathon 1.11 says to anybody."""
         leader = self.zookeeper.leader()
         if path != '/v2/leader' or leader is None:
