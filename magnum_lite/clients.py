@@ -697,8 +697,8 @@ class Cloud:
             return address.replace(ours, project_id)
 
     def _role_path(self, project_id: str, role_id: str, user_id: str = '') -> str:
-        user_id = user_id or self._own.session.get_user_id()
-        return f'/projects/{project_id}/users/{user_id}/roles/{role_id}'
+        who = user_id or self._own.session.get_user_id()
+        return f'/projects/{project_id}/users/{who}/roles/{role_id}'
 
     def grant_roles(self, project_id: str) -> None:
         """Give the service user its roles on a project. Doing it twice does no harm."""
