@@ -125,10 +125,10 @@ class CountedStacks(fakes.FakeStacks):
 
 
 def make_clusters(
-    world: steps.World, cloud: CountedCloud, args: argparse.Namespace, ages: str
+    services: steps.Services, cloud: CountedCloud, args: argparse.Namespace, ages: str
 ) -> None:
     """Store the clusters, each of one master and two workers, with a stack in the fake."""
-    driver = next(iter(world.drivers.values()))
+    driver = next(iter(services.drivers.values()))
     template = models.ClusterTemplate(
         uuid=str(uuid.uuid4()),
         name='t',
@@ -140,9 +140,9 @@ def make_clusters(
         cluster_distro='d',
     )
     template.labels = {}
-    db.create_template(world.db, template)
+    db.create_template(services.db, template)
     text: dict[str, Any] = {}
-    with world.db.write() as session:
+    with services.db.write() as session:
         for number in range(args.clusters):
             project = f'project-{number % args.projects}'
             stack = fakes.FakeStack(
@@ -158,7 +158,7 @@ def make_clusters(
                 else -1
             )
             cluster.created_at -= datetime.timedelta(hours=age_h)
-            text = text or rendered(world, driver, cluster, template)
+            text = text or rendered(services, driver, cluster, template)
             cluster.stack_text = text
             session.add(cluster)
             session.add(
@@ -178,7 +178,7 @@ def make_clusters(
             session.execute(
                 sa.update(models.Cluster)
                 .where(models.Cluster.project_id == f'project-{number}')
-                .values(check_at=db.now(random.uniform(0, world.conf.conductor.watch_interval)))
+                .values(check_at=db.now(random.uniform(0, services.conf.conductor.watch_interval)))
             )
 
 
@@ -214,14 +214,14 @@ def make_cluster(
             next_number=count,
             status='CREATE_IN_PROGRESS',
             stack_id=stack_id,
-            epoch=1,
+            rollout=1,
             batch_size=1,
             labels={},
             node_labels={},
             node_taints=[],
         )
         group.nodes = [
-            models.Node(number=n, name=f'{role}-{n}', status='CREATE_IN_PROGRESS', epoch=1)
+            models.Node(number=n, name=f'{role}-{n}', status='CREATE_IN_PROGRESS', rollout=1)
             for n in range(count)
         ]
         cluster.nodegroups.append(group)
@@ -229,7 +229,7 @@ def make_cluster(
 
 
 def rendered(
-    world: steps.World,
+    services: steps.Services,
     driver: drivers.Driver,
     cluster: models.Cluster,
     template: models.ClusterTemplate,
@@ -241,7 +241,7 @@ def rendered(
         for name in (*driver.keys, *driver.certificates)
     }
     orm.attributes.set_committed_value(cluster, 'template', template)
-    made = driver.render(world.conf, cluster, pairs)
+    made = driver.render(services.conf, cluster, pairs)
     return {'template': made.template, 'files': made.files}
 
 
@@ -288,9 +288,9 @@ class Bench:
     """A conductor at work, whoever plays Heat for it, and the figures."""
 
     def __init__(
-        self, world: steps.World, cloud: CountedCloud, args: argparse.Namespace, ages: str
+        self, services: steps.Services, cloud: CountedCloud, args: argparse.Namespace, ages: str
     ) -> None:
-        self.world, self.cloud, self.args, self.ages = world, cloud, args, ages
+        self.services, self.cloud, self.args, self.ages = services, cloud, args, ages
         self.problems: list[str] = []
         self.lags_s: list[float] = []
         self.ended: dict[str, Ended] = {}
@@ -301,7 +301,7 @@ class Bench:
         }
         self.statements = 0
         self.player = threading.get_ident()
-        sa.event.listen(world.db.engine, 'before_cursor_execute', self._count)
+        sa.event.listen(services.db.engine, 'before_cursor_execute', self._count)
 
     def _count(self, conn: Any, cursor: Any, statement: str, *_: Any) -> None:
         if threading.get_ident() != self.player and statement != 'BEGIN':
@@ -321,7 +321,7 @@ class Bench:
     def run(self) -> None:
         """Let a conductor work for the time asked for, print a line for each round, and then what
         is to be said."""
-        conductor = service.Conductor(self.world)
+        conductor = service.Conductor(self.services)
         thread = threading.Thread(target=conductor.run, name='conductor')
         thread.start()
         try:
@@ -380,7 +380,7 @@ class Bench:
     def _check(self) -> tuple[int, list[str]]:
         """Compare the table with what Heat says: how many clusters have come right, and what is
         wrong with which."""
-        with self.world.db.read() as session:
+        with self.services.db.read() as session:
             rows = session.execute(sa.select(models.Cluster.stack_id, models.Cluster.status)).all()
         right, wrong, now = [], [], time.monotonic()
         for stack_id, status in rows:
@@ -409,8 +409,8 @@ class Bench:
             del self.ended[stack_id]
         cluster, group, node, done = models.Cluster, models.NodeGroup, models.Node, models.Operation
         again = {'status': 'CREATE_IN_PROGRESS', 'status_reason': None, 'error_code': None}
-        later = db.now(self.world.conf.conductor.watch_interval)
-        with self.world.db.write() as session:
+        later = db.now(self.services.conf.conductor.watch_interval)
+        with self.services.db.write() as session:
             due: dict[str, Any] = dict(
                 session.execute(
                     sa.select(cluster.project_id, sa.func.min(cluster.check_at))
@@ -445,7 +445,7 @@ class Bench:
         total, still = sum_of(costs), sum_of(costs[:STILL_ROUNDS])
         looks, ended = total.calls['look'], total.calls['outputs'] + total.calls['failures']
         shares = [cost.calls['look'] / self.args.projects for cost in costs]
-        shortest_s = self.world.conf.conductor.watch_interval * (1 - watch.HORIZON)
+        shortest_s = self.services.conf.conductor.watch_interval * (1 - watch.HORIZON)
         if self.cloud.shortest_s < shortest_s:
             self.problems.append(f'a project was looked at after {self.cloud.shortest_s:.1f} s')
         if abs(statistics.mean(shares) - 1) > 0.1:
@@ -487,7 +487,7 @@ def measure(conf: cfg.ConfigOpts, args: argparse.Namespace, ages: str, folder: s
     models.Base.metadata.create_all(database.engine)
     try:
         cloud = CountedCloud()
-        world = steps.World(
+        services = steps.Services(
             conf=conf,
             db=database,
             cloud=cloud,
@@ -495,8 +495,8 @@ def measure(conf: cfg.ConfigOpts, args: argparse.Namespace, ages: str, folder: s
             drivers=drivers.load(conf),
             notifier=notify.Notifier(conf),
         )
-        make_clusters(world, cloud, args, ages)
-        bench = Bench(world, cloud, args, ages)
+        make_clusters(services, cloud, args, ages)
+        bench = Bench(services, cloud, args, ages)
         bench.run()
         return bench.problems
     finally:

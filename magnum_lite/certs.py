@@ -31,7 +31,7 @@ DIGESTS = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
 
-class Refused(ValueError):
+class InvalidRequest(ValueError):
     """A request for a certificate that is not signed. The text is a sentence that says why."""
 
 
@@ -211,8 +211,8 @@ def sign_request(
     """Sign a request for a client certificate, which can never sign or serve and does not outlive
     `ca`.
 
-    Subject, public key and alternative names are the request's, all else is ours. Raises Refused as
-    `read_request`."""
+    Subject, public key and alternative names are the request's, all else is ours. Raises
+    InvalidRequest as `read_request`."""
     request = read_request(text, takes_ed25519=takes_ed25519)
     key = request.public_key()
     assert isinstance(key, PublicKey)  # read_request lets no other through
@@ -231,11 +231,11 @@ def sign_request(
 def read_request(text: str, *, takes_ed25519: bool = False) -> x509.CertificateSigningRequest:
     """Read and check a request for a certificate (PKCS#10, PEM).
 
-    Raises Refused if it cannot be read, is too large, is not signed with its own key, has a weak
-    key or digest, or wants by a critical extension what is not given: to be an authority, or to be
-    used for anything but as a client. What it wants by other extensions is not looked at."""
+    Raises InvalidRequest if it cannot be read, is too large, is not signed with its own key, has a
+    weak key or digest, or wants by a critical extension what is not given: to be an authority, or
+    to be used for anything but as a client. What it wants by other extensions is not looked at."""
     if len(text) > MAX_REQUEST:
-        raise Refused(f'The csr has {len(text)} characters and may have {MAX_REQUEST}')
+        raise InvalidRequest(f'The csr has {len(text)} characters and may have {MAX_REQUEST}')
     try:
         request = x509.load_pem_x509_csr(text.encode())
         problem = _problem_of_key(request, takes_ed25519) or '; '.join(
@@ -250,12 +250,12 @@ def read_request(text: str, *, takes_ed25519: bool = False) -> x509.CertificateS
         x509.DuplicateExtension,
         x509.UnsupportedGeneralNameType,
     ) as e:
-        raise Refused(
+        raise InvalidRequest(
             'The csr cannot be read. It must be one PKCS#10 request in PEM, as `openssl req -new` '
             'makes it'
         ) from e
     if problem:
-        raise Refused(f'The csr is not signed: {problem}')
+        raise InvalidRequest(f'The csr is not signed: {problem}')
     return request
 
 

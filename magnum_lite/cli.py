@@ -361,7 +361,7 @@ def _conductor(conf: cfg.ConfigOpts) -> service.Conductor:
     from magnum_lite.conductor import service, steps
 
     return service.Conductor(
-        steps.World(
+        steps.Services(
             conf=conf,
             db=db.Database(conf),
             cloud=clients.Cloud(conf),

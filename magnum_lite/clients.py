@@ -7,8 +7,8 @@ per project and hour. Look-ups that a caller's request needs are made with the c
 and end with the request.
 
 Every failure leaves this file as one of four exceptions, because callers decide only by these:
-`Gone`, `Clash`, `Refused`, `Away`. Whatever is none of the first three is `Away`: slow, broken, or
-answering what cannot be read.
+`NotFound`, `Conflict`, `Rejected`, `Unreachable`. Whatever is none of the first three is
+`Unreachable`: slow, broken, or answering what cannot be read.
 
 A token of the project is of no use once Keystone has disabled the project or removed it. For that
 there is `as_admin`: the same calls with the token of the service's own project, which must have the
@@ -64,19 +64,19 @@ class CloudError(Exception):
     what: str = ''
 
 
-class Gone(CloudError):
+class NotFound(CloudError):
     """The thing is not there (404)."""
 
 
-class Clash(CloudError):
+class Conflict(CloudError):
     """The thing is there already, is busy, or a name fits several (409)."""
 
 
-class Refused(CloudError):
+class Rejected(CloudError):
     """The cloud understood and will not do it (other 4xx): trying again is no use."""
 
 
-class Away(CloudError):
+class Unreachable(CloudError):
     """The service is slow, away, overloaded or answers nonsense. `retry_after_s` is what it asked
     for, or None."""
 
@@ -113,14 +113,14 @@ def _from_status(
     # A page in HTML is of a proxy, which knows nothing of the thing that was asked for.
     page = page or (response is not None and 'html' in response.headers.get('Content-Type', ''))
     if status == 404 and not page:
-        return Gone(said)
+        return NotFound(said)
     if status == 409:
-        return Clash(said)
+        return Conflict(said)
     # 401: our token was refused although it was renewed; a role that is being granted may mend
     # that. 413 was what older services said for 429.
     if 400 <= status < 500 and status not in (401, 404, 408, 413, 429):
-        return Refused(said)
-    return Away(said, _retry_after_s(response))
+        return Rejected(said)
+    return Unreachable(said, _retry_after_s(response))
 
 
 def _from_heat(what: str, e: heat_exc.HTTPException) -> CloudError:
@@ -136,15 +136,15 @@ def _error(what: str, e: Exception) -> CloudError:
     """The one of four that an exception of a library is."""
     match e:
         case _Overloaded():
-            return Away(f'{what}: {e}', e.retry_after_s)
+            return Unreachable(f'{what}: {e}', e.retry_after_s)
         case heat_exc.HTTPException():
             return _from_heat(what, e)
         case sdk_exc.DuplicateResource():
-            return Clash(f'{what}: more than one fits, use the id')
+            return Conflict(f'{what}: more than one fits, use the id')
         case sdk_exc.NotFoundException() if (
             e.response is None
         ):  # a search by name found nothing: there is no status
-            return Gone(f'{what}: {_line(e.details or e.message)}')
+            return NotFound(f'{what}: {_line(e.details or e.message)}')
         case sdk_exc.HttpException():
             return _from_status(
                 what, e.status_code or 500, _line(e.details or e.message), e.response
@@ -152,10 +152,10 @@ def _error(what: str, e: Exception) -> CloudError:
         case ksa_exc.HttpError():
             return _from_status(what, e.http_status, _line(e.message), e.response)
         case ksa_exc.ClientException() | sdk_exc.SDKException() | heat_exc.BaseException():
-            return Away(f'{what}: {_line(e)}')
+            return Unreachable(f'{what}: {_line(e)}')
     # requests' own errors are OSErrors; the others are what a library does with an answer that is
     # no JSON or JSON of another shape, such as a proxy's HTML page.
-    return Away(f'{what}: the answer could not be read ({type(e).__name__}: {_line(e)})')
+    return Unreachable(f'{what}: the answer could not be read ({type(e).__name__}: {_line(e)})')
 
 
 @contextlib.contextmanager
@@ -189,11 +189,11 @@ _OUTAGES: dict[str, outage.Outage] = {}
 def _calling(what: str) -> Iterator[None]:
     """The same for a call that is tried again until it works: the log says once a minute that it
     does not."""
-    away: Away | None = None
+    away: Unreachable | None = None
     try:
         with _translated(what):
             yield
-    except Away as e:
+    except Unreachable as e:
         away = e
     except CloudError:
         _works(what)
@@ -284,7 +284,7 @@ class Stacks:
         timeout_min: int,
         tags: Sequence[str] = (),
     ) -> str:
-        """Create a stack and return its id. Raises Clash if the project has one of that name
+        """Create a stack and return its id. Raises Conflict if the project has one of that name
         already."""
         with _calling('Creating the stack'):
             made = self._heat.stacks.create(
@@ -313,9 +313,9 @@ class Stacks:
 
         That may fail in members at work: Heat 27 was seen to end such an update in UPDATE_FAILED on
         a busy machine, and the next one, of the stack at rest, in UPDATE_COMPLETE. Parameters that
-        are not named keep their values, hidden ones too. The tags change at once. Raises Gone;
-        Refused if Heat finds fault with the template or the stack is being deleted; Clash if it is
-        busy; Away, after which it may have begun all the same: the revision tells."""
+        are not named keep their values, hidden ones too. The tags change at once. Raises NotFound;
+        Rejected if Heat finds fault with the template or the stack is being deleted; Conflict if it
+        is busy; Unreachable, after which it may have begun all the same: the revision tells."""
         with _calling('Updating the stack'):
             self._heat.stacks.update(
                 stack_id,
@@ -332,7 +332,7 @@ class Stacks:
         """Stop a create or an update where it is; the stack is FAILED soon after. If it has ended,
         do nothing.
 
-        Resources that are at work go on until they have ended. Raises Gone if there is no such
+        Resources that are at work go on until they have ended. Raises NotFound if there is no such
         stack."""
         with _calling('Stopping the work on the stack'):
             try:
@@ -430,7 +430,7 @@ class Stacks:
             return sum(s.endswith('_COMPLETE') and s != 'INIT_COMPLETE' for s in found), len(found)
 
     def delete(self, stack_id: str) -> None:
-        """Begin to delete a stack. Raises Gone if it is not there."""
+        """Begin to delete a stack. Raises NotFound if it is not there."""
         with _calling('Deleting the stack'):
             self._heat.stacks.delete(stack_id)
 
@@ -487,8 +487,8 @@ def _in_catalog(own: session.Session, service: str, interface: str, region: str 
 
 
 class Lookups:
-    """What a caller can see of the cloud. Each method raises Gone, Clash (ambiguous), Refused or
-    Away."""
+    """What a caller can see of the cloud. Each method raises NotFound, Conflict (ambiguous),
+    Rejected or Unreachable."""
 
     def __init__(
         self, cloud: openstack.connection.Connection, interface: str, region: str | None
@@ -660,8 +660,8 @@ class Cloud:
 
         `as_admin`: with the token of the service's own project, for a project that is disabled or
         gone. Finding, looking, failures, progress and deleting were tried so. Heat must take its
-        role for `context_is_admin`, else every call raises Refused, never Gone. Raises Away if the
-        catalog cannot be read."""
+        role for `context_is_admin`, else every call raises Rejected, never NotFound. Raises
+        Unreachable if the catalog cannot be read."""
         where = {'endpoint_override': self._heat_of(project_id)} if as_admin else {}
         return Stacks(
             heat_client.Client(
@@ -691,7 +691,7 @@ class Cloud:
             )
             ours = own.get_project_id()
             if not ours or ours not in address:
-                raise Away(
+                raise Unreachable(
                     f'Looking for the orchestration service: no project in its address {address!r}'
                 )
             return address.replace(ours, project_id)
@@ -712,7 +712,7 @@ class Cloud:
             role_ids = self._role_ids
         for role_id in role_ids:
             with (
-                contextlib.suppress(Gone),
+                contextlib.suppress(NotFound),
                 _calling('Taking back the role of the service on the project'),
             ):
                 self._keystone.delete(self._role_path(project_id, role_id), raise_exc=True)
@@ -793,7 +793,7 @@ class Cloud:
     def remove_user(self, name: str, user_id: str = '') -> None:
         """Remove the user of a cluster, and with it its roles and tokens. One that is not there is
         what was wanted."""
-        with contextlib.suppress(Gone), _calling('Removing the user of the cluster'):
+        with contextlib.suppress(NotFound), _calling('Removing the user of the cluster'):
             identity = self._keystone
             user_id = (
                 user_id
@@ -823,7 +823,7 @@ class Cloud:
                 service_type='identity', region_name=region, interface=interface
             )
             if not url:
-                raise Refused(
+                raise Rejected(
                     f'Looking for Keystone in the catalog: it has no {interface} address of '
                     f'identity{f" in region {region}" if region else ""} (see [trust] '
                     'trustee_keystone_interface)'
@@ -845,7 +845,7 @@ class Cloud:
                 enabled = (
                     project.is_enabled and self._keystone.get_domain(project.domain_id).is_enabled
                 )
-        except Gone:
+        except NotFound:
             return 'gone'
         return 'enabled' if enabled else 'disabled'
 
@@ -855,7 +855,7 @@ class Cloud:
         """The load balancers of a project with `text` in their description or in a tag; none
         without Octavia.
 
-        Raises Refused where Octavia wants a role that the service user does not have there.
+        Raises Rejected where Octavia wants a role that the service user does not have there.
         """
         with _calling('Looking for load balancers'):
             own = self._session_in(project_id, as_admin)
@@ -875,13 +875,13 @@ class Cloud:
         """Begin to delete a load balancer and all in it, its floating IPs first: Octavia leaves
         those behind.
 
-        One that is not there is done. Raises Clash while Octavia works on it (PENDING_*): try again
-        later."""
-        with contextlib.suppress(Gone), _calling('Deleting the load balancer'):
+        One that is not there is done. Raises Conflict while Octavia works on it (PENDING_*): try
+        again later."""
+        with contextlib.suppress(NotFound), _calling('Deleting the load balancer'):
             cloud = self._connection(self._session_in(project_id, as_admin))
             found = cloud.load_balancer.get_load_balancer(load_balancer_id)
             if found.provisioning_status.startswith('PENDING_'):
-                raise Clash(
+                raise Conflict(
                     f'Deleting the load balancer: {load_balancer_id} is {found.provisioning_status}'
                 )
             # Without a port the filter would be none, and every address of the project be meant.
@@ -923,8 +923,8 @@ class Cloud:
 
     def check_orchestration(self, *, timeout_s: float) -> None:
         """Have Heat answer, API and engine: the least call that an API process cannot answer alone.
-        Raises Away."""
-        with contextlib.suppress(Refused, Gone), _translated('Looking at Heat'):
+        Raises Unreachable."""
+        with contextlib.suppress(Rejected, NotFound), _translated('Looking at Heat'):
             self._own.session.get(
                 '/build_info',
                 timeout=timeout_s,

@@ -4,10 +4,10 @@ Each public function that takes a `Database` is one transaction and is tried aga
 Those that take a `session` are parts of a caller's transaction. Tenancy is inside the queries: a
 `Scope` says whose rows exist for the caller, so what belongs to somebody else is simply not found.
 
-`move()` is the only writer of a cluster's status. `claim()` is how conductors share the work: a
-guarded UPDATE with the database's clock, so that no two of them hold a cluster and none needs a
-clock that is right. What a conductor writes goes through `held()`, which fails when the lease is no
-longer its own."""
+`move()` is the only writer of a cluster's status. `claim_unstarted()` is how conductors share the
+work: a guarded UPDATE with the database's clock, so that no two of them hold a cluster and none
+needs a clock that is right. What a conductor writes goes through `lease_transaction()`, which fails
+when the lease is no longer its own."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _bound_idle_transactions(engine: sa.Engine) -> None:
         connection.commit()
 
 
-def bounded(url: str, timeout_s: int) -> str:
+def add_timeouts(url: str, timeout_s: int) -> str:
     """The URL of a database with limits, in seconds, for connecting to it and for each of its
     answers."""
     parsed = sa.make_url(url)
@@ -227,13 +227,13 @@ def _change(session: orm.Session, statement: sa.Delete | sa.Update) -> int:
 
 #: Makes the receipt of a request from what its transaction has written; None: the caller wants
 #: none.
-Receipts = Callable[[T], Receipt] | None
+MakeReceipt = Callable[[T], Receipt] | None
 #: Looks at a locked cluster before anything is written, and may raise an HttpError; None: nothing
 #: is to be looked at.
 Guard = Callable[[Cluster], None] | None
 
 
-def keep(session: orm.Session, receipt: Receipts[T], written: T) -> None:
+def store_receipt(session: orm.Session, receipt: MakeReceipt[T], written: T) -> None:
     """Store the receipt of a request in the transaction that does what it asks for: its last
     statement.
 
@@ -262,7 +262,7 @@ def find_receipt(db: Database, digest: str) -> Receipt | None:
 
 
 @transaction
-def drop_receipts(db: Database, *, limit: int) -> int:
+def delete_expired_receipts(db: Database, *, limit: int) -> int:
     """Remove up to `limit` receipts whose time is over, oldest first, by the index. Returns how
     many.
 
@@ -320,12 +320,12 @@ def sort_keys(model: type[models.Base]) -> list[str]:
         'sent_generation',
         'cancelled_generation',
         'delete_forced',
-        'rotation',
+        'rotation_phase',
         'revision',
         'health_at',
-        'watched_until',
+        'polled_until',
         'next_number',
-        'epoch',
+        'rollout',
         'batch_size',
     }
     return [
@@ -416,13 +416,14 @@ def _one(
 
 @transaction
 def create_template(
-    db: Database, template: ClusterTemplate, *, receipt: Receipts[ClusterTemplate] = None
+    db: Database, template: ClusterTemplate, *, receipt: MakeReceipt[ClusterTemplate] = None
 ) -> None:
-    """Store a new template. Raises Conflict if its uuid is taken, and what `keep` raises."""
+    """Store a new template. Raises Conflict if its uuid is taken, and what `store_receipt`
+    raises."""
     try:
         with db.write() as session:
             session.add(template)
-            keep(session, receipt, template)
+            store_receipt(session, receipt, template)
     except db_exc.DBDuplicateEntry as e:
         raise errors.Conflict(
             f'A cluster template with the uuid {template.uuid} exists already.'
@@ -626,14 +627,14 @@ def create_cluster(
     operation: Operation,
     *,
     default_quota: int,
-    receipt: Receipts[Cluster] = None,
+    receipt: MakeReceipt[Cluster] = None,
 ) -> None:
     """Store a new cluster with its nodegroups, nodes and operation, if the project's quota allows
     one more.
 
     Quota and insert are one transaction under a lock of the project's quota row, so that parallel
     requests cannot exceed it. Raises OverQuota, NotFound if the template has gone meanwhile,
-    Conflict if it has changed, and what `keep` raises."""
+    Conflict if it has changed, and what `store_receipt` raises."""
     _ensure_quota_row(db, cluster.project_id, CLUSTER_RESOURCE)
     try:
         with db.write() as session:
@@ -668,7 +669,7 @@ def create_cluster(
             )
             session.add(cluster)
             session.add(operation)
-            keep(session, receipt, cluster)
+            store_receipt(session, receipt, cluster)
     except db_exc.DBReferenceError as e:
         raise errors.NotFound(
             f'Cluster template {cluster.cluster_template_id} could not be found.'
@@ -754,7 +755,7 @@ def request_update(
     change: Callable[[Cluster], None],
     *,
     guard: Guard = None,
-    receipt: Receipts[Cluster] = None,
+    receipt: MakeReceipt[Cluster] = None,
 ) -> Cluster:
     """Ask for a change of a cluster. It is queued if another one runs: what is wanted is what the
     rows say last.
@@ -763,8 +764,8 @@ def request_update(
     wanted, sets the status of each nodegroup that has work to *_IN_PROGRESS, and may raise an
     HttpError, which undoes all. Nodegroups that have failed before are tried again. `operation` is
     completed here. Raises NotFound, also for a template that has gone meanwhile; Conflict for one
-    that has changed, and where the cluster's status allows no change; and what `guard` and `keep`
-    raise."""
+    that has changed, and where the cluster's status allows no change; and what `guard` and
+    `store_receipt` raise."""
     with _locked(db, scope, ident, guard) as (session, cluster):
         if cluster.status not in states.TRANSITIONS['update']:
             raise errors.Conflict(
@@ -781,7 +782,7 @@ def request_update(
             if states.is_busy(group.status):
                 group.status_reason, group.error_code = None, None
         _ask(session, cluster, 'update', operation)
-        keep(session, receipt, cluster)
+        store_receipt(session, receipt, cluster)
         return cluster
 
 
@@ -983,7 +984,7 @@ def request_cancel(db: Database, scope: Scope, uuid: str) -> Operation:
 
 
 @transaction
-def record(db: Database, cluster: Cluster, operation: Operation, text: str) -> None:
+def record_finished(db: Database, cluster: Cluster, operation: Operation, text: str) -> None:
     """Store an operation that was done when it was asked for and has changed nothing of the
     cluster."""
     operation.cluster_id, operation.project_id = cluster.uuid, cluster.project_id
@@ -995,11 +996,11 @@ def record(db: Database, cluster: Cluster, operation: Operation, text: str) -> N
 
 
 #: Seconds for which resources are counted after somebody has looked at an operation.
-WATCH_S = 60
+POLL_S = 60
 
 
 @transaction
-def watch(db: Database, cluster_uuid: str) -> None:
+def mark_polled(db: Database, cluster_uuid: str) -> None:
     """Note that somebody looks at the progress of a cluster: conductors then count its resources
     for a minute."""
     with db.write() as session:
@@ -1009,9 +1010,9 @@ def watch(db: Database, cluster_uuid: str) -> None:
             .where(
                 Cluster.uuid == cluster_uuid,
                 sa.or_(Cluster.check_at.is_not(None), Cluster.leased_by.is_not(None)),
-                sa.or_(Cluster.watched_until.is_(None), Cluster.watched_until < now(WATCH_S / 2)),
+                sa.or_(Cluster.polled_until.is_(None), Cluster.polled_until < now(POLL_S / 2)),
             )
-            .values(watched_until=now(WATCH_S), check_at=now()),
+            .values(polled_until=now(POLL_S), check_at=now()),
         )
 
 
@@ -1165,7 +1166,7 @@ def _lease(
 
 
 @transaction
-def claim(db: Database, holder: str, *, limit: int, lease_s: float) -> Sequence[str]:
+def claim_unstarted(db: Database, holder: str, *, limit: int, lease_s: float) -> Sequence[str]:
     """Lease up to `limit` due clusters that have no stack yet, longest overdue first, and return
     their uuids.
 
@@ -1185,7 +1186,7 @@ def claim(db: Database, holder: str, *, limit: int, lease_s: float) -> Sequence[
 
 
 @dataclass(frozen=True)
-class Followed:
+class StackWatch:
     """What is needed to look at the stacks of a cluster, and no more: there may be thousands of
     them.
 
@@ -1206,9 +1207,9 @@ class Followed:
 
 
 @transaction
-def claim_followed(
+def claim_watched(
     db: Database, holder: str, *, projects: int, lease_s: float, horizon_s: float
-) -> list[Followed]:
+) -> list[StackWatch]:
     """Lease the clusters with a stack of up to `projects` projects in which one is due.
 
     What is due within `horizon_s` comes along: all stacks of a project are looked at in one call,
@@ -1243,7 +1244,7 @@ def claim_followed(
                 Cluster.cancelled_generation,
                 Cluster.failures,
                 Cluster.create_timeout,
-                sa.func.coalesce(Cluster.watched_until > now(), sa.false()),
+                sa.func.coalesce(Cluster.polled_until > now(), sa.false()),
                 sa.func.coalesce(Cluster.updated_at, Cluster.created_at),
                 NodeGroup.stack_id,
                 NodeGroup.status,
@@ -1251,18 +1252,20 @@ def claim_followed(
             .outerjoin(NodeGroup, NodeGroup.cluster_id == Cluster.uuid)
             .where(Cluster.leased_by == holder)
         ).all()
-    found: dict[str, Followed] = {}
+    found: dict[str, StackWatch] = {}
     for *columns, stack_id, status in rows:
         cluster = found.get(columns[0])
         if cluster is None:
-            cluster = found[columns[0]] = Followed(*columns)
+            cluster = found[columns[0]] = StackWatch(*columns)
         if status is not None:  # else it has no nodegroups, and is to be looked at all the same
             cluster.groups.append((stack_id, status))
     return list(found.values())
 
 
 @transaction
-def postpone(db: Database, holder: str, uuids: Sequence[str], *, check_in_s: float) -> None:
+def release_unchanged(
+    db: Database, holder: str, uuids: Sequence[str], *, check_in_s: float
+) -> None:
     """Give clusters back of which nothing new is known: one statement. Whatever was asked for a
     look stays due."""
     with db.write() as session:
@@ -1279,7 +1282,7 @@ def postpone(db: Database, holder: str, uuids: Sequence[str], *, check_in_s: flo
 
 
 @transaction
-def wake(db: Database, stack_ids: Sequence[str]) -> int:
+def make_due_by_stack(db: Database, stack_ids: Sequence[str]) -> int:
     """Have the clusters with these stacks looked at now, those that wait for something. Returns how
     many there are.
 
@@ -1304,7 +1307,7 @@ def wake(db: Database, stack_ids: Sequence[str]) -> int:
 
 
 @transaction
-def note_progress(db: Database, cluster_uuid: str, done: int, total: int) -> None:
+def store_progress(db: Database, cluster_uuid: str, done: int, total: int) -> None:
     """Write down how many resources of a cluster's stacks are done, at its operations that run."""
     with db.write() as session:
         session.execute(
@@ -1332,7 +1335,8 @@ def due_in_s(db: Database) -> tuple[float, float]:
     """Seconds until the next cluster without a stack is due, and until the next one with a stack.
 
     0 or less if one is, infinity if there is none. One that is held is due when its lease is over.
-    One statement, which says whether it is worth while to `claim` and to `claim_followed`."""
+    One statement, which says whether it is worth while to `claim_unstarted` and to
+    `claim_watched`."""
     with db.read() as session:
         due = {
             bool(fresh): (at - clock).total_seconds() for fresh, at, clock in session.execute(_NEXT)
@@ -1341,7 +1345,7 @@ def due_in_s(db: Database) -> tuple[float, float]:
 
 
 @transaction
-def list_held(db: Database, holder: str, uuids: Sequence[str] | None = None) -> list[Cluster]:
+def list_leased(db: Database, holder: str, uuids: Sequence[str] | None = None) -> list[Cluster]:
     """The clusters that `holder` has leased, or those of them, with template, nodegroups, nodes and
     texts."""
     which = (
@@ -1367,7 +1371,7 @@ def list_held(db: Database, holder: str, uuids: Sequence[str] | None = None) -> 
 
 
 @transaction
-def get_work(db: Database, cluster: Cluster) -> tuple[str | None, str | None]:
+def find_running_operation(db: Database, cluster: Cluster) -> tuple[str | None, str | None]:
     """The uuid of the newest operation of a cluster that has not ended, and the id of the request
     that asked for it."""
     with db.read() as session:
@@ -1381,7 +1385,7 @@ def get_work(db: Database, cluster: Cluster) -> tuple[str | None, str | None]:
 
 
 @contextlib.contextmanager
-def held(
+def lease_transaction(
     db: Database,
     cluster: Cluster,
     holder: str,
@@ -1467,7 +1471,7 @@ def hand_back(db: Database, holder: str) -> int:
 
 
 @transaction
-def has_owner(db: Database, owner: Cluster | NodeGroup) -> bool:
+def is_stack_wanted(db: Database, owner: Cluster | NodeGroup) -> bool:
     """Whether there still is such a cluster or nodegroup, whoever holds it, and it is to have a
     stack."""
     model = type(owner)
@@ -1542,7 +1546,7 @@ def end_operations(
     return ended
 
 
-def destroy_cluster(session: orm.Session, cluster: Cluster) -> None:
+def delete_cluster_row(session: orm.Session, cluster: Cluster) -> None:
     """Remove the row with its nodegroups, nodes and keys. Its operations stay."""
     session.execute(sa.delete(Cluster).where(Cluster.uuid == cluster.uuid))
 
@@ -1594,16 +1598,16 @@ def advance_rotation(session: orm.Session, cluster: Cluster) -> None:
 
     The caller's transaction holds the lease. The operation's time begins anew, and its text says
     how far it is."""
-    phase = cluster.rotation + 1
+    phase = cluster.rotation_phase + 1
     session.execute(
         sa.update(Cluster)
         .where(Cluster.uuid == cluster.uuid)
-        .values(rotation=phase, updated_at=models.utcnow())
+        .values(rotation_phase=phase, updated_at=models.utcnow())
     )
     session.execute(
         sa.update(NodeGroup)
         .where(NodeGroup.cluster_id == cluster.uuid)
-        .values(epoch=NodeGroup.epoch + 1, status=states.UPDATE_IN_PROGRESS)
+        .values(rollout=NodeGroup.rollout + 1, status=states.UPDATE_IN_PROGRESS)
     )
     session.execute(
         sa.update(Operation)
@@ -1695,10 +1699,10 @@ def get_quota(db: Database, project_id: str, resource: str) -> Quota | None:
 
 
 @transaction
-def create_quota(db: Database, quota: Quota, *, receipt: Receipts[Quota] = None) -> Quota:
+def create_quota(db: Database, quota: Quota, *, receipt: MakeReceipt[Quota] = None) -> Quota:
     """Store a quota, in the row that is locked for it if there is one.
 
-    Raises Conflict if one was set already, and what `keep` raises.
+    Raises Conflict if one was set already, and what `store_receipt` raises.
     """
     _ensure_quota_row(db, quota.project_id, quota.resource)
     with db.write() as session:
@@ -1712,7 +1716,7 @@ def create_quota(db: Database, quota: Quota, *, receipt: Receipts[Quota] = None)
                 f'Project {quota.project_id} has a quota for {quota.resource} already. Change that.'
             )
         row.hard_limit, row.created_at, row.updated_at = quota.hard_limit, models.utcnow(), None
-        keep(session, receipt, row)
+        store_receipt(session, receipt, row)
         return row
 
 

@@ -185,7 +185,7 @@ class Audit:
     def _delete(self, project_id: str, stack_id: str) -> None:
         if db.has_stack(self._db, stack_id):
             raise errors.Conflict('It has been given to a cluster meanwhile.')
-        with contextlib.suppress(clients.Gone):
+        with contextlib.suppress(clients.NotFound):
             self._in(project_id, self._projects[project_id].state).delete(stack_id)
 
     def _roles(self) -> Iterator[Finding]:

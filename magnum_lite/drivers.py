@@ -1056,7 +1056,7 @@ class Driver:
         An engine may go on to know members that were removed; the template can tell them by their
         names."""
         name = self.manifest['health']['template']
-        names = [node.name for group in cluster.nodegroups for node in members.wanted(group)]
+        names = [node.name for group in cluster.nodegroups for node in members.list_wanted(group)]
         _, data = self._template(
             name,
             self._context(conf, cluster)
@@ -1135,17 +1135,17 @@ class _Wanted:
     def nodes(self) -> list[models.Node]:
         """Read when asked for: not everybody who evaluates an expression has loaded the nodes."""
         there = self._there().get(self._group.stack_role, set()) if self._most else set()
-        return members.come(self._group, there, self._most)
+        return members.next_members(self._group, there, self._most)
 
     @property
     def leaving(self) -> list[models.Node]:
         """Those that others are to take the place of, in the order in which they go."""
-        return members.leaving(self._group)
+        return members.list_to_replace(self._group)
 
     @property
     def staying(self) -> list[models.Node]:
         """Those that are there and stay."""
-        return members.staying(self._group)
+        return members.list_up_to_date(self._group)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._group, name)
@@ -1176,7 +1176,9 @@ def _sample(cluster: models.Cluster, group: Any, count: int) -> _Sample:
     return _Sample(
         group,
         [
-            models.Node(number=number + n, name=members.node_name(cluster, group, number), epoch=1)
+            models.Node(
+                number=number + n, name=members.node_name(cluster, group, number), rollout=1
+            )
             for n in range(count)
         ],
     )

@@ -133,8 +133,14 @@ class Repeated(Exception):
 
 
 class Retry(Exception):
-    """Nothing is wrong, come back in so many seconds (its one argument). Only the due time of the
-    row changes."""
+    """Nothing is wrong: look at the cluster again in `delay_s` seconds.
+
+    Only the due time of the row changes.
+    """
+
+    def __init__(self, delay_s: float) -> None:
+        super().__init__(f'again in {delay_s:.1f} s')
+        self.delay_s = delay_s
 
 
 class Failed(Exception):

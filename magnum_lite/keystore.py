@@ -123,10 +123,10 @@ class KeyStore:
             pair, other = self.open(key), pairs.get(key.purpose)
             if other is None:
                 pairs[key.purpose] = pair
-            elif cluster.rotation == 1:
+            elif cluster.rotation_phase == 1:
                 pairs[key.purpose] = dataclasses.replace(other, beside=pair.certificate)
-            elif cluster.rotation == 2:
+            elif cluster.rotation_phase == 2:
                 pairs[key.purpose] = dataclasses.replace(pair, beside=other.certificate)
-            elif cluster.rotation == 3:
+            elif cluster.rotation_phase == 3:
                 pairs[key.purpose] = pair
         return pairs

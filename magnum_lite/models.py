@@ -58,7 +58,7 @@ Text255 = Annotated[str, mapped_column(sa.String(255))]
 #: A name of `errors.CODES`: why the last change failed.
 ErrorCode = Annotated[str, mapped_column(sa.String(40))]
 Labels = Annotated[dict[str, str], mapped_column(Json, default=dict)]
-#: See Cluster.rotation.
+#: See Cluster.rotation_phase.
 ROTATION_PHASES = 3
 
 
@@ -170,7 +170,7 @@ class Cluster(Base):
     #: How far the exchange of its authorities is. 0: there is none; 1: all learn to trust the new
     #: ones, too; 2: the new ones sign; 3: the old ones are forgotten. In each of these phases every
     #: member is replaced.
-    rotation: Mapped[int] = mapped_column(default=0)
+    rotation_phase: Mapped[int] = mapped_column(default=0)
 
     status: Mapped[str] = mapped_column(sa.String(20))
     status_reason: Mapped[str | None] = mapped_column(sa.Text)
@@ -201,7 +201,7 @@ class Cluster(Base):
     check_at: Mapped[datetime.datetime | None] = mapped_column(index=True)
     #: Somebody looks at the progress of its operation: until then resources are counted at each
     #: look.
-    watched_until: Mapped[datetime.datetime | None]
+    polled_until: Mapped[datetime.datetime | None]
     #: Outside calls that failed in a row: what the back-off grows with.
     failures: Mapped[int] = mapped_column(default=0)
 
@@ -276,8 +276,8 @@ class NodeGroup(Base):
     node_taints: Mapped[list[dict[str, str]]] = mapped_column(Json, default=list)
     #: The number that the next member gets. It never goes back: a removed number is not used again.
     next_number: Mapped[int] = mapped_column(default=0)
-    #: Members of an older epoch than their nodegroup's are replaced, so many at a time.
-    epoch: Mapped[int] = mapped_column(default=1)
+    #: Members of an older rollout than their nodegroup's are replaced, so many at a time.
+    rollout: Mapped[int] = mapped_column(default=1)
     batch_size: Mapped[int] = mapped_column(default=1)
     status: Mapped[str] = mapped_column(sa.String(20))
     status_reason: Mapped[str | None] = mapped_column(sa.Text)
@@ -316,7 +316,7 @@ class Node(Base):
     number: Mapped[int]
     #: Name of the server in Nova and of the node in the engine: a DNS label.
     name: Mapped[str] = mapped_column(sa.String(63))
-    epoch: Mapped[int] = mapped_column(default=1)
+    rollout: Mapped[int] = mapped_column(default=1)
     #: DELETE_IN_PROGRESS: it is not wanted any more, and the row goes when its stack has let it go.
     status: Mapped[str] = mapped_column(sa.String(20))
     status_reason: Mapped[str | None] = mapped_column(sa.Text)

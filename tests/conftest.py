@@ -178,13 +178,13 @@ class SigningHere:
 
     def sign_certificate(self, **request: Any) -> dict[str, Any]:
         signer = rpc.Signer(self._conf)
-        world: Any = types.SimpleNamespace(
+        conductor_services: Any = types.SimpleNamespace(
             db=self._database,
             drivers=drivers.load(self._conf),
             keystore=keystore.KeyStore(self._conf),
         )
         signer._call = lambda request, timeout_s: endpoint.Endpoint(
-            threading.Event(), world
+            threading.Event(), conductor_services
         ).sign_certificate({}, **request)
         return signer.sign_certificate(**request)
 
@@ -212,18 +212,18 @@ def rsa_pair() -> certs.Pair:
 
 
 @pytest.fixture
-def world(
+def conductor_services(
     conf: cfg.ConfigOpts,
     database: db.Database,
     cloud: fakes.FakeCloud,
     rsa_pair: certs.Pair,
     monkeypatch: pytest.MonkeyPatch,
-) -> steps.World:
+) -> steps.Services:
     """What the steps of the conductor act on. One RSA key serves all tests: making one takes a
     second."""
     monkeypatch.setattr(certs, 'make_keypair', lambda *, algorithm: rsa_pair)
     keystore.create_key_file(conf.keystore.key_file)
-    return steps.World(
+    return steps.Services(
         conf=conf,
         db=database,
         cloud=cloud,

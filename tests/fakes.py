@@ -124,7 +124,7 @@ class FakeCloud:
     def grant_roles(self, project_id: str) -> None:
         with self.call('grant_roles'):
             if self.project_states.get(project_id) == 'gone':
-                raise clients.Gone('no such project (HTTP 404)')
+                raise clients.NotFound('no such project (HTTP 404)')
             self.granted.add(project_id)
 
     def revoke_roles(self, project_id: str) -> None:
@@ -141,7 +141,7 @@ class FakeCloud:
         with self.call('grant_user'):
             known = {known for known, _ in self.cluster_logins.values()}
             if self.project_states.get(project_id) == 'gone' or user_id not in known:
-                raise clients.Gone('no such project, or no such user (HTTP 404)')
+                raise clients.NotFound('no such project, or no such user (HTTP 404)')
             self.user_grants.setdefault(user_id, set()).add(project_id)
 
     def remove_user(self, name: str, user_id: str = '') -> None:
@@ -218,12 +218,12 @@ class FakeStacks:
                 or self.project_id in self.cloud.project_states
             )
             if closed and not self.as_admin:
-                raise clients.Away('the service has no token for the project (HTTP 401)')
+                raise clients.Unreachable('the service has no token for the project (HTTP 401)')
             yield self.cloud.stacks_by_project.setdefault(self.project_id, {})
 
     def _one(self, stacks: dict[str, FakeStack], stack_id: str) -> FakeStack:
         if stack_id not in stacks:
-            raise clients.Gone('no such stack (HTTP 404)')
+            raise clients.NotFound('no such stack (HTTP 404)')
         return stacks[stack_id]
 
     def create(
@@ -238,7 +238,7 @@ class FakeStacks:
     ) -> str:
         with self._call('create') as stacks:
             if any(stack.name == name for stack in stacks.values()):
-                raise clients.Clash(f'the stack {name} exists (HTTP 409)')
+                raise clients.Conflict(f'the stack {name} exists (HTTP 409)')
             stack = FakeStack(
                 str(uuid.uuid4()), name, template, files, parameters, timeout_min, tags=tuple(tags)
             )
@@ -272,7 +272,7 @@ class FakeStacks:
             if missing := [
                 name for name, spec in declared.items() if spec.get('hidden') and name not in kept
             ]:
-                raise clients.Refused(f'The Parameter ({missing[0]}) was not provided. (HTTP 400)')
+                raise clients.Rejected(f'The Parameter ({missing[0]}) was not provided. (HTTP 400)')
             stack.template, stack.files, stack.timeout_min, stack.tags = (
                 template,
                 files,
@@ -325,11 +325,11 @@ class FakeLookups:
     def _get(self, what: str, things: dict[str, Any], ref: str) -> Any:
         with self.cloud.call(what):
             if ref in self.cloud.ambiguous:
-                raise clients.Clash(f'{what} {ref}: more than one fits')
+                raise clients.Conflict(f'{what} {ref}: more than one fits')
             for name, thing in things.items():
                 if ref in (name, getattr(thing, 'id', thing)):
                     return thing
-            raise clients.Gone(f'{what} {ref}: not there (HTTP 404)')
+            raise clients.NotFound(f'{what} {ref}: not there (HTTP 404)')
 
     def has(self, service: str) -> bool:
         return service not in self.cloud.missing

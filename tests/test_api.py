@@ -165,7 +165,7 @@ class Watched:
 def _unwatched(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """All but what a look at an operation may write: that somebody looks."""
     return rows | {
-        'clusters': [row | {'check_at': None, 'watched_until': None} for row in rows['clusters']]
+        'clusters': [row | {'check_at': None, 'polled_until': None} for row in rows['clusters']]
     }
 
 
@@ -598,7 +598,7 @@ def store_cluster(database: db.Database, number: int, **columns: Any) -> str:
             'name': f'c{number}',
             'flavor_id': 'm1.small',
             'cluster_template_id': TEMPLATE_UUID,
-            'driver': 'k8s_ubuntu',
+            'driver': 'k8s_cloud_init',
             'master_flavor_id': 'm1.small',
             'floating_ip_enabled': True,
             'master_lb_enabled': False,
@@ -660,7 +660,7 @@ def store_operation(
             'request_id': 'req-1',
             'kind': kind,
             'generation': generation,
-            'driver': 'k8s_ubuntu',
+            'driver': 'k8s_cloud_init',
             'node_count': 3,
             'created_at': asked,
             'begun_at': asked + datetime.timedelta(seconds=1),
@@ -1323,7 +1323,7 @@ def rows_of(
 
 
 def wanted(group: models.NodeGroup) -> list[int]:
-    return [node.number for node in members.wanted(group)]
+    return [node.number for node in members.list_wanted(group)]
 
 
 @pytest.fixture
@@ -1493,18 +1493,18 @@ def test_upgrade_marks_the_nodes_as_outdated_and_the_masters_if_they_can_be_repl
         {'kube_tag': version},
         ['upgrade'],
     )
-    assert (worker.image_id, worker.epoch, worker.batch_size, worker.labels, worker.status) == (
+    assert (worker.image_id, worker.rollout, worker.batch_size, worker.labels, worker.status) == (
         'newer',
         2,
         3,
         {'kube_tag': version},
         states.UPDATE_IN_PROGRESS,
     )
-    assert [(n.number, n.epoch, n.status, n.image_id) for n in worker.nodes] == [
+    assert [(n.number, n.rollout, n.status, n.image_id) for n in worker.nodes] == [
         (0, 1, states.CREATE_COMPLETE, 'ubuntu'),
         (1, 1, states.CREATE_COMPLETE, 'ubuntu'),
     ]
-    assert (master.image_id, master.epoch, master.batch_size, master.labels, master.status) == (
+    assert (master.image_id, master.rollout, master.batch_size, master.labels, master.status) == (
         ('newer', 2, 1, {'kube_tag': version}, states.UPDATE_IN_PROGRESS)
         if balanced
         else ('ubuntu', 1, 1, {'kube_tag': 'v1.35.9'}, states.CREATE_COMPLETE)
@@ -1568,7 +1568,7 @@ def test_new_nodegroup_is_stored_whole(api: Api, services: Services, complete: s
     _, groups, kinds = rows_of(services, 1)
     group = groups['GPU nodes']
     assert response.json['id'] == group.id and response.json['uuid'] == group.uuid
-    assert (group.status, group.epoch, group.is_default, group.project_id) == (
+    assert (group.status, group.rollout, group.is_default, group.project_id) == (
         states.CREATE_IN_PROGRESS,
         1,
         False,
@@ -1805,10 +1805,10 @@ def test_look_at_a_running_operation_is_noted(services: Services, complete: str)
 
     api('GET', f'/v1/operations/{ended}')
     api('GET', f'{complete}/operations')
-    assert rows_of(services, 1)[0].watched_until is None
+    assert rows_of(services, 1)[0].polled_until is None
 
     api('GET', running.removeprefix('http://localhost'))
-    assert rows_of(services, 1)[0].watched_until is not None
+    assert rows_of(services, 1)[0].polled_until is not None
 
 
 def test_operations_outlive_their_cluster(api: Api, services: Services, complete: str) -> None:
@@ -2136,7 +2136,7 @@ def test_service_that_does_not_answer_is_told_apart_from_a_mistake(
     body: dict[str, Any],
     what: str,
 ) -> None:
-    cloud.hook = fail(what, clients.Away('connection refused by 192.0.2.7'))
+    cloud.hook = fail(what, clients.Unreachable('connection refused by 192.0.2.7'))
 
     response = api('POST', path, body)
 
@@ -2148,7 +2148,7 @@ def test_service_that_does_not_answer_is_told_apart_from_a_mistake(
 def test_image_that_the_caller_may_not_use(
     api: Api, template: dict[str, Any], cloud: fakes.FakeCloud, path: str, body: dict[str, Any]
 ) -> None:
-    cloud.hook = fail('image', clients.Refused('HTTP 403'))
+    cloud.hook = fail('image', clients.Rejected('HTTP 403'))
 
     response = api('POST', path, body)
 
@@ -2200,7 +2200,7 @@ def test_service_that_the_catalog_does_not_have_is_told(api: Api, cloud: fakes.F
 def test_service_that_does_not_answer_keeps_a_template_as_it_is(
     api: Api, template: dict[str, Any], cloud: fakes.FakeCloud, what: str, path: str, value: str
 ) -> None:
-    cloud.hook = fail(what, clients.Away('connection refused by 192.0.2.7'))
+    cloud.hook = fail(what, clients.Unreachable('connection refused by 192.0.2.7'))
     change, rename = (
         [{'op': 'replace', 'path': path, 'value': value}]
         for path, value in ((path, value), ('/name', 'renamed'))
@@ -2240,7 +2240,7 @@ def test_image_that_names_its_driver_does_so_for_a_template_without_one(
     api: Api, template: dict[str, Any], cloud: fakes.FakeCloud
 ) -> None:
     cloud.images['own'] = clients.Image(
-        '5d7e1b5c-0000-4000-8000-000000000007', 'own', 'ubuntu', 'k8s_ubuntu'
+        '5d7e1b5c-0000-4000-8000-000000000007', 'own', 'ubuntu', 'k8s_cloud_init'
     )
 
     response = api(
@@ -2249,7 +2249,7 @@ def test_image_that_names_its_driver_does_so_for_a_template_without_one(
         [{'op': 'replace', 'path': '/image_id', 'value': 'own'}],
     )
 
-    assert (response.json['driver'], response.json['image_id']) == ('k8s_ubuntu', 'own')
+    assert (response.json['driver'], response.json['image_id']) == ('k8s_cloud_init', 'own')
 
 
 @pytest.mark.parametrize('os_distro', ['fedora-coreos', 'flatcar'])
@@ -2271,11 +2271,12 @@ def test_nodes_come_from_images_that_the_driver_of_their_cluster_is_for(
 
     assert (added.status_code, upgraded.status_code) == (400, 400)
     assert added.json['faultstring'] == (
-        f'Driver k8s_ubuntu of cluster {cluster} makes no nodes from image next, whose os_distro '
+        f'Driver k8s_cloud_init of cluster {cluster} makes no nodes from image next, whose '
+        'os_distro '
         f'is {os_distro}. It makes them from ubuntu, debian, opensuse or fedora-atomic.'
     )
     assert upgraded.json['faultstring'].startswith(
-        "Driver k8s_ubuntu does not make kubernetes clusters from an image with os_distro "
+        "Driver k8s_cloud_init does not make kubernetes clusters from an image with os_distro "
         f"'{os_distro}'"
     )
 
@@ -2283,7 +2284,7 @@ def test_nodes_come_from_images_that_the_driver_of_their_cluster_is_for(
 def test_template_whose_driver_was_taken_away_can_still_be_renamed(
     api: Api, template: dict[str, Any], services: Services
 ) -> None:
-    services.conf.set_override('disabled_drivers', ['k8s_ubuntu'], 'drivers')
+    services.conf.set_override('disabled_drivers', ['k8s_cloud_init'], 'drivers')
 
     assert (
         api(
@@ -2312,8 +2313,8 @@ def test_template_whose_driver_was_taken_away_can_still_be_renamed(
 @pytest.mark.parametrize(
     ('error', 'reason'),
     [
-        (clients.Away('connection refused by 192.0.2.7'), 'it does not answer'),
-        (clients.Refused('HTTP 403'), 'it does not let this service see projects'),
+        (clients.Unreachable('connection refused by 192.0.2.7'), 'it does not answer'),
+        (clients.Rejected('HTTP 403'), 'it does not let this service see projects'),
     ],
 )
 def test_quota_is_not_set_while_keystone_cannot_say_whose_it_is(

@@ -37,12 +37,12 @@ def ca() -> certs.Pair:
 
 
 @pytest.fixture
-def complete(world: steps.World, cluster: str, ca: certs.Pair) -> str:
+def complete(conductor_services: steps.Services, cluster: str, ca: certs.Pair) -> str:
     """The uuid of a cluster with authorities and an address."""
-    with world.db.write() as session:
+    with conductor_services.db.write() as session:
         session.execute(sa.update(models.Cluster).values(api_address='https://192.0.2.1:6443'))
         for purpose in ('ca', 'etcd', 'front-proxy', 'service-account'):
-            world.keystore.put(session, cluster, purpose, ca)
+            conductor_services.keystore.put(session, cluster, purpose, ca)
     return cluster
 
 
@@ -66,9 +66,9 @@ def ask(complete: str, csr: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def here(world: steps.World) -> Callable[..., dict[str, Any]]:
+def here(conductor_services: steps.Services) -> Callable[..., dict[str, Any]]:
     """A conductor's answer to a call."""
-    made = endpoint.Endpoint(threading.Event(), world)
+    made = endpoint.Endpoint(threading.Event(), conductor_services)
     return lambda **request: made.sign_certificate({}, **request)
 
 
@@ -91,12 +91,17 @@ def test_public_part_takes_two_statements_and_no_private_one(
 
 @pytest.mark.parametrize('phase', range(1, models.ROTATION_PHASES + 1))
 def test_while_authorities_are_exchanged_both_are_shown_and_one_signs(
-    api: Api, world: steps.World, complete: str, csr: str, ca: certs.Pair, phase: int
+    api: Api,
+    conductor_services: steps.Services,
+    complete: str,
+    csr: str,
+    ca: certs.Pair,
+    phase: int,
 ) -> None:
     newer = certs.make_ca('newer', life=datetime.timedelta(days=1))
-    with world.db.write() as session:
-        world.keystore.put(session, complete, 'ca', newer, is_next=True)
-        session.execute(sa.update(models.Cluster).values(rotation=phase))
+    with conductor_services.db.write() as session:
+        conductor_services.keystore.put(session, complete, 'ca', newer, is_next=True)
+        session.execute(sa.update(models.Cluster).values(rotation_phase=phase))
 
     assert (
         api('GET', f'/v1/certificates/{complete}').json['pem'] == ca.certificate + newer.certificate
@@ -111,7 +116,7 @@ def test_while_authorities_are_exchanged_both_are_shown_and_one_signs(
 
 def test_deleted_cluster_has_no_certificates(api: Api, services: Services, complete: str) -> None:
     with services.db.write() as session:
-        db.destroy_cluster(session, session.query(models.Cluster).one())
+        db.delete_cluster_row(session, session.query(models.Cluster).one())
 
     assert api('GET', f'/v1/certificates/{complete}').status_code == 404
 
@@ -263,12 +268,12 @@ def test_conductor_believes_no_message(
 
 
 def test_key_that_does_not_open_is_the_operator_s_to_mend(
-    world: steps.World,
+    conductor_services: steps.Services,
     here: Callable[..., dict[str, Any]],
     ask: dict[str, Any],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with world.db.write() as session:
+    with conductor_services.db.write() as session:
         session.execute(sa.update(models.Key).values(private_key='x'))
 
     answer = here(**ask)
@@ -279,13 +284,15 @@ def test_key_that_does_not_open_is_the_operator_s_to_mend(
 
 @pytest.mark.parametrize('error', [db_exc.DBConnectionError(), RuntimeError('a bug')])
 def test_errors_come_back_as_data(
-    world: steps.World, ask: dict[str, Any], error: Exception
+    conductor_services: steps.Services, ask: dict[str, Any], error: Exception
 ) -> None:
     class Broken:
         def load(self, *_: Any) -> None:
             raise error
 
-    made = endpoint.Endpoint(threading.Event(), dataclasses.replace(world, keystore=Broken()))
+    made = endpoint.Endpoint(
+        threading.Event(), dataclasses.replace(conductor_services, keystore=Broken())
+    )
 
     assert made.sign_certificate({}, **ask)['code'] == 503
 
@@ -306,12 +313,16 @@ def conductor(conf: cfg.ConfigOpts, made: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize('url', BROKERS)
 def test_certificate_is_signed_over_the_broker(
-    conf: cfg.ConfigOpts, topic: None, url: str, world: steps.World, ask: dict[str, Any]
+    conf: cfg.ConfigOpts,
+    topic: None,
+    url: str,
+    conductor_services: steps.Services,
+    ask: dict[str, Any],
 ) -> None:
     use(conf, url)
     signer = rpc.Signer(conf)
 
-    with conductor(conf, endpoint.Endpoint(threading.Event(), world)):
+    with conductor(conf, endpoint.Endpoint(threading.Event(), conductor_services)):
         first, second = (
             signer.sign_certificate(**ask),
             signer.sign_certificate(**ask | {'purpose': 'etcd'}),
@@ -327,7 +338,11 @@ def test_certificate_is_signed_over_the_broker(
 
 @pytest.mark.parametrize('url', BROKERS)
 def test_signing_that_takes_long_holds_up_no_nudge(
-    conf: cfg.ConfigOpts, topic: None, url: str, world: steps.World, ask: dict[str, Any]
+    conf: cfg.ConfigOpts,
+    topic: None,
+    url: str,
+    conductor_services: steps.Services,
+    ask: dict[str, Any],
 ) -> None:
     use(conf, url)
     wake, begun, release = threading.Event(), threading.Event(), threading.Event()
@@ -339,7 +354,7 @@ def test_signing_that_takes_long_holds_up_no_nudge(
             release.wait(60)
             return super().sign_certificate(context, **request)
 
-    with conductor(conf, Slow(wake, world)):
+    with conductor(conf, Slow(wake, conductor_services)):
         answers: list[Any] = []
         caller = threading.Thread(
             target=lambda: answers.append(rpc.Signer(conf).sign_certificate(**ask))

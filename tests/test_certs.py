@@ -138,7 +138,7 @@ def test_key_comes_back_and_is_not_readable_in_the_database(
 ) -> None:
     put(store, database, cluster, 'ca', ca)
 
-    assert store.load(database, models.Cluster(uuid=cluster, rotation=0)) == {'ca': ca}
+    assert store.load(database, models.Cluster(uuid=cluster, rotation_phase=0)) == {'ca': ca}
     with database.read() as session:
         stored = session.scalar(sa.text('SELECT private_key FROM cluster_keys'))
     assert 'PRIVATE' not in stored and ca.private_key[40:80] not in stored
@@ -152,7 +152,7 @@ def test_key_that_was_moved_to_another_purpose_does_not_open(
         session.execute(sa.update(models.Key).values(purpose='etcd'))
 
     with pytest.raises(keystore.KeyStoreError, match='was made for another one'):
-        store.load(database, models.Cluster(uuid=cluster, rotation=0))
+        store.load(database, models.Cluster(uuid=cluster, rotation_phase=0))
 
 
 def test_new_line_on_top_keeps_old_keys_readable(
@@ -166,13 +166,13 @@ def test_new_line_on_top_keeps_old_keys_readable(
     path = pathlib.Path(conf.keystore.key_file)
     path.write_text(f'{keystore.new_key()}\n{path.read_text()}')
 
-    assert keystore.KeyStore(conf).load(database, models.Cluster(uuid=cluster, rotation=0)) == {
-        'ca': ca
-    }
+    assert keystore.KeyStore(conf).load(
+        database, models.Cluster(uuid=cluster, rotation_phase=0)
+    ) == {'ca': ca}
 
     path.write_text(keystore.new_key())
     with pytest.raises(keystore.KeyStoreError, match='does not open'):
-        keystore.KeyStore(conf).load(database, models.Cluster(uuid=cluster, rotation=0))
+        keystore.KeyStore(conf).load(database, models.Cluster(uuid=cluster, rotation_phase=0))
 
 
 def test_key_file_is_private_and_made_once(conf: cfg.ConfigOpts) -> None:
@@ -200,7 +200,7 @@ def test_keys_go_with_the_cluster(
 ) -> None:
     put(store, database, cluster, 'ca', ca)
     with database.write() as session:
-        db.destroy_cluster(session, session.query(models.Cluster).one())
+        db.delete_cluster_row(session, session.query(models.Cluster).one())
 
     assert not db.list_keys(database, cluster)
 
@@ -333,7 +333,7 @@ def test_usages_are_ours_whatever_is_asked_for(
 def test_critical_extension_that_is_not_given_is_refused(
     ca: certs.Pair, tmp_path: pathlib.Path, more: str
 ) -> None:
-    with pytest.raises(certs.Refused, match='asks for more than a client certificate'):
+    with pytest.raises(certs.InvalidRequest, match='asks for more than a client certificate'):
         sign(ca, make_csr(tmp_path, more=more))
 
 
@@ -343,22 +343,22 @@ def test_critical_extension_that_is_not_given_is_refused(
 def test_old_digest_is_refused(
     ca: certs.Pair, tmp_path: pathlib.Path, digest: str, name: str
 ) -> None:
-    with pytest.raises(certs.Refused, match=f'its digest is {name}'):
+    with pytest.raises(certs.InvalidRequest, match=f'its digest is {name}'):
         sign(ca, make_csr(tmp_path, digest))
 
 
 def test_weak_and_strange_keys_are_refused(ca: certs.Pair) -> None:
     small = rsa.generate_private_key(public_exponent=65537, key_size=1024)
-    with pytest.raises(certs.Refused, match='has 1024 bits, and must have 2048 to 8192'):
+    with pytest.raises(certs.InvalidRequest, match='has 1024 bits, and must have 2048 to 8192'):
         sign(ca, built(small, hashes.SHA256()))
     for key in (
         ec.generate_private_key(ec.SECP256K1()),
         ec.generate_private_key(ec.SECP224R1()),
         dsa.generate_private_key(key_size=2048),
     ):
-        with pytest.raises(certs.Refused, match='must be RSA or ECDSA'):
+        with pytest.raises(certs.InvalidRequest, match='must be RSA or ECDSA'):
             sign(ca, built(key, hashes.SHA256()))
-    with pytest.raises(certs.Refused, match='must be RSA or ECDSA'):
+    with pytest.raises(certs.InvalidRequest, match='must be RSA or ECDSA'):
         certs.read_request(built(ed25519.Ed25519PrivateKey.generate(), None))
 
 
@@ -371,7 +371,7 @@ def test_request_must_be_signed_with_its_own_key(ca: certs.Pair) -> None:
         mine.tbs_certrequest_bytes, theirs.tbs_certrequest_bytes
     )
 
-    with pytest.raises(certs.Refused, match='not signed with the key that it names'):
+    with pytest.raises(certs.InvalidRequest, match='not signed with the key that it names'):
         sign(ca, x509.load_der_x509_csr(forged).public_bytes(serialization.Encoding.PEM).decode())
 
 
@@ -389,9 +389,9 @@ def test_what_is_no_request_is_refused(ca: certs.Pair) -> None:
         '\udcff',
         '\0',
     ):
-        with pytest.raises(certs.Refused):
+        with pytest.raises(certs.InvalidRequest):
             sign(ca, bad)
-    with pytest.raises(certs.Refused, match='has 16385 characters and may have 16384'):
+    with pytest.raises(certs.InvalidRequest, match='has 16385 characters and may have 16384'):
         sign(ca, good + '\n' * (16385 - len(good)))
 
 

@@ -76,11 +76,11 @@ def test_drivers_are_listed_with_their_labels(tmp_path: pathlib.Path) -> None:
     conf = tmp_path / 'conf'
     conf.write_text(
         '[drivers]\nlabel_defaults = fixed_network_cidr:10.9.0.0/24\ndisabled_drivers = '
-        'swarm_ubuntu\n'
+        'swarm_cloud_init\n'
     )
 
-    short, one = run(conf, 'drivers', 'list'), run(conf, 'drivers', 'list', 'k8s_ubuntu')
-    [told] = json.loads(run(conf, 'drivers', 'list', 'k8s_ubuntu', '--json').stdout)
+    short, one = run(conf, 'drivers', 'list'), run(conf, 'drivers', 'list', 'k8s_cloud_init')
+    [told] = json.loads(run(conf, 'drivers', 'list', 'k8s_cloud_init', '--json').stdout)
 
     assert (
         'os_distro' in short.stdout
@@ -97,7 +97,7 @@ def test_drivers_are_listed_with_their_labels(tmp_path: pathlib.Path) -> None:
 def test_folder_that_is_not_configured_yet_is_checked(tmp_path: pathlib.Path) -> None:
     conf, mine = tmp_path / 'conf', tmp_path / 'own' / 'mine'
     conf.write_text('')
-    shutil.copytree(drivers.BUILT_IN / 'k8s_ubuntu', mine)
+    shutil.copytree(drivers.BUILT_IN / 'k8s_cloud_init', mine)
 
     good = run(conf, 'drivers', 'check', str(mine))
     path = mine / 'cluster.yaml.j2'
@@ -128,8 +128,8 @@ def test_what_would_be_sent_is_shown_without_secrets(tmp_path: pathlib.Path) -> 
     (tmp_path / 'cluster').write_text('{"master_count": 2, "node_count": 3}')
     (tmp_path / 'nodegroup').write_text('{"name": "big", "flavor_id": "huge"}')
 
-    plain = run(conf, 'drivers', 'render', '--driver', 'k8s_ubuntu')
-    node = run(conf, 'drivers', 'render', '--driver', 'k8s_ubuntu', '--user-data', 'worker')
+    plain = run(conf, 'drivers', 'render', '--driver', 'k8s_cloud_init')
+    node = run(conf, 'drivers', 'render', '--driver', 'k8s_cloud_init', '--user-data', 'worker')
     group = run(
         conf,
         'drivers',
@@ -277,9 +277,9 @@ def test_upgrade_check_says_what_is_to_be_done_first(tmp_path: pathlib.Path) -> 
 
 
 def test_upgrade_check_is_content_with_what_is_right(
-    world: steps.World, cloud: fakes.FakeCloud, monkeypatch: pytest.MonkeyPatch
+    conductor_services: steps.Services, cloud: fakes.FakeCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checks = upgrade.Checks(world.conf, world.db, cloud)
+    checks = upgrade.Checks(conductor_services.conf, conductor_services.db, cloud)
     monkeypatch.setattr(cloud, 'service_roles', lambda: (['member'], []))
 
     results = {

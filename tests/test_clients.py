@@ -41,48 +41,51 @@ def response(status: int, **headers: str) -> requests.Response:
             heat_exc.HTTPNotFound(
                 '{"error": {"message": "The Stack (x) could not be found."}}', 404
             ),
-            clients.Gone,
+            clients.NotFound,
         ),
         (
             heat_exc.HTTPConflict('{"error": {"message": "The Stack (x) already exists."}}', 409),
-            clients.Clash,
+            clients.Conflict,
         ),
-        (heat_exc.HTTPBadRequest('{"error": {"message": "Property error"}}', 400), clients.Refused),
-        (heat_exc.HTTPForbidden('not JSON', 403), clients.Refused),
-        (heat_exc.HTTPUnauthorized('{}', 401), clients.Away),
-        (heat_exc.HTTPInternalServerError('<html>500</html>', 500), clients.Away),
-        (heat_exc.HTTPServiceUnavailable('["a list"]', 503), clients.Away),
-        (heat_exc.HTTPServiceUnavailable('{"error": null}', 503), clients.Away),
-        (heat_exc.HTTPServiceUnavailable('{"error": "text"}', 503), clients.Away),
-        (heat_exc.HTTPServiceUnavailable(b'', 503), clients.Away),
-        (heat_exc.HTTPException(b'<html>too many</html>', 429), clients.Away),
-        (heat_exc.HTTPException(b'', 504), clients.Away),
-        (heat_exc.HTTPNotFound(b'<html><title>404</title></html>', 404), clients.Away),
-        (heat_exc.HTTPNotFound(b'', 404), clients.Gone),
-        (sdk_exc.NotFoundException('No Image found for x'), clients.Gone),
-        (sdk_exc.NotFoundException('gone', response=response(404)), clients.Gone),
+        (
+            heat_exc.HTTPBadRequest('{"error": {"message": "Property error"}}', 400),
+            clients.Rejected,
+        ),
+        (heat_exc.HTTPForbidden('not JSON', 403), clients.Rejected),
+        (heat_exc.HTTPUnauthorized('{}', 401), clients.Unreachable),
+        (heat_exc.HTTPInternalServerError('<html>500</html>', 500), clients.Unreachable),
+        (heat_exc.HTTPServiceUnavailable('["a list"]', 503), clients.Unreachable),
+        (heat_exc.HTTPServiceUnavailable('{"error": null}', 503), clients.Unreachable),
+        (heat_exc.HTTPServiceUnavailable('{"error": "text"}', 503), clients.Unreachable),
+        (heat_exc.HTTPServiceUnavailable(b'', 503), clients.Unreachable),
+        (heat_exc.HTTPException(b'<html>too many</html>', 429), clients.Unreachable),
+        (heat_exc.HTTPException(b'', 504), clients.Unreachable),
+        (heat_exc.HTTPNotFound(b'<html><title>404</title></html>', 404), clients.Unreachable),
+        (heat_exc.HTTPNotFound(b'', 404), clients.NotFound),
+        (sdk_exc.NotFoundException('No Image found for x'), clients.NotFound),
+        (sdk_exc.NotFoundException('gone', response=response(404)), clients.NotFound),
         (
             sdk_exc.NotFoundException(
                 'a page', response=response(404, **{'Content-Type': 'text/html'})
             ),
-            clients.Away,
+            clients.Unreachable,
         ),
-        (sdk_exc.ConflictException('immutable', response=response(409)), clients.Clash),
-        (sdk_exc.DuplicateResource('More than one'), clients.Clash),
-        (sdk_exc.BadRequestException('no', response=response(400)), clients.Refused),
-        (sdk_exc.HttpException('too many', response=response(429)), clients.Away),
-        (sdk_exc.SDKException('whatever'), clients.Away),
-        (ksa_exc.NotFound('no such project'), clients.Gone),
-        (ksa_exc.Conflict('taken'), clients.Clash),
-        (ksa_exc.Forbidden('no'), clients.Refused),
-        (ksa_exc.Unauthorized('who'), clients.Away),
-        (ksa_exc.GatewayTimeout('504'), clients.Away),
-        (ksa_exc.ConnectFailure('refused'), clients.Away),
-        (ksa_exc.EndpointNotFound('orchestration'), clients.Away),
-        (requests.ReadTimeout('slow'), clients.Away),
-        (requests.JSONDecodeError('Expecting value', '<html>', 0), clients.Away),
-        (KeyError('stack'), clients.Away),
-        (IndexError('no such link'), clients.Away),
+        (sdk_exc.ConflictException('immutable', response=response(409)), clients.Conflict),
+        (sdk_exc.DuplicateResource('More than one'), clients.Conflict),
+        (sdk_exc.BadRequestException('no', response=response(400)), clients.Rejected),
+        (sdk_exc.HttpException('too many', response=response(429)), clients.Unreachable),
+        (sdk_exc.SDKException('whatever'), clients.Unreachable),
+        (ksa_exc.NotFound('no such project'), clients.NotFound),
+        (ksa_exc.Conflict('taken'), clients.Conflict),
+        (ksa_exc.Forbidden('no'), clients.Rejected),
+        (ksa_exc.Unauthorized('who'), clients.Unreachable),
+        (ksa_exc.GatewayTimeout('504'), clients.Unreachable),
+        (ksa_exc.ConnectFailure('refused'), clients.Unreachable),
+        (ksa_exc.EndpointNotFound('orchestration'), clients.Unreachable),
+        (requests.ReadTimeout('slow'), clients.Unreachable),
+        (requests.JSONDecodeError('Expecting value', '<html>', 0), clients.Unreachable),
+        (KeyError('stack'), clients.Unreachable),
+        (IndexError('no such link'), clients.Unreachable),
     ],
 )
 def test_every_failure_is_one_of_four(raised: Exception, becomes: type[clients.CloudError]) -> None:
@@ -98,7 +101,7 @@ def test_every_failure_is_one_of_four(raised: Exception, becomes: type[clients.C
 
 def test_what_heat_says_is_passed_on() -> None:
     with (
-        pytest.raises(clients.Refused, match=r'^Doing it: Property error: x \(HTTP 400\)$'),
+        pytest.raises(clients.Rejected, match=r'^Doing it: Property error: x \(HTTP 400\)$'),
         clients._translated('Doing it'),
     ):
         raise heat_exc.HTTPBadRequest('{"error": {"message": "Property error:\\n   x"}}', 400)
@@ -106,7 +109,7 @@ def test_what_heat_says_is_passed_on() -> None:
 
 def test_a_page_is_told_without_its_tags() -> None:
     with (
-        pytest.raises(clients.Away, match=r'^Doing it: 502 Bad Gateway nginx \(HTTP 502\)$'),
+        pytest.raises(clients.Unreachable, match=r'^Doing it: 502 Bad Gateway nginx \(HTTP 502\)$'),
         clients._translated('Doing it'),
     ):
         raise heat_exc.HTTPBadGateway(
@@ -127,7 +130,7 @@ def test_a_page_is_told_without_its_tags() -> None:
 )
 def test_retry_after_is_heeded(header: str | None, seconds: float | None) -> None:
     headers = {'Retry-After': header} if header else {}
-    with pytest.raises(clients.Away) as caught, clients._translated('Doing it'):
+    with pytest.raises(clients.Unreachable) as caught, clients._translated('Doing it'):
         raise ksa_exc.HttpError('slow down', response=response(429, **headers), http_status=429)
 
     assert caught.value.retry_after_s == seconds
@@ -135,7 +138,7 @@ def test_retry_after_is_heeded(header: str | None, seconds: float | None) -> Non
 
 def test_what_is_already_said_stays() -> None:
     with (
-        pytest.raises(clients.Gone, match=r'^inner: not found') as caught,
+        pytest.raises(clients.NotFound, match=r'^inner: not found') as caught,
         clients._translated('outer'),
         clients._translated('inner'),
     ):
@@ -145,7 +148,10 @@ def test_what_is_already_said_stays() -> None:
 
 
 def test_errors_can_be_made_by_hand() -> None:
-    assert (clients.CloudError('text').what, clients.Away('text', 3.0).retry_after_s) == ('', 3.0)
+    assert (clients.CloudError('text').what, clients.Unreachable('text', 3.0).retry_after_s) == (
+        '',
+        3.0,
+    )
 
 
 def test_death_is_no_failure_of_the_cloud() -> None:
@@ -256,7 +262,7 @@ def test_a_heat_that_is_not_well_is_away(
 ) -> None:
     heat.answers = [(status, headers, body)]
 
-    with pytest.raises(clients.Away) as caught:
+    with pytest.raises(clients.Unreachable) as caught:
         stacks.look(['x'])
 
     assert (caught.value.what, caught.value.retry_after_s) == ('Looking at stacks', seconds)
@@ -364,8 +370,8 @@ def test_an_update_keeps_what_it_does_not_name(heat: Heat, stacks: clients.Stack
     ('status', 'message', 'raised'),
     [
         (400, 'Cancelling update when stack is CREATE_COMPLETE is not supported.', None),
-        (400, 'Invalid action', clients.Refused),
-        (404, 'The Stack (x) could not be found.', clients.Gone),
+        (400, 'Invalid action', clients.Rejected),
+        (404, 'The Stack (x) could not be found.', clients.NotFound),
     ],
 )
 def test_cancelling_what_has_ended_is_nothing(
@@ -467,7 +473,7 @@ def test_login_of_a_cluster_has_the_address_of_the_catalog(
     if url:
         assert cloud.login('user', 'password').auth_url == url
     else:
-        with pytest.raises(clients.Refused, match='it has no public address of identity'):
+        with pytest.raises(clients.Rejected, match='it has no public address of identity'):
             cloud.login('user', 'password')
 
 
@@ -487,7 +493,7 @@ def test_external_network_is_found_by_id_and_only_if_it_is_one(
     cloud: Any = types.SimpleNamespace(network=types.SimpleNamespace(find_network=find_network))
     lookups = clients.Lookups(cloud, 'public', None)
 
-    with contextlib.nullcontext() if found else pytest.raises(clients.Gone):
+    with contextlib.nullcontext() if found else pytest.raises(clients.NotFound):
         assert lookups.network(ref, external=True) == 'an-id'
     assert asked == [{'ignore_missing': False, 'router:external': True}], (
         'Neutron knows no other name of it'

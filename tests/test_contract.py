@@ -314,7 +314,7 @@ def test_old_receipts_are_dropped_in_portions(any_database: db.Database) -> None
         session.add_all([receipt(n, now - datetime.timedelta(hours=1)) for n in range(25)])
         session.add_all([receipt(n, now + datetime.timedelta(hours=1)) for n in range(100, 103)])
 
-    dropped = [db.drop_receipts(any_database, limit=10) for _ in range(4)]
+    dropped = [db.delete_expired_receipts(any_database, limit=10) for _ in range(4)]
 
     assert dropped == [10, 10, 5, 0]
     assert count(any_database, models.Receipt) == 3
@@ -322,18 +322,20 @@ def test_old_receipts_are_dropped_in_portions(any_database: db.Database) -> None
 
 def test_old_receipts_are_found_by_their_index(database: db.Database) -> None:
     with counted_statements(database) as seen:
-        db.drop_receipts(database, limit=10)
+        db.delete_expired_receipts(database, limit=10)
 
     with database.read() as session:
         plan = session.execute(sa.text(f'EXPLAIN QUERY PLAN {seen[0].replace("?", "1")}')).all()
     assert 'INDEX ix_receipts_expires_at' in plan[0].detail
 
 
-def test_conductor_drops_them_when_it_reports(world: steps.World, database: db.Database) -> None:
+def test_conductor_drops_them_when_it_reports(
+    conductor_services: steps.Services, database: db.Database
+) -> None:
     with database.write() as session:
         session.add(receipt(1, models.utcnow() - datetime.timedelta(seconds=1)))
 
-    service.Conductor(world)._report()
+    service.Conductor(conductor_services)._report()
 
     assert count(database, models.Receipt) == 0
 

@@ -104,8 +104,8 @@ def operation(cluster: Cluster | None = None, kind: str = 'create') -> Operation
 def claim(
     database: db.Database, holder: str, *, limit: int = 10, lease_s: float = 60
 ) -> list[Cluster]:
-    db.claim(database, holder, limit=limit, lease_s=lease_s)
-    return db.list_held(database, holder)
+    db.claim_unstarted(database, holder, limit=limit, lease_s=lease_s)
+    return db.list_leased(database, holder)
 
 
 def expire_leases(database: db.Database) -> None:
@@ -500,14 +500,14 @@ def test_lease_that_is_over_is_claimed_again_and_the_first_holder_can_write_noth
 
     with (
         pytest.raises(errors.LeaseLost),
-        db.held(any_database, first, 'first', lease_s=60, failures=7) as session,
+        db.lease_transaction(any_database, first, 'first', lease_s=60, failures=7) as session,
     ):
         session.execute(sa.update(NodeGroup).values(node_count=99))
     with any_database.write() as session, pytest.raises(errors.LeaseLost):
         db.move(session, first, 'done', holder='first')
     db.release(any_database, first, 'first', check_in_s=None)
 
-    [row] = db.list_held(any_database, 'second')
+    [row] = db.list_leased(any_database, 'second')
     assert (row.failures, row.node_count, row.status, row.uuid) == (
         0,
         2,
@@ -564,10 +564,10 @@ def test_lease_lasts_by_the_clock_of_the_database(any_database: db.Database) -> 
 def test_held_renews_the_lease(any_database: db.Database) -> None:
     new_cluster(any_database, new_template(any_database))
     [row] = claim(any_database, 'me', lease_s=10)
-    with db.held(any_database, row, 'me', lease_s=600, stack_id='s'):
+    with db.lease_transaction(any_database, row, 'me', lease_s=600, stack_id='s'):
         pass
 
-    [again] = db.list_held(any_database, 'me')
+    [again] = db.list_leased(any_database, 'me')
     assert again.leased_until - row.leased_until > datetime.timedelta(seconds=500)
     assert (row.stack_id, again.stack_id) == ('s', 's')
 
@@ -598,8 +598,8 @@ def test_handed_back_clusters_are_due_at_once(any_database: db.Database) -> None
 
 def follow(
     database: db.Database, holder: str, *, projects: int = 10, horizon_s: float = 0
-) -> list[db.Followed]:
-    return db.claim_followed(database, holder, projects=projects, lease_s=60, horizon_s=horizon_s)
+) -> list[db.StackWatch]:
+    return db.claim_watched(database, holder, projects=projects, lease_s=60, horizon_s=horizon_s)
 
 
 def test_claims_tell_those_with_a_stack_from_those_without(any_database: db.Database) -> None:
@@ -663,7 +663,7 @@ def test_claiming_what_is_followed_takes_the_same_statements_at_any_size(
             session.execute(sa.update(Cluster).values(check_at=db.now(-1)))
         with counted_statements(any_database) as sent:
             clusters = follow(any_database, str(uuid.uuid4()))
-            db.postpone(any_database, 'x', [c.uuid for c in clusters], check_in_s=1)
+            db.release_unchanged(any_database, 'x', [c.uuid for c in clusters], check_in_s=1)
         with any_database.write() as session:
             session.execute(sa.update(Cluster).values(leased_by=None, leased_until=None))
         counts.append(len(sent))
@@ -678,15 +678,15 @@ def test_look_that_is_asked_for_while_somebody_looks_is_not_forgotten(
     with any_database.write() as session:
         session.execute(sa.update(NodeGroup).values(stack_id='s'))
     for give_back in (
-        lambda: db.postpone(any_database, 'me', [cluster.uuid], check_in_s=100),
+        lambda: db.release_unchanged(any_database, 'me', [cluster.uuid], check_in_s=100),
         lambda: db.release(any_database, cluster, 'me', check_in_s=100),
     ):
         assert len(follow(any_database, 'me')) == 1
-        assert db.wake(any_database, ['s']) == 1
+        assert db.make_due_by_stack(any_database, ['s']) == 1
         give_back()
         assert min(db.due_in_s(any_database)) <= 0
     assert len(follow(any_database, 'me')) == 1
-    db.postpone(any_database, 'me', [cluster.uuid], check_in_s=100)
+    db.release_unchanged(any_database, 'me', [cluster.uuid], check_in_s=100)
     assert 90 < min(db.due_in_s(any_database)) <= 100
 
 
@@ -696,7 +696,7 @@ def test_notification_does_not_wake_who_waits_for_nothing(any_database: db.Datab
         session.execute(sa.update(NodeGroup).values(stack_id='s'))
         session.execute(sa.update(Cluster).values(check_at=None))
 
-    assert db.wake(any_database, ['s', 'unknown']) == 0
+    assert db.make_due_by_stack(any_database, ['s', 'unknown']) == 0
     assert min(db.due_in_s(any_database)) == float('inf')
 
 
@@ -750,7 +750,7 @@ def test_destroyed_cluster_takes_its_rows_along_but_not_its_history(
 ) -> None:
     cluster = new_cluster(any_database, new_template(any_database))
     with any_database.write() as session:
-        db.destroy_cluster(session, cluster)
+        db.delete_cluster_row(session, cluster)
 
     with any_database.read() as session:
         left = [
@@ -801,7 +801,7 @@ def test_process_that_stands_still_in_a_transaction_does_not_stop_the_others(
             sa.update(Cluster).where(Cluster.uuid == cluster.uuid).values(name='frozen')
         )
         begun = time.monotonic()
-        assert db.claim(any_database, 'other', limit=1, lease_s=60) == [cluster.uuid]
+        assert db.claim_unstarted(any_database, 'other', limit=1, lease_s=60) == [cluster.uuid]
         waited_s = time.monotonic() - begun
         session.execute(sa.select(Cluster.id))
     frozen.engine.dispose()

@@ -26,8 +26,8 @@ OTHER = '5d7e1b5c-0000-4000-8000-0000000000ff'
 class Doctor:
     """Runs the doctor and keeps what it said."""
 
-    def __init__(self, world: steps.World) -> None:
-        self.world = world
+    def __init__(self, conductor_services: steps.Services) -> None:
+        self.conductor_services = conductor_services
         self.said: list[str] = []
         self.asked: list[str] = []
 
@@ -41,15 +41,19 @@ class Doctor:
         self.said = []
         self.asked = []
         return doctor.run(
-            doctor.Audit(self.world.conf, self.world.db, self.world.cloud),
+            doctor.Audit(
+                self.conductor_services.conf,
+                self.conductor_services.db,
+                self.conductor_services.cloud,
+            ),
             answer=answer if fix else None,
             say=self.said.append,
         )
 
 
 @pytest.fixture
-def examine(world: steps.World) -> Doctor:
-    return Doctor(world)
+def examine(conductor_services: steps.Services) -> Doctor:
+    return Doctor(conductor_services)
 
 
 @pytest.fixture
@@ -400,34 +404,36 @@ def test_row_that_waits_for_a_conductor_is_named(
     )
 
 
-def put_key(world: steps.World, cluster_uuid: str) -> None:
-    with world.db.write() as session:
-        world.keystore.put(session, cluster_uuid, 'ca', certs.Pair('certificate', 'private'))
+def put_key(conductor_services: steps.Services, cluster_uuid: str) -> None:
+    with conductor_services.db.write() as session:
+        conductor_services.keystore.put(
+            session, cluster_uuid, 'ca', certs.Pair('certificate', 'private')
+        )
 
 
 def test_key_that_does_not_open_is_named(
-    examine: Doctor, world: steps.World, cluster: str, complete: fakes.FakeStack
+    examine: Doctor, conductor_services: steps.Services, cluster: str, complete: fakes.FakeStack
 ) -> None:
-    put_key(world, cluster)
+    put_key(conductor_services, cluster)
     assert examine() == 0
 
-    pathlib.Path(world.conf.keystore.key_file).write_text(keystore.new_key())
+    pathlib.Path(conductor_services.conf.keystore.key_file).write_text(keystore.new_key())
 
     assert examine(fix=True) == 1
     assert examine.said[0] == (
         f'The key ca of cluster {cluster} does not open with any key of [keystore] key_file. '
         'Put the key it was made with back into that file.'
     )
-    pathlib.Path(world.conf.keystore.key_file).unlink()
+    pathlib.Path(conductor_services.conf.keystore.key_file).unlink()
     assert examine(fix=True) == 1
     assert 'Run this on the host of a conductor' in examine.said[0]
 
 
 def test_key_without_a_cluster_is_deleted(
-    examine: Doctor, world: steps.World, complete: fakes.FakeStack
+    examine: Doctor, conductor_services: steps.Services, complete: fakes.FakeStack
 ) -> None:
     with contextlib.closing(
-        sqlite3.connect(str(world.db.engine.url.database))
+        sqlite3.connect(str(conductor_services.db.engine.url.database))
     ) as connection:  # no foreign keys
         connection.execute(
             'INSERT INTO cluster_keys (cluster_id, purpose, is_next, certificate, private_key, '
@@ -484,7 +490,7 @@ def test_cloud_that_is_away_is_said_and_the_rest_is_done(
     set_columns(models.Cluster, check_at=None)
 
     def away(call: str, when: str) -> None:
-        raise clients.Away(f'{call}: refused')
+        raise clients.Unreachable(f'{call}: refused')
 
     cloud.hook = away
 
@@ -504,7 +510,7 @@ def test_mending_that_fails_is_said(
 
     def away(call: str, when: str) -> None:
         if call == 'delete':
-            raise clients.Away('delete: refused')
+            raise clients.Unreachable('delete: refused')
 
     cloud.hook = away
 

@@ -646,8 +646,8 @@ def with_new_master(cluster: models.Cluster) -> models.NodeGroup:
     """Its first master is outdated, and one is there that is to take its place."""
     [group] = [group for group in cluster.nodegroups if group.role == 'master']
     for node in group.nodes:
-        node.epoch, node.status = 1, 'CREATE_COMPLETE'
-    group.epoch, group.next_number = 2, len(group.nodes)
+        node.rollout, node.status = 1, 'CREATE_COMPLETE'
+    group.rollout, group.next_number = 2, len(group.nodes)
     members.replace(cluster, group)
     return group
 
@@ -681,7 +681,7 @@ def test_nothing_in_the_root_stack_rests_on_a_master_that_can_be_replaced(
     )
 
 
-@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize('driver', ['k8s_cloud_init'], indirect=True)
 def test_new_master_knows_whose_place_it_takes_and_the_first_ones_take_nobodys(
     driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]
 ) -> None:
@@ -699,7 +699,7 @@ def test_new_master_knows_whose_place_it_takes_and_the_first_ones_take_nobodys(
     group = with_new_master(cluster)
     of_three = environment(cluster)
     for node in group.nodes[1:]:
-        node.epoch, node.status = 2, 'CREATE_COMPLETE'
+        node.rollout, node.status = 2, 'CREATE_COMPLETE'
     of_last = environment(cluster)
 
     assert (first['NODE_REPLACES'], first['NODE_STAYS']) == ("''", "''")
@@ -712,7 +712,7 @@ def test_new_master_knows_whose_place_it_takes_and_the_first_ones_take_nobodys(
     assert of_last['NODE_STAYS'] == f"'{' '.join(node.name for node in group.nodes[1:])}'"
 
 
-@pytest.mark.parametrize('driver', ['k8s_ubuntu', 'swarm_ubuntu'], indirect=True)
+@pytest.mark.parametrize('driver', ['k8s_cloud_init', 'swarm_cloud_init'], indirect=True)
 def test_masters_are_replaceable_behind_a_load_balancer_only(driver: drivers.Driver) -> None:
     assert driver.replaceable(a_cluster(driver, master_lb_enabled=True), 'master') is None
     alone = a_cluster(driver, master_lb_enabled=False)
@@ -722,7 +722,7 @@ def test_masters_are_replaceable_behind_a_load_balancer_only(driver: drivers.Dri
     )
 
 
-@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize('driver', ['k8s_cloud_init'], indirect=True)
 def test_whatever_trusts_an_authority_trusts_the_next_one_beside_it(
     driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]
 ) -> None:
@@ -765,7 +765,7 @@ def test_whatever_trusts_an_authority_trusts_the_next_one_beside_it(
 def test_steps_of_the_version_that_the_engine_does_not_allow(
     conf: cfg.ConfigOpts, old: str, new: str, words: list[str]
 ) -> None:
-    driver = drivers.load(conf)['k8s_ubuntu']
+    driver = drivers.load(conf)['k8s_cloud_init']
 
     problems = driver.check_upgrade(conf, {'kube_tag': old}, {'kube_tag': new})
 
@@ -1263,7 +1263,7 @@ def test_no_label_takes_just_any_text(driver: drivers.Driver) -> None:
 def test_labels_of_nodes_that_the_engine_keeps(
     conf: cfg.ConfigOpts, keys: list[str], taken: bool
 ) -> None:
-    problems = drivers.load(conf)['k8s_ubuntu'].check_node_labels(dict.fromkeys(keys, ''))
+    problems = drivers.load(conf)['k8s_cloud_init'].check_node_labels(dict.fromkeys(keys, ''))
 
     assert len(problems) == (0 if taken else len(keys))
     assert all(
@@ -1273,10 +1273,10 @@ def test_labels_of_nodes_that_the_engine_keeps(
 
 
 def test_an_unknown_label_is_told_the_nearest_name(conf: cfg.ConfigOpts) -> None:
-    driver = drivers.load(conf)['k8s_ubuntu']
+    driver = drivers.load(conf)['k8s_cloud_init']
 
     assert driver.check_labels({'flanel_backend': 'vxlan'}, conf) == [
-        "Driver k8s_ubuntu has no label 'flanel_backend'; did you mean flannel_backend?"
+        "Driver k8s_cloud_init has no label 'flanel_backend'; did you mean flannel_backend?"
     ]
     [problem] = driver.check_labels({'zzz': '1'}, conf)
     assert 'kube_tag' in problem
@@ -1332,11 +1332,11 @@ def test_an_unknown_label_is_told_the_nearest_name(conf: cfg.ConfigOpts) -> None
 def test_a_wrong_label_is_told_what_it_must_be(
     conf: cfg.ConfigOpts, label: str, value: str, sentence: str
 ) -> None:
-    assert drivers.load(conf)['k8s_ubuntu'].check_labels({label: value}, conf) == [sentence]
+    assert drivers.load(conf)['k8s_cloud_init'].check_labels({label: value}, conf) == [sentence]
 
 
 def test_the_operators_default_stands_between_manifest_and_user(conf: cfg.ConfigOpts) -> None:
-    driver = drivers.load(conf)['k8s_ubuntu']
+    driver = drivers.load(conf)['k8s_cloud_init']
     conf.set_override(
         'label_defaults',
         {'flannel_backend': 'udp', 'fixed_network_cidr': '10.9.0.0/24', 'other': 'x'},
@@ -1354,11 +1354,11 @@ def test_a_wrong_default_of_the_operator_names_its_option(conf: cfg.ConfigOpts) 
     conf.set_override('label_defaults', {'flannel_backend': 'gre'}, group='drivers')
 
     with pytest.raises(errors.DriverError, match=r'label_defaults: label flannel_backend'):
-        drivers.load(conf)['k8s_ubuntu'].labels(conf, {})
+        drivers.load(conf)['k8s_cloud_init'].labels(conf, {})
 
 
 def test_labels_come_typed(conf: cfg.ConfigOpts) -> None:
-    labels = drivers.load(conf)['k8s_ubuntu'].labels(
+    labels = drivers.load(conf)['k8s_cloud_init'].labels(
         conf,
         {
             'boot_volume_size': '20',
@@ -1375,7 +1375,7 @@ def test_labels_come_typed(conf: cfg.ConfigOpts) -> None:
 def test_a_label_and_its_older_name_together_are_refused(conf: cfg.ConfigOpts) -> None:
     labels = {'fixed_subnet_cidr': '10.0.0.0/24', 'fixed_network_cidr': '10.1.0.0/24'}
 
-    assert drivers.load(conf)['k8s_ubuntu'].check_labels(labels, conf) == [
+    assert drivers.load(conf)['k8s_cloud_init'].check_labels(labels, conf) == [
         'Label fixed_network_cidr is another name of fixed_subnet_cidr; give one of them'
     ]
 
@@ -1401,7 +1401,7 @@ def test_a_label_and_its_older_name_together_are_refused(conf: cfg.ConfigOpts) -
 def test_labels_of_old_templates_are_borne_unless_they_ask_for_what_is_not_there(
     conf: cfg.ConfigOpts, label: str, value: str, words: str
 ) -> None:
-    driver = drivers.load(conf)['k8s_ubuntu']
+    driver = drivers.load(conf)['k8s_cloud_init']
 
     problems = driver.check_labels({label: value}, conf)
 
@@ -1419,7 +1419,7 @@ def integrated(conf: cfg.ConfigOpts) -> cfg.ConfigOpts:
     return conf
 
 
-@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize('driver', ['k8s_cloud_init'], indirect=True)
 def test_a_cluster_gets_a_user_where_an_operator_has_provided_for_it(
     driver: drivers.Driver, conf: cfg.ConfigOpts
 ) -> None:
@@ -1435,7 +1435,7 @@ def test_a_cluster_gets_a_user_where_an_operator_has_provided_for_it(
     assert wants()
 
 
-@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize('driver', ['k8s_cloud_init'], indirect=True)
 @pytest.mark.parametrize('tag', ['v1.20.2', 'v1.26.0', 'v1.35.9'])
 def test_only_masters_get_the_login_and_apply_what_uses_it(
     driver: drivers.Driver, integrated: cfg.ConfigOpts, secrets: dict[str, certs.Pair], tag: str
@@ -1502,7 +1502,7 @@ def test_only_masters_get_the_login_and_apply_what_uses_it(
     )
 
 
-@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize('driver', ['k8s_cloud_init'], indirect=True)
 def test_every_image_comes_from_the_registry_that_is_given(
     driver: drivers.Driver, integrated: cfg.ConfigOpts, secrets: dict[str, certs.Pair]
 ) -> None:
@@ -1528,7 +1528,7 @@ def test_every_image_comes_from_the_registry_that_is_given(
     assert "IMAGE_REPOSITORY=mirror.example/x\n" in files['/etc/magnum-lite/node.env']
 
 
-@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize('driver', ['k8s_cloud_init'], indirect=True)
 def test_a_cluster_without_a_user_is_as_it_was(
     driver: drivers.Driver, integrated: cfg.ConfigOpts, secrets: dict[str, certs.Pair]
 ) -> None:
@@ -1545,7 +1545,7 @@ def test_a_cluster_without_a_user_is_as_it_was(
     )
 
 
-@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize('driver', ['k8s_cloud_init'], indirect=True)
 @pytest.mark.parametrize(
     ('network', 'labels', 'ports', 'pairs'),
     [
@@ -1594,7 +1594,7 @@ def test_each_pod_network_has_its_ports(
     assert found == [[{'ip_address': '10.99.0.0/16'}] if pairs else None] * len(found) != []
 
 
-@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize('driver', ['k8s_cloud_init'], indirect=True)
 def test_registries_are_asked_where_the_labels_say(
     driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]
 ) -> None:
@@ -1627,7 +1627,7 @@ def test_registries_are_asked_where_the_labels_say(
         }
 
 
-@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize('driver', ['k8s_cloud_init'], indirect=True)
 @pytest.mark.parametrize(('tag', 'shape'), [('v1.30.0', dict), ('v1.35.9', list)])
 def test_options_of_components_are_kubeadms_and_ours_win(
     driver: drivers.Driver,
@@ -1669,7 +1669,7 @@ def test_options_of_components_are_kubeadms_and_ours_win(
 
 
 def test_fields_of_a_template_are_checked(conf: cfg.ConfigOpts) -> None:
-    driver = drivers.load(conf)['k8s_ubuntu']
+    driver = drivers.load(conf)['k8s_cloud_init']
 
     assert driver.template_defaults == {'network_driver': 'flannel'}
     assert (
@@ -1679,10 +1679,11 @@ def test_fields_of_a_template_are_checked(conf: cfg.ConfigOpts) -> None:
         == []
     )
     assert driver.check_template({'network_driver': 'weave', 'tls_disabled': True}) == [
-        "network_driver cannot be 'weave' with driver k8s_ubuntu: it must be one of flannel, "
+        "network_driver cannot be 'weave' with driver k8s_cloud_init: it must be one of flannel, "
         "calico, cilium (flannel "
         'comes with the cluster, of others the manifest is applied that the label names)',
-        'tls_disabled cannot be True with driver k8s_ubuntu: it must be False (kubeadm serves its '
+        'tls_disabled cannot be True with driver k8s_cloud_init: it must be False (kubeadm serves '
+        'its '
         'API by TLS only)',
     ]
 
@@ -1690,7 +1691,7 @@ def test_fields_of_a_template_are_checked(conf: cfg.ConfigOpts) -> None:
 def test_a_pod_network_that_does_not_come_with_the_cluster_needs_its_manifest(
     conf: cfg.ConfigOpts,
 ) -> None:
-    driver = drivers.load(conf)['k8s_ubuntu']
+    driver = drivers.load(conf)['k8s_cloud_init']
     label = {'network_manifest_url': 'https://mirror.example/calico.yaml'}
 
     [problem] = driver.check_template({'network_driver': 'calico', 'labels': {}}, conf)
@@ -1731,7 +1732,7 @@ def test_a_pod_network_that_does_not_come_with_the_cluster_needs_its_manifest(
 def test_limits_are_said_before_they_bite(
     conf: cfg.ConfigOpts, changes: dict[str, Any], words: list[str]
 ) -> None:
-    driver = drivers.load(conf)['k8s_ubuntu']
+    driver = drivers.load(conf)['k8s_cloud_init']
     if 'template' in changes:
         changes['template'].setdefault('external_network_id', 'public')
 
@@ -1774,7 +1775,7 @@ def test_outputs_that_the_manifest_reads_exist(
 
 
 def test_outputs_are_read_in_the_order_of_numbers(conf: cfg.ConfigOpts) -> None:
-    driver = drivers.load(conf)['k8s_ubuntu']
+    driver = drivers.load(conf)['k8s_cloud_init']
     nodes = [
         {
             'nodegroup': 'default-worker',
@@ -1806,10 +1807,10 @@ def test_outputs_are_read_in_the_order_of_numbers(conf: cfg.ConfigOpts) -> None:
 def test_find_knows_what_each_folder_makes(conf: cfg.ConfigOpts) -> None:
     found = drivers.find(conf, server_type='vm', os_distro='ubuntu', coe='kubernetes')
 
-    assert found.name == 'k8s_ubuntu'
+    assert found.name == 'k8s_cloud_init'
     assert (
         drivers.find(
-            conf, server_type='vm', os_distro='debian', coe='kubernetes', name='k8s_ubuntu'
+            conf, server_type='vm', os_distro='debian', coe='kubernetes', name='k8s_cloud_init'
         )
         is found
     )
@@ -1822,13 +1823,13 @@ def test_find_knows_what_each_folder_makes(conf: cfg.ConfigOpts) -> None:
             {'coe': 'other'},
             "No driver makes other clusters from an image with os_distro 'ubuntu' on server_type "
             "'vm'. "
-            'k8s_ubuntu makes kubernetes on ubuntu (vm), kubernetes on debian (vm).',
+            'k8s_cloud_init makes kubernetes on ubuntu (vm), kubernetes on debian (vm).',
         ),
         (
-            {'os_distro': 'beos', 'name': 'k8s_ubuntu'},
-            "Driver k8s_ubuntu does not make kubernetes clusters from an image with os_distro "
+            {'os_distro': 'beos', 'name': 'k8s_cloud_init'},
+            "Driver k8s_cloud_init does not make kubernetes clusters from an image with os_distro "
             "'beos' on server_type 'vm'. "
-            'k8s_ubuntu makes kubernetes on ubuntu (vm), kubernetes on debian (vm).',
+            'k8s_cloud_init makes kubernetes on ubuntu (vm), kubernetes on debian (vm).',
         ),
         ({'name': 'none'}, "Driver 'none' does not exist. There are: k8s_ignition, k8s_u"),
     ],
@@ -1842,7 +1843,7 @@ def test_a_driver_that_is_not_there(
         )
 
     assert str(raised.value).startswith(sentences[:60])
-    assert 'k8s_ubuntu' in str(raised.value)
+    assert 'k8s_cloud_init' in str(raised.value)
 
 
 def test_a_disabled_driver_is_not_found(conf: cfg.ConfigOpts) -> None:
@@ -1850,7 +1851,7 @@ def test_a_disabled_driver_is_not_found(conf: cfg.ConfigOpts) -> None:
 
     with pytest.raises(errors.Invalid, match='is disabled here'):
         drivers.find(
-            conf, server_type='vm', os_distro='ubuntu', coe='kubernetes', name='k8s_ubuntu'
+            conf, server_type='vm', os_distro='ubuntu', coe='kubernetes', name='k8s_cloud_init'
         )
     with pytest.raises(errors.Invalid, match='No driver is enabled'):
         drivers.find(conf, server_type='vm', os_distro='ubuntu', coe='kubernetes')
@@ -1859,7 +1860,7 @@ def test_a_disabled_driver_is_not_found(conf: cfg.ConfigOpts) -> None:
 @pytest.fixture
 def home(tmp_path: pathlib.Path, conf: cfg.ConfigOpts) -> pathlib.Path:
     """A folder of an operator with a copy of a built-in driver folder."""
-    shutil.copytree(drivers.BUILT_IN / 'k8s_ubuntu', tmp_path / 'drivers' / 'k8s_ubuntu')
+    shutil.copytree(drivers.BUILT_IN / 'k8s_cloud_init', tmp_path / 'drivers' / 'k8s_cloud_init')
     conf.set_override('path', [str(tmp_path / 'drivers')], group='drivers')
     return tmp_path / 'drivers'
 
@@ -1871,12 +1872,12 @@ def edit(path: pathlib.Path, old: str, new: str) -> None:
     drivers._load.cache_clear()
 
 
-@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize('driver', ['k8s_cloud_init'], indirect=True)
 def test_a_folder_of_the_operator_wins_over_the_built_in_one(
     conf: cfg.ConfigOpts, home: pathlib.Path, secrets: dict[str, certs.Pair]
 ) -> None:
-    edit(home / 'k8s_ubuntu' / 'manifest.yaml', 'default: vxlan', 'default: host-gw')
-    shutil.copytree(home / 'k8s_ubuntu', home / 'ours')
+    edit(home / 'k8s_cloud_init' / 'manifest.yaml', 'default: vxlan', 'default: host-gw')
+    shutil.copytree(home / 'k8s_cloud_init', home / 'ours')
     edit(home / 'ours' / 'manifest.yaml', 'os_distro: ubuntu', 'os_distro: ours')
     (home / 'ours' / 'driver.py').write_text(
         'from magnum_lite import drivers\n\n\nclass Driver(drivers.Driver):\n'
@@ -1885,8 +1886,8 @@ def test_a_folder_of_the_operator_wins_over_the_built_in_one(
 
     ours = drivers.find(conf, server_type='vm', os_distro='ours', coe='kubernetes')
 
-    assert drivers.load(conf)['k8s_ubuntu'].folder == home / 'k8s_ubuntu'
-    assert drivers.load(conf)['k8s_ubuntu'].labels(conf, {})['flannel_backend'] == 'host-gw'
+    assert drivers.load(conf)['k8s_cloud_init'].folder == home / 'k8s_cloud_init'
+    assert drivers.load(conf)['k8s_cloud_init'].labels(conf, {})['flannel_backend'] == 'host-gw'
     assert (ours.name, ours.template_defaults) == ('ours', {'network_driver': 'own'})
     assert ours.render(conf, a_cluster(ours), secrets).template  # what is shared is found
 
@@ -1951,13 +1952,13 @@ def test_a_folder_of_the_operator_wins_over_the_built_in_one(
 def test_a_wrong_manifest_names_folder_and_place(
     conf: cfg.ConfigOpts, home: pathlib.Path, file: str, old: str, new: str, place: str
 ) -> None:
-    edit(home / 'k8s_ubuntu' / file, old, new)
+    edit(home / 'k8s_cloud_init' / file, old, new)
 
-    with pytest.raises(errors.DriverError, match=f'driver folder {home}/k8s_ubuntu: .*{place}'):
+    with pytest.raises(errors.DriverError, match=f'driver folder {home}/k8s_cloud_init: .*{place}'):
         drivers.load(conf)
 
 
-@pytest.mark.parametrize('driver', ['k8s_ubuntu'], indirect=True)
+@pytest.mark.parametrize('driver', ['k8s_cloud_init'], indirect=True)
 @pytest.mark.parametrize(
     ('file', 'old', 'new', 'place'),
     [
@@ -2010,17 +2011,19 @@ def test_a_wrong_template_names_folder_and_place(
     new: str,
     place: str,
 ) -> None:
-    edit(home / 'k8s_ubuntu' / file, old, new)
-    driver = drivers.load(conf)['k8s_ubuntu']
+    edit(home / 'k8s_cloud_init' / file, old, new)
+    driver = drivers.load(conf)['k8s_cloud_init']
 
-    with pytest.raises(errors.DriverError, match=f'driver folder {home}/k8s_ubuntu: .*{place}'):
+    with pytest.raises(errors.DriverError, match=f'driver folder {home}/k8s_cloud_init: .*{place}'):
         driver.render(conf, a_cluster(driver), secrets)
 
 
 def test_a_wrong_class_names_folder_and_file(conf: cfg.ConfigOpts, home: pathlib.Path) -> None:
-    (home / 'k8s_ubuntu' / 'driver.py').write_text('import nothing_of_that_name\n')
+    (home / 'k8s_cloud_init' / 'driver.py').write_text('import nothing_of_that_name\n')
 
-    with pytest.raises(errors.DriverError, match=r'k8s_ubuntu: driver\.py: ModuleNotFoundError'):
+    with pytest.raises(
+        errors.DriverError, match=r'k8s_cloud_init: driver\.py: ModuleNotFoundError'
+    ):
         drivers.load(conf)
 
 
@@ -2032,7 +2035,7 @@ def test_a_path_that_is_not_there_is_named(conf: cfg.ConfigOpts) -> None:
 
 
 def test_missing_secrets_are_named(conf: cfg.ConfigOpts) -> None:
-    driver = drivers.load(conf)['k8s_ubuntu']
+    driver = drivers.load(conf)['k8s_cloud_init']
 
     with pytest.raises(
         errors.DriverError,

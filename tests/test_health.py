@@ -135,7 +135,7 @@ def test_a_cluster_that_is_deleted_meanwhile_is_left_alone(any_database: db.Data
         c for c in db.claim_health(any_database, limit=5, interval_s=60) if c[0].uuid == gone.uuid
     ]
     with any_database.write() as session:
-        db.destroy_cluster(session, gone)
+        db.delete_cluster_row(session, gone)
 
     assert not db.report_health(any_database, cluster.uuid, token, status='HEALTHY', reason={})
     assert not db.report_health(any_database, gone.uuid, token_of_gone, status='HEALTHY', reason={})
@@ -258,18 +258,18 @@ NODES = '/api/v1/nodes?includeObject=None&resourceVersion=0'
 
 
 def asked(
-    world: steps.World,
+    conductor_services: steps.Services,
     url: str,
     *,
     authority: certs.Pair | None,
-    driver: str = 'k8s_ubuntu',
+    driver: str = 'k8s_cloud_init',
     **columns: Any,
 ) -> Cluster:
     """A cluster with this address that is due."""
-    cluster = due(world.db, driver=driver, api_address=url, labels={}, **columns)
+    cluster = due(conductor_services.db, driver=driver, api_address=url, labels={}, **columns)
     if authority is not None:
-        with world.db.write() as session:
-            world.keystore.put(session, cluster.uuid, 'ca', authority)
+        with conductor_services.db.write() as session:
+            conductor_services.keystore.put(session, cluster.uuid, 'ca', authority)
     return cluster
 
 
@@ -277,20 +277,22 @@ def address(engine: Engine, scheme: str = 'https') -> str:
     return f'{scheme}://127.0.0.1:{engine.server_address[1]}'
 
 
-def look(world: steps.World, cluster: Cluster) -> tuple[str | None, dict[str, str]]:
+def look(conductor_services: steps.Services, cluster: Cluster) -> tuple[str | None, dict[str, str]]:
     """What a round writes down."""
-    prober = health.Prober(world)
+    prober = health.Prober(conductor_services)
     prober.round()
     futures.wait(prober._looks)
     prober._pool.shutdown()
-    seen = row(world.db, cluster)
+    seen = row(conductor_services.db, cluster)
     return seen.health_status, seen.health_status_reason
 
 
-def test_a_cluster_that_is_well(world: steps.World, engine: Engine, ca: certs.Pair) -> None:
-    cluster = asked(world, address(engine), authority=ca)
+def test_a_cluster_that_is_well(
+    conductor_services: steps.Services, engine: Engine, ca: certs.Pair
+) -> None:
+    cluster = asked(conductor_services, address(engine), authority=ca)
 
-    assert look(world, cluster) == (
+    assert look(conductor_services, cluster) == (
         'HEALTHY',
         {'api': 'ok', 'm-0.Ready': 'True', 'w-0.Ready': 'True'},
     )
@@ -364,7 +366,7 @@ def test_a_cluster_that_is_well(world: steps.World, engine: Engine, ca: certs.Pa
     ],
 )
 def test_what_answers_mean(
-    world: steps.World,
+    conductor_services: steps.Services,
     engine: Engine,
     ca: certs.Pair,
     path: str,
@@ -373,18 +375,18 @@ def test_what_answers_mean(
     reason: dict[str, str],
 ) -> None:
     engine.answers[path] = answer
-    cluster = asked(world, address(engine), authority=ca)
+    cluster = asked(conductor_services, address(engine), authority=ca)
 
-    assert look(world, cluster) == (status, reason)
+    assert look(conductor_services, cluster) == (status, reason)
     assert '/elsewhere' not in [path for path, *_ in engine.asked]
 
 
 def test_members_that_were_removed_do_not_count_and_are_forgotten(
-    world: steps.World, engine: Engine, ca: certs.Pair
+    conductor_services: steps.Services, engine: Engine, ca: certs.Pair
 ) -> None:
     """The engine goes on to know them, as not ready. Who joined by other ways counts."""
-    cluster = asked(world, address(engine), authority=ca)
-    with world.db.read() as session:
+    cluster = asked(conductor_services, address(engine), authority=ca)
+    with conductor_services.db.read() as session:
         there = (
             session.scalars(sa.select(models.Node).where(models.Node.name.like('%worker-0')))
             .one()
@@ -402,14 +404,16 @@ def test_members_that_were_removed_do_not_count_and_are_forgotten(
         json.dumps(READY | {'rows': [{'cells': c} for c in cells]}).encode(),
     )
 
-    assert look(world, cluster) == (
+    assert look(conductor_services, cluster) == (
         'UNHEALTHY',
         {'api': 'ok', f'{there}.Ready': 'True', 'by-hand.Ready': 'False'},
     )
     assert engine.forgotten == [f'/api/v1/nodes/{gone}']
 
 
-def test_a_thousand_nodes_fit(world: steps.World, engine: Engine, ca: certs.Pair) -> None:
+def test_a_thousand_nodes_fit(
+    conductor_services: steps.Services, engine: Engine, ca: certs.Pair
+) -> None:
     names = [f'a-cluster-with-a-name-0123abcd-worker-{n}' for n in range(1000)]
     rows = [
         {
@@ -430,21 +434,21 @@ def test_a_thousand_nodes_fit(world: steps.World, engine: Engine, ca: certs.Pair
         for name in names
     ]
     engine.answers[NODES] = (200, json.dumps(READY | {'rows': rows}, indent=2).encode())
-    cluster = asked(world, address(engine), authority=ca)
+    cluster = asked(conductor_services, address(engine), authority=ca)
 
-    status, reason = look(world, cluster)
+    status, reason = look(conductor_services, cluster)
 
     assert (status, len(reason), reason[f'{names[999]}.Ready']) == ('HEALTHY', 1001, 'True')
 
 
 def test_what_a_cluster_says_of_itself_is_bounded(
-    world: steps.World, engine: Engine, ca: certs.Pair
+    conductor_services: steps.Services, engine: Engine, ca: certs.Pair
 ) -> None:
     rows = [{'cells': [f'{n:0900}', 'Ready']} for n in range(1000)]
     engine.answers[NODES] = (200, json.dumps(READY | {'rows': rows}).encode())
-    cluster = asked(world, address(engine), authority=ca)
+    cluster = asked(conductor_services, address(engine), authority=ca)
 
-    _, reason = look(world, cluster)
+    _, reason = look(conductor_services, cluster)
 
     assert len(json.dumps(reason)) < drivers.MAX_REASON * 1.1
     assert reason['...'].endswith(' more')
@@ -470,74 +474,84 @@ def silence(handler: Handler) -> None:
 
 @pytest.mark.parametrize('slow', [trickle, trickle_headers, silence])
 def test_a_slow_engine_has_one_budget_for_all(
-    world: steps.World, engine: Engine, ca: certs.Pair, slow: Callable[[Handler], None]
+    conductor_services: steps.Services,
+    engine: Engine,
+    ca: certs.Pair,
+    slow: Callable[[Handler], None],
 ) -> None:
-    world.conf.set_override('timeout', 0.6, 'health')
+    conductor_services.conf.set_override('timeout', 0.6, 'health')
     engine.answers = dict.fromkeys(engine.answers, slow)
-    cluster = asked(world, address(engine), authority=ca)
+    cluster = asked(conductor_services, address(engine), authority=ca)
     begun = time.monotonic()
 
-    seen = look(world, cluster)
+    seen = look(conductor_services, cluster)
 
     assert time.monotonic() - begun < 2
     assert seen == ('UNHEALTHY', {'api': 'It does not answer in time'})
 
 
 def test_an_address_that_swallows_everything_has_the_same_budget(
-    world: steps.World, ca: certs.Pair
+    conductor_services: steps.Services, ca: certs.Pair
 ) -> None:
-    world.conf.set_override('timeout', 0.4, 'health')
+    conductor_services.conf.set_override('timeout', 0.4, 'health')
     with socket.create_server(('127.0.0.1', 0)) as listening:  # accepts, and never shakes hands
-        cluster = asked(world, f'https://127.0.0.1:{listening.getsockname()[1]}', authority=ca)
+        cluster = asked(
+            conductor_services, f'https://127.0.0.1:{listening.getsockname()[1]}', authority=ca
+        )
         begun = time.monotonic()
 
-        seen = look(world, cluster)
+        seen = look(conductor_services, cluster)
 
     assert time.monotonic() - begun < 2
     assert seen == ('UNHEALTHY', {'api': 'It does not answer in time'})
 
 
-def test_nobody_there(world: steps.World, ca: certs.Pair) -> None:
+def test_nobody_there(conductor_services: steps.Services, ca: certs.Pair) -> None:
     with socket.create_server(('127.0.0.1', 0)) as listening:
         port = listening.getsockname()[1]
-    cluster = asked(world, f'https://127.0.0.1:{port}', authority=ca)
+    cluster = asked(conductor_services, f'https://127.0.0.1:{port}', authority=ca)
 
-    assert look(world, cluster) == (
+    assert look(conductor_services, cluster) == (
         'UNHEALTHY',
         {'api': 'It cannot be reached: Connection refused'},
     )
 
 
 def test_a_private_address_that_never_answered_is_unknown(
-    world: steps.World, engine: Engine, ca: certs.Pair
+    conductor_services: steps.Services, engine: Engine, ca: certs.Pair
 ) -> None:
     with socket.create_server(('127.0.0.1', 0)) as listening:
         port = listening.getsockname()[1]
-    cluster = asked(world, f'https://127.0.0.1:{port}', authority=ca, floating_ip_enabled=False)
+    cluster = asked(
+        conductor_services, f'https://127.0.0.1:{port}', authority=ca, floating_ip_enabled=False
+    )
 
-    assert look(world, cluster) == ('UNKNOWN', {'api': 'It cannot be reached: Connection refused'})
+    assert look(conductor_services, cluster) == (
+        'UNKNOWN',
+        {'api': 'It cannot be reached: Connection refused'},
+    )
 
-    with world.db.write() as session:
+    with conductor_services.db.write() as session:
         session.execute(
             sa.update(Cluster).values(api_address=address(engine), health_at=db.now(-1))
         )
-    assert look(world, cluster)[0] == 'HEALTHY'
-    with world.db.write() as session:
+    assert look(conductor_services, cluster)[0] == 'HEALTHY'
+    with conductor_services.db.write() as session:
         session.execute(
             sa.update(Cluster).values(api_address=f'https://127.0.0.1:{port}', health_at=db.now(-1))
         )
-    assert look(world, cluster)[0] == 'UNHEALTHY'
+    assert look(conductor_services, cluster)[0] == 'UNHEALTHY'
 
 
 def test_a_foreign_authority_or_address_is_not_believed(
-    world: steps.World, tmp_path: pathlib.Path, ca: certs.Pair
+    conductor_services: steps.Services, tmp_path: pathlib.Path, ca: certs.Pair
 ) -> None:
     other = certs.make_ca('engine', life=LIFE)
     for pair in (server_pair(other), server_pair(ca, '127.0.0.2')):
         with serving(tmp_path, ca=ca, pair=pair) as engine:
-            cluster = asked(world, address(engine), authority=ca)
+            cluster = asked(conductor_services, address(engine), authority=ca)
 
-            status, reason = look(world, cluster)
+            status, reason = look(conductor_services, cluster)
 
             assert status == 'UNHEALTHY'
             assert reason['api'].startswith('Its certificate is not to be trusted: ')
@@ -545,17 +559,20 @@ def test_a_foreign_authority_or_address_is_not_believed(
 
 
 def test_proxies_of_the_environment_are_not_used(
-    world: steps.World, engine: Engine, ca: certs.Pair, monkeypatch: pytest.MonkeyPatch
+    conductor_services: steps.Services,
+    engine: Engine,
+    ca: certs.Pair,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ('http_proxy', 'https_proxy', 'all_proxy'):
         monkeypatch.setenv(name, 'http://127.0.0.1:9')
-    cluster = asked(world, address(engine), authority=ca)
+    cluster = asked(conductor_services, address(engine), authority=ca)
 
-    assert look(world, cluster)[0] == 'HEALTHY'
+    assert look(conductor_services, cluster)[0] == 'HEALTHY'
 
 
 def test_no_key_is_left_in_a_file_or_shown(
-    world: steps.World,
+    conductor_services: steps.Services,
     engine: Engine,
     ca: certs.Pair,
     caplog: pytest.LogCaptureFixture,
@@ -565,9 +582,9 @@ def test_no_key_is_left_in_a_file_or_shown(
     monkeypatch.setattr(
         ssl.SSLContext, 'load_cert_chain', lambda self, path: written.append(path) or 1 / 0
     )
-    cluster = asked(world, address(engine), authority=ca)
+    cluster = asked(conductor_services, address(engine), authority=ca)
 
-    status, reason = look(world, cluster)
+    status, reason = look(conductor_services, cluster)
 
     assert (status, reason) == (
         'UNKNOWN',
@@ -580,34 +597,44 @@ def test_no_key_is_left_in_a_file_or_shown(
 # -- what is missing -------------------------------------------------------------------------------
 
 
-def test_what_is_missing_is_named(world: steps.World) -> None:
-    no_driver = asked(world, 'https://192.0.2.1', authority=None, driver='gone')
-    assert look(world, no_driver) == (
+def test_what_is_missing_is_named(conductor_services: steps.Services) -> None:
+    no_driver = asked(conductor_services, 'https://192.0.2.1', authority=None, driver='gone')
+    assert look(conductor_services, no_driver) == (
         'UNKNOWN',
         {'api': 'The driver gone of this cluster is not installed'},
     )
 
-    no_authority = asked(world, 'https://192.0.2.1', authority=None)
-    assert look(world, no_authority) == (
+    no_authority = asked(conductor_services, 'https://192.0.2.1', authority=None)
+    assert look(conductor_services, no_authority) == (
         'UNKNOWN',
         {'api': 'The authority ca of this cluster is missing'},
     )
 
 
 def test_a_key_that_does_not_open_is_our_mistake(
-    world: steps.World, ca: certs.Pair, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    conductor_services: steps.Services,
+    ca: certs.Pair,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    cluster = asked(world, 'https://192.0.2.1', authority=ca)
+    cluster = asked(conductor_services, 'https://192.0.2.1', authority=ca)
     (tmp_path / 'keystore.key').write_text(keystore.new_key())
 
-    seen = look(dataclasses.replace(world, keystore=keystore.KeyStore(world.conf)), cluster)
+    seen = look(
+        dataclasses.replace(
+            conductor_services, keystore=keystore.KeyStore(conductor_services.conf)
+        ),
+        cluster,
+    )
 
     assert seen == ('UNKNOWN', {'api': 'The service made a mistake, and its log has the details'})
     assert 'does not open' in caplog.text
 
 
 def test_a_database_that_is_away_is_waited_for_and_told_of_once(
-    world: steps.World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    conductor_services: steps.Services,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stopping, calls = threading.Event(), []
 
@@ -620,35 +647,41 @@ def test_a_database_that_is_away_is_waited_for_and_told_of_once(
     monkeypatch.setattr(db, 'claim_health', claim)
     monkeypatch.setattr(health, 'TICK_S', 0.01)
 
-    health.Prober(world).run(stopping)
+    health.Prober(conductor_services).run(stopping)
 
     assert len(calls) == 4
     assert caplog.text.count('could be looked for') == 1
 
 
-def test_interval_zero_means_never(world: steps.World) -> None:
-    world.conf.set_override('interval', 0, 'health')
+def test_interval_zero_means_never(conductor_services: steps.Services) -> None:
+    conductor_services.conf.set_override('interval', 0, 'health')
 
-    health.Prober(world).run(threading.Event())  # returns
+    health.Prober(conductor_services).run(threading.Event())  # returns
 
 
 def test_many_are_looked_at_with_few_workers(
-    world: steps.World, engine: Engine, ca: certs.Pair, monkeypatch: pytest.MonkeyPatch
+    conductor_services: steps.Services,
+    engine: Engine,
+    ca: certs.Pair,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    world.conf.set_override('workers', 3, 'health')
+    conductor_services.conf.set_override('workers', 3, 'health')
     monkeypatch.setattr(health, 'TICK_S', 0.05)
-    clusters = [asked(world, address(engine), authority=ca) for _ in range(10)]
+    clusters = [asked(conductor_services, address(engine), authority=ca) for _ in range(10)]
     stopping = threading.Event()
-    running = threading.Thread(target=health.Prober(world).run, args=(stopping,))
+    running = threading.Thread(target=health.Prober(conductor_services).run, args=(stopping,))
 
     running.start()
     end = time.monotonic() + 20
-    while any(row(world.db, c).health_status is None for c in clusters) and time.monotonic() < end:
+    while (
+        any(row(conductor_services.db, c).health_status is None for c in clusters)
+        and time.monotonic() < end
+    ):
         stopping.wait(0.05)
     stopping.set()
     running.join(5)
 
-    assert [row(world.db, c).health_status for c in clusters] == ['HEALTHY'] * 10
+    assert [row(conductor_services.db, c).health_status for c in clusters] == ['HEALTHY'] * 10
     assert not running.is_alive()
 
 
@@ -679,30 +712,36 @@ healthy: {{ answers.info.json.tasks > 2 }}
 """
 
 
-def made_up(world: steps.World, folder: pathlib.Path, manifest: str, more: str = '') -> steps.World:
+def made_up(
+    conductor_services: steps.Services, folder: pathlib.Path, manifest: str, more: str = ''
+) -> steps.Services:
     folder.mkdir()
     (folder / 'manifest.yaml').write_text(manifest)
     (folder / 'health.yaml.j2').write_text(TEMPLATE + more)
     return dataclasses.replace(
-        world, drivers={'made_up': drivers.Driver({folder: yaml.safe_load(manifest)}, [])}
+        conductor_services,
+        drivers={'made_up': drivers.Driver({folder: yaml.safe_load(manifest)}, [])},
     )
 
 
 @pytest.mark.parametrize('tls', [True, False])
 def test_another_engine_is_asked_in_its_own_way(
-    world: steps.World, tmp_path: pathlib.Path, ca: certs.Pair, tls: bool
+    conductor_services: steps.Services, tmp_path: pathlib.Path, ca: certs.Pair, tls: bool
 ) -> None:
-    world = made_up(world, tmp_path / 'made_up', MANIFEST + HTTP)
+    conductor_services = made_up(conductor_services, tmp_path / 'made_up', MANIFEST + HTTP)
     with serving(tmp_path, ca=ca if tls else None) as engine:
         engine.answers['/v2/info'] = (200, b'{"tasks": 3}')
         cluster = asked(
-            world, address(engine).removeprefix('https://'), authority=None, driver='made_up'
+            conductor_services,
+            address(engine).removeprefix('https://'),
+            authority=None,
+            driver='made_up',
         )
-        with world.db.write() as session:
-            world.keystore.put(session, cluster.uuid, 'swarm', ca)
+        with conductor_services.db.write() as session:
+            conductor_services.keystore.put(session, cluster.uuid, 'swarm', ca)
             session.execute(sa.update(models.ClusterTemplate).values(tls_disabled=not tls))
 
-        seen = look(world, cluster)
+        seen = look(conductor_services, cluster)
 
     assert seen == ('HEALTHY', {'api': 'ok', 'tasks': '3'})
     assert engine.asked == [
@@ -728,43 +767,48 @@ def test_another_engine_is_asked_in_its_own_way(
     ],
 )
 def test_an_engine_is_told_to_forget_members_that_were_removed(
-    world: steps.World,
+    conductor_services: steps.Services,
     tmp_path: pathlib.Path,
     ca: certs.Pair,
     forget: str,
     sent: list[str],
     status: str,
 ) -> None:
-    world = made_up(world, tmp_path / 'made_up', MANIFEST + HTTP, f'forget: {{{{ {forget} }}}}\n')
+    conductor_services = made_up(
+        conductor_services, tmp_path / 'made_up', MANIFEST + HTTP, f'forget: {{{{ {forget} }}}}\n'
+    )
     with serving(tmp_path, ca=ca) as engine:
         engine.answers['/v2/info'] = (200, b'{"tasks": 3}')
         cluster = asked(
-            world, address(engine).removeprefix('https://'), authority=None, driver='made_up'
+            conductor_services,
+            address(engine).removeprefix('https://'),
+            authority=None,
+            driver='made_up',
         )
-        with world.db.write() as session:
-            world.keystore.put(session, cluster.uuid, 'swarm', ca)
+        with conductor_services.db.write() as session:
+            conductor_services.keystore.put(session, cluster.uuid, 'swarm', ca)
 
-        seen = look(world, cluster)
+        seen = look(conductor_services, cluster)
 
     assert seen[0] == status
     assert engine.forgotten == sent
 
 
 def test_an_engine_that_nobody_can_ask_is_left_alone(
-    world: steps.World, tmp_path: pathlib.Path
+    conductor_services: steps.Services, tmp_path: pathlib.Path
 ) -> None:
-    world = made_up(world, tmp_path / 'made_up', MANIFEST)
-    cluster = asked(world, 'http://192.0.2.1', authority=None, driver='made_up')
+    conductor_services = made_up(conductor_services, tmp_path / 'made_up', MANIFEST)
+    cluster = asked(conductor_services, 'http://192.0.2.1', authority=None, driver='made_up')
 
-    assert look(world, cluster) == (None, {})
-    assert row(world.db, cluster).health_at is None
+    assert look(conductor_services, cluster) == (None, {})
+    assert row(conductor_services.db, cluster).health_at is None
 
 
 def test_an_address_that_is_no_url_is_our_mistake(
-    world: steps.World, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    conductor_services: steps.Services, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    world = made_up(world, tmp_path / 'made_up', MANIFEST + HTTP)
-    cluster = asked(world, 'user@host', authority=None, driver='made_up')
+    conductor_services = made_up(conductor_services, tmp_path / 'made_up', MANIFEST + HTTP)
+    cluster = asked(conductor_services, 'user@host', authority=None, driver='made_up')
 
-    assert look(world, cluster)[0] == 'UNKNOWN'
+    assert look(conductor_services, cluster)[0] == 'UNKNOWN'
     assert 'is no URL to ask' in caplog.text

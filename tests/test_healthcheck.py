@@ -93,7 +93,7 @@ def test_readiness_names_what_is_down_and_not_why(
 ) -> None:
     def away(name: str, when: str) -> None:
         if name == 'check_orchestration':
-            raise clients.Away(f'no answer of {SECRET}')
+            raise clients.Unreachable(f'no answer of {SECRET}')
 
     services.cloud.hook = away  # type: ignore[attr-defined]
 
@@ -166,11 +166,11 @@ def test_a_row_that_nobody_works_on_is_told_with_its_age(
     ],
 )
 def test_the_look_at_the_database_has_a_limit(url: str, expected: str) -> None:
-    assert db.bounded(url, 4) == expected
+    assert db.add_timeouts(url, 4) == expected
 
 
 def test_the_look_at_any_database_works(any_database: db.Database, conf: cfg.ConfigOpts) -> None:
-    limited = db.Database(conf, connection=db.bounded(any_database.url, 4))
+    limited = db.Database(conf, connection=db.add_timeouts(any_database.url, 4))
 
     assert min(db.due_in_s(limited)) == float('inf')
     limited.engine.dispose()

@@ -19,11 +19,11 @@ MOST = 27  # doc/decisions/0016
 
 
 def test_create_enters_few_files(
-    api: Api, template: dict[str, Any], world: steps.World, cloud: fakes.FakeCloud
+    api: Api, template: dict[str, Any], conductor_services: steps.Services, cloud: fakes.FakeCloud
 ) -> None:
     """From the POST to CREATE_COMPLETE, in the API and in the conductor; the second request, so
     caches are warm."""
-    story = Story(world, cloud)
+    story = Story(conductor_services, cloud)
     body = {'name': 'c1', 'cluster_template_id': template['uuid']}
     api('POST', '/v1/clusters', body)
     story.run(4)

@@ -41,7 +41,7 @@ def environment(files: dict[str, str]) -> dict[str, str]:
 def test_it_is_found_on_each_image(conf: cfg.ConfigOpts, os_distro: str) -> None:
     assert (
         drivers.find(conf, server_type='vm', os_distro=os_distro, coe='mesos').name
-        == 'mesos_ubuntu'
+        == 'mesos_cloud_init'
     )
 
 
@@ -55,10 +55,12 @@ def test_it_says_what_it_is_and_takes_the_templates_of_old_users(driver: drivers
     assert driver.check_template({'network_driver': 'docker', 'tls_disabled': False}) == []
     assert driver.check_template({'network_driver': 'flannel', 'tls_disabled': True}) == []
     assert driver.check_template({'network_driver': 'calico', 'volume_driver': 'rexray'}) == [
-        "network_driver cannot be 'calico' with driver mesos_ubuntu: it must be one of flannel, "
+        "network_driver cannot be 'calico' with driver mesos_cloud_init: it must be one of "
+        "flannel, "
         "docker (with docker, "
         'containers of different workers reach each other by ports of their hosts only)',
-        "volume_driver cannot be 'rexray' with driver mesos_ubuntu: it must be None (there is no "
+        "volume_driver cannot be 'rexray' with driver mesos_cloud_init: it must be None (there is "
+        "no "
         "volume plugin for "
         'Docker that is maintained)',
     ]
@@ -123,7 +125,8 @@ def test_there_are_no_authorities_to_exchange(driver: drivers.Driver) -> None:
 
     assert (driver.keys, driver.certificates, driver.access) == ({}, {}, None)
     assert driver.check_rotation(cluster) == [
-        f'Driver mesos_ubuntu of cluster {cluster.uuid} cannot exchange authorities; make a new '
+        f'Driver mesos_cloud_init of cluster {cluster.uuid} cannot exchange authorities; make a '
+        'new '
         'cluster'
     ]
     cluster.template.tls_disabled = True

@@ -68,7 +68,7 @@ def test_version_is_shown_and_a_second_upgrade_does_nothing(tmp_path: pathlib.Pa
     with scratch_database('sqlite', tmp_path) as url:
         for _ in range(2):
             run(url, tmp_path, 'db', 'upgrade')
-        assert '0004 (head)' in run(url, tmp_path, 'db', 'version')
+        assert '0005 (head)' in run(url, tmp_path, 'db', 'version')
 
 
 def test_stamp_changes_nothing_but_the_version(tmp_path: pathlib.Path) -> None:

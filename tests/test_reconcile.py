@@ -27,14 +27,14 @@ NOBODY_STOPS = threading.Event()
 class Story:
     """Runs rounds of conductors, each of which may die, until nothing is due any more."""
 
-    def __init__(self, world: steps.World, cloud: fakes.FakeCloud) -> None:
-        self.world, self.cloud = world, cloud
+    def __init__(self, conductor_services: steps.Services, cloud: fakes.FakeCloud) -> None:
+        self.conductor_services, self.cloud = conductor_services, cloud
         self.rounds = 0
 
     def make_due(self) -> None:
         """Let the time pass: everything that will be due is due, every lease of the dead is
         over."""
-        with self.world.db.write() as session:
+        with self.conductor_services.db.write() as session:
             past = models.utcnow() - datetime.timedelta(hours=1)
             session.execute(
                 sa.update(models.Cluster)
@@ -56,12 +56,18 @@ class Story:
         """The same, but whoever kills it sees it die."""
         self.rounds += 1
         fresh, followed = f'conductor-{self.rounds}-a', f'conductor-{self.rounds}-b'
-        for uuid in db.claim(self.world.db, fresh, limit=100, lease_s=60):
-            watch.visit(self.world, fresh, uuid, {}, False, NOBODY_STOPS)
-        clusters = db.claim_followed(self.world.db, followed, projects=100, lease_s=60, horizon_s=0)
+        for uuid in db.claim_unstarted(self.conductor_services.db, fresh, limit=100, lease_s=60):
+            watch.visit(self.conductor_services, fresh, uuid, {}, False, NOBODY_STOPS)
+        clusters = db.claim_watched(
+            self.conductor_services.db, followed, projects=100, lease_s=60, horizon_s=0
+        )
         for project in service.by_project(clusters):
             watch.follow(
-                self.world, followed, project, lambda work, *args: work(*args), NOBODY_STOPS
+                self.conductor_services,
+                followed,
+                project,
+                lambda work, *args: work(*args),
+                NOBODY_STOPS,
             )
 
     def heat_works(self) -> None:
@@ -78,20 +84,20 @@ class Story:
             self.make_due()
             self.round()
             self.heat_works()
-            if min(db.due_in_s(self.world.db)) == float('inf'):
+            if min(db.due_in_s(self.conductor_services.db)) == float('inf'):
                 return
 
     def clusters(self) -> list[models.Cluster]:
-        return list(db.list_clusters(self.world.db, ADMIN, db.Page(1000)))
+        return list(db.list_clusters(self.conductor_services.db, ADMIN, db.Page(1000)))
 
     def count(self, model: type[models.Base]) -> int:
-        with self.world.db.read() as session:
+        with self.conductor_services.db.read() as session:
             return session.scalar(sa.select(sa.func.count()).select_from(model)) or 0
 
 
 @pytest.fixture
-def story(world: steps.World, cloud: fakes.FakeCloud) -> Story:
-    return Story(world, cloud)
+def story(conductor_services: steps.Services, cloud: fakes.FakeCloud) -> Story:
+    return Story(conductor_services, cloud)
 
 
 def test_create_reaches_complete_with_one_stack(story: Story, cluster: str) -> None:
@@ -106,9 +112,9 @@ def test_create_reaches_complete_with_one_stack(story: Story, cluster: str) -> N
         None,
     )
     assert stack.name == f'c1-{cluster}'
-    assert story.count(models.Key) == len(story.world.drivers[row.driver].keys)
+    assert story.count(models.Key) == len(story.conductor_services.drivers[row.driver].keys)
     assert {group.status for group in row.nodegroups} == {'CREATE_COMPLETE'}
-    [operation] = history_of(story.world.db, cluster)
+    [operation] = history_of(story.conductor_services.db, cluster)
     assert (operation.kind, operation.outcome, operation.code) == ('create', 'complete', None)
     assert operation.begun_at is not None and operation.ended_at is not None
 
@@ -117,7 +123,7 @@ def test_outputs_become_addresses(story: Story, cluster: str) -> None:
     story.make_due()
     story.round()
     [stack] = story.cloud.all_stacks()
-    outputs = story.world.drivers['k8s_ubuntu'].manifest['outputs']
+    outputs = story.conductor_services.drivers['k8s_cloud_init'].manifest['outputs']
     stack.outputs = {
         outputs['api_address']: 'https://172.24.0.5:6443',
         outputs['nodes'][0]: [
@@ -147,7 +153,7 @@ def test_outputs_become_addresses(story: Story, cluster: str) -> None:
     assert row.api_address == 'https://172.24.0.5:6443'
     assert row.master_addresses == ['172.24.0.5']
     assert row.node_addresses == ['172.24.0.6', '172.24.0.7']
-    with story.world.db.read() as session:
+    with story.conductor_services.db.read() as session:
         nodes = session.scalars(sa.select(models.Node).order_by(models.Node.id)).all()
     assert [(n.name.rpartition('-')[2], n.server_id, n.status) for n in nodes] == [
         ('0', 's0', 'CREATE_COMPLETE'),
@@ -172,7 +178,7 @@ def test_delete_leaves_nothing(story: Story, api: Api, cluster: str) -> None:
     assert story.cloud.all_stacks() == []
     assert story.cloud.granted == set()
     assert [story.count(m) for m in (models.NodeGroup, models.Node, models.Key)] == [0, 0, 0]
-    assert [(o.kind, o.outcome) for o in history_of(story.world.db, cluster)] == [
+    assert [(o.kind, o.outcome) for o in history_of(story.conductor_services.db, cluster)] == [
         ('create', 'complete'),
         ('delete', 'complete'),
     ]
@@ -198,7 +204,7 @@ def test_delete_during_create_removes_the_stack(story: Story, api: Api, cluster:
     story.run(4)
 
     assert (story.clusters(), story.cloud.all_stacks()) == ([], [])
-    assert [(o.kind, o.outcome) for o in history_of(story.world.db, cluster)] == [
+    assert [(o.kind, o.outcome) for o in history_of(story.conductor_services.db, cluster)] == [
         ('create', 'superseded'),
         ('delete', 'complete'),
     ]
@@ -261,7 +267,7 @@ def test_conductor_that_dies_in_a_create(
     [stack] = story.cloud.all_stacks()
     assert deaths, 'the call was never made, so this shows nothing'
     assert (row.status, row.stack_id) == ('CREATE_COMPLETE', stack.id)
-    assert story.count(models.Key) == len(story.world.drivers[row.driver].keys)
+    assert story.count(models.Key) == len(story.conductor_services.drivers[row.driver].keys)
 
 
 @pytest.mark.parametrize('moment', ['before', 'after'])
@@ -319,7 +325,7 @@ def test_conductor_that_dies_in_a_diagnosis(story: Story, cluster: str, moment: 
 
     assert deaths, 'the call was never made, so this shows nothing'
     assert story.clusters()[0].status == 'CREATE_FAILED'
-    assert [o.outcome for o in history_of(story.world.db, cluster)] == ['failed']
+    assert [o.outcome for o in history_of(story.conductor_services.db, cluster)] == ['failed']
 
 
 class DiesInTheDatabase:
@@ -355,7 +361,7 @@ def test_conductor_that_dies_at_a_write_of_create_or_delete(
     for phase in ('create', 'delete'):
         if phase == 'delete':
             api('DELETE', f'/v1/clusters/{cluster}')
-        with DiesInTheDatabase(story.world.db, number, moment) as killer:
+        with DiesInTheDatabase(story.conductor_services.db, number, moment) as killer:
             for _ in range(5):
                 try:
                     story.look()
@@ -385,7 +391,7 @@ def test_stack_that_fails_says_why(story: Story, api: Api, cluster: str) -> None
     story.make_due()
     story.round()
     [stack] = story.cloud.all_stacks()
-    with story.world.db.read() as session:
+    with story.conductor_services.db.read() as session:
         victim = (
             session.scalars(sa.select(models.Node).where(models.Node.name.like('%worker-1')))
             .one()
@@ -413,7 +419,7 @@ def test_stack_that_fails_says_why(story: Story, api: Api, cluster: str) -> None
         'No compute host has room for a server of this flavor: kube-minion: Res'
     )
     assert 'No valid host was found' in body['faults']['default-worker']
-    [operation] = history_of(story.world.db, cluster)
+    [operation] = history_of(story.conductor_services.db, cluster)
     assert (operation.outcome, operation.code) == ('failed', 'NO_VALID_HOST')
     assert story.cloud.calls.count('failures') == 1
 
@@ -445,14 +451,14 @@ def test_stack_that_somebody_deleted_is_said(story: Story, api: Api, cluster: st
     story.cloud.stacks_by_project.clear()
     story.run(1)
 
-    [operation] = history_of(story.world.db, cluster)
+    [operation] = history_of(story.conductor_services.db, cluster)
     assert (operation.outcome, operation.code) == ('failed', 'STACK_GONE')
 
 
 def test_stack_that_heat_refuses_fails_at_once(story: Story, cluster: str) -> None:
     def refuse(call: str, when: str) -> None:
         if call == 'create':
-            raise clients.Refused(
+            raise clients.Rejected(
                 'Creating the stack: You have reached the maximum stacks per tenant, 512. (HTTP '
                 '403)'
             )
@@ -462,16 +468,16 @@ def test_stack_that_heat_refuses_fails_at_once(story: Story, cluster: str) -> No
 
     [row] = story.clusters()
     assert row.status == 'CREATE_FAILED'
-    [operation] = history_of(story.world.db, cluster)
+    [operation] = history_of(story.conductor_services.db, cluster)
     assert operation.code == 'STACK_LIMIT'
 
 
 @pytest.mark.parametrize(
     'error',
     [
-        clients.Away('Heat does not answer'),
-        clients.Away('slow down (HTTP 429)', 3.0),
-        clients.Clash('busy (HTTP 409)'),
+        clients.Unreachable('Heat does not answer'),
+        clients.Unreachable('slow down (HTTP 429)', 3.0),
+        clients.Conflict('busy (HTTP 409)'),
         RuntimeError('a mistake of ours'),
     ],
 )
@@ -503,7 +509,7 @@ def test_create_that_heat_did_and_did_not_say_so(story: Story, cluster: str) -> 
     def hook(name: str, when: str) -> None:
         if (name, when) == ('create', 'after'):
             story.cloud.hook = None
-            raise clients.Away('Creating the stack: gateway time-out (HTTP 504)')
+            raise clients.Unreachable('Creating the stack: gateway time-out (HTTP 504)')
 
     story.cloud.hook = hook
     story.run()
@@ -515,10 +521,10 @@ def test_create_that_heat_did_and_did_not_say_so(story: Story, cluster: str) -> 
 
 def test_operation_ends_when_the_cloud_stays_away(story: Story, cluster: str) -> None:
     def hook(name: str, when: str) -> None:
-        raise clients.Away('Heat does not answer')
+        raise clients.Unreachable('Heat does not answer')
 
     story.cloud.hook = hook
-    with story.world.db.write() as session:
+    with story.conductor_services.db.write() as session:
         session.execute(
             sa.update(models.Cluster).values(
                 created_at=models.utcnow() - datetime.timedelta(hours=2)
@@ -533,15 +539,15 @@ def test_operation_ends_when_the_cloud_stays_away(story: Story, cluster: str) ->
 
 def test_conductor_that_lost_its_lease_changes_nothing(story: Story, cluster: str) -> None:
     """It was paused while it held the cluster, another one did the work, and now it goes on."""
-    db.claim(story.world.db, 'paused', limit=1, lease_s=60)
-    [row] = db.list_held(story.world.db, 'paused')
+    db.claim_unstarted(story.conductor_services.db, 'paused', limit=1, lease_s=60)
+    [row] = db.list_leased(story.conductor_services.db, 'paused')
     story.run(4)
     before = vars_of(story.clusters()[0])
 
-    task = steps.Task(story.world, row, 'paused', {})
+    task = steps.Task(story.conductor_services, row, 'paused', {})
     reconcile.visit(task)
     with pytest.raises(errors.LeaseLost):
-        task.note(status_reason='I was here')
+        task.update(status_reason='I was here')
 
     assert vars_of(story.clusters()[0]) | {'check_at': None} == before
     assert len(story.cloud.all_stacks()) == 1
@@ -619,7 +625,7 @@ def test_database_that_goes_away_in_a_visit_is_no_mistake_of_the_step(
             raise db_exc.DBConnectionError(Exception('gone'))
 
     keystore: Any = Away()
-    story.world = dataclasses.replace(story.world, keystore=keystore)
+    story.conductor_services = dataclasses.replace(story.conductor_services, keystore=keystore)
 
     with pytest.raises(db_exc.DBConnectionError):
         story.look()
@@ -637,13 +643,13 @@ def test_role_is_taken_back_when_the_last_two_clusters_go_at_the_same_moment(
     story.run(4)
     for uuid in (cluster, other):
         api('DELETE', f'/v1/clusters/{uuid}')
-    with story.world.db.write() as session:
+    with story.conductor_services.db.write() as session:
         soon = models.utcnow() + datetime.timedelta(hours=1)
         session.execute(sa.update(models.Cluster).values(leased_by='me', leased_until=soon))
-    held = db.list_held(story.world.db, 'me', [cluster, other])
+    held = db.list_leased(story.conductor_services.db, 'me', [cluster, other])
 
     for one in held:
-        steps.ensure_project_left(steps.Task(story.world, one, 'me', {}))
+        steps.ensure_project_left(steps.Task(story.conductor_services, one, 'me', {}))
 
     assert len(held) == 2 and story.cloud.granted == set()
 
@@ -660,7 +666,9 @@ def integrated(conf: cfg.ConfigOpts) -> None:
 
 def password(story: Story, cluster: str) -> tuple[str, str]:
     """Id and password of the cluster's user as the key store has them."""
-    pairs = story.world.keystore.load(story.world.db, models.Cluster(uuid=cluster, rotation=0))
+    pairs = story.conductor_services.keystore.load(
+        story.conductor_services.db, models.Cluster(uuid=cluster, rotation_phase=0)
+    )
     return pairs[keystore.CLOUD_USER].certificate, pairs[keystore.CLOUD_USER].private_key
 
 
@@ -761,7 +769,7 @@ def test_conductor_that_dies_at_a_write_leaves_no_user(
             api('DELETE', f'/v1/clusters/{cluster}')
         with (
             contextlib.suppress(fakes.Died),
-            DiesInTheDatabase(story.world.db, number, moment) as killer,
+            DiesInTheDatabase(story.conductor_services.db, number, moment) as killer,
         ):
             for _ in range(5):
                 story.look()
@@ -809,7 +817,7 @@ def test_conductor_that_slept_while_another_made_the_user_leaves_it(
 def test_create_that_is_stopped_leaves_no_user(story: Story, api: Api, cluster: str) -> None:
     story.make_due()
     story.round()
-    [operation] = history_of(story.world.db, cluster)
+    [operation] = history_of(story.conductor_services.db, cluster)
     assert len(story.cloud.cluster_logins) == 1
     assert api('DELETE', f'/v1/operations/{operation.uuid}').status_code == 202
     story.run(6)
@@ -824,8 +832,10 @@ def test_user_goes_although_the_project_is_closed_and_no_key_opens(
 ) -> None:
     story.run(4)
     story.cloud.project_states['p1'] = state
-    pathlib.Path(story.world.conf.keystore.key_file).write_text(keystore.new_key())
-    story.world = dataclasses.replace(story.world, keystore=keystore.KeyStore(story.world.conf))
+    pathlib.Path(story.conductor_services.conf.keystore.key_file).write_text(keystore.new_key())
+    story.conductor_services = dataclasses.replace(
+        story.conductor_services, keystore=keystore.KeyStore(story.conductor_services.conf)
+    )
 
     api('DELETE', f'/v1/clusters/{cluster}')
     story.run(8)
@@ -837,7 +847,7 @@ def test_user_goes_although_the_project_is_closed_and_no_key_opens(
 def test_user_that_the_service_may_not_make_fails_the_create(story: Story, cluster: str) -> None:
     def refuse(call: str, when: str) -> None:
         if call == 'make_user':
-            raise clients.Refused(
+            raise clients.Rejected(
                 'Making the user of the cluster: You are not authorized (HTTP 403)'
             )
 

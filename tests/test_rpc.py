@@ -17,11 +17,11 @@ from magnum_lite.conductor import endpoint, steps
 
 @pytest.mark.parametrize('url', BROKERS)
 def test_nudge_wakes_a_conductor(
-    conf: cfg.ConfigOpts, topic: None, url: str, world: steps.World
+    conf: cfg.ConfigOpts, topic: None, url: str, conductor_services: steps.Services
 ) -> None:
     use(conf, url)
     wake = threading.Event()
-    server = rpc.server(conf, endpoint.Endpoint(wake, world))
+    server = rpc.server(conf, endpoint.Endpoint(wake, conductor_services))
     server.start()
     try:
         rpc.Nudger(conf).nudge('5d7e1b5c-0000-4000-8000-000000000001')

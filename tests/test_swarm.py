@@ -54,7 +54,10 @@ def files_of(
 def test_both_names_of_the_engine_are_found_on_each_image(
     conf: cfg.ConfigOpts, os_distro: str, coe: str
 ) -> None:
-    assert drivers.find(conf, server_type='vm', os_distro=os_distro, coe=coe).name == 'swarm_ubuntu'
+    assert (
+        drivers.find(conf, server_type='vm', os_distro=os_distro, coe=coe).name
+        == 'swarm_cloud_init'
+    )
 
 
 def test_what_a_swarm_cannot_be_is_said(driver: drivers.Driver) -> None:
@@ -64,15 +67,17 @@ def test_what_a_swarm_cannot_be_is_said(driver: drivers.Driver) -> None:
     assert driver.check_template(
         {'network_driver': 'calico', 'volume_driver': 'rexray', 'tls_disabled': True}
     ) == [
-        "network_driver cannot be 'calico' with driver swarm_ubuntu: it must be one of docker, "
+        "network_driver cannot be 'calico' with driver swarm_cloud_init: it must be one of docker, "
         "flannel (services of a "
         "swarm use Docker's own overlay networks with both; with flannel the containers of a "
         "node's own bridge have "
         'addresses that all nodes reach)',
-        "volume_driver cannot be 'rexray' with driver swarm_ubuntu: it must be None (there is no "
+        "volume_driver cannot be 'rexray' with driver swarm_cloud_init: it must be None (there is "
+        "no "
         "volume plugin for "
         'Docker that is maintained)',
-        "tls_disabled cannot be True with driver swarm_ubuntu: it must be False (whoever reaches "
+        "tls_disabled cannot be True with driver swarm_cloud_init: it must be False (whoever "
+        "reaches "
         "Docker's API without "
         'TLS is root on the node)',
     ]

@@ -52,7 +52,7 @@ def home(conf: cfg.ConfigOpts, tmp_path: pathlib.Path) -> pathlib.Path:
 
 def test_an_operating_system_is_three_lines(conf: cfg.ConfigOpts, rsa_pair: certs.Pair) -> None:
     ours = drivers.find(conf, server_type='vm', os_distro='rocky', coe='kubernetes')
-    theirs = drivers.load(conf)['k8s_ubuntu']
+    theirs = drivers.load(conf)['k8s_cloud_init']
     cluster, secrets = a_cluster(ours), all_secrets(ours, rsa_pair)
 
     rendered, plain = ours.render(conf, cluster, secrets), theirs.render(conf, cluster, secrets)
@@ -178,16 +178,16 @@ def test_a_folder_that_takes_the_place_of_another_can_extend_that_one(
         '{schema: {type: integer, minimum: 16, maximum: 28, examples: [26]}, text: x, default: 26}'
     )
     labels = f'labels: {{flannel_network_subnetlen: {default}}}'
-    write(home, {'k8s_ubuntu/manifest.yaml': f'extends: k8s_ubuntu\n{labels}\n'})
+    write(home, {'k8s_cloud_init/manifest.yaml': f'extends: k8s_cloud_init\n{labels}\n'})
 
     found = drivers.load(conf)
 
-    for name in ('k8s_ubuntu', 'k8s_ignition', 'k8s_rocky'):
+    for name in ('k8s_cloud_init', 'k8s_ignition', 'k8s_rocky'):
         assert found[name].labels(conf, {})['flannel_network_subnetlen'] == 26, name
-    assert found['k8s_ubuntu'].folder == home / 'k8s_ubuntu'
+    assert found['k8s_cloud_init'].folder == home / 'k8s_cloud_init'
     assert (
-        found['k8s_ubuntu'].provides
-        == [p for p in found['k8s_ubuntu'].provides if p[2] == 'kubernetes']
+        found['k8s_cloud_init'].provides
+        == [p for p in found['k8s_cloud_init'].provides if p[2] == 'kubernetes']
         != []
     )
 
@@ -212,7 +212,7 @@ def test_code_and_files_of_the_extended_folder_count_unless_there_are_own_ones(
     found: dict[str, Any] = drivers.load(conf)
 
     assert (found['a'].whose, found['b'].whose, found['c'].whose) == ('a', 'a', 'c')
-    cluster = a_cluster(found['k8s_ubuntu'])
+    cluster = a_cluster(found['k8s_cloud_init'])
     for name, script in {'a': '#!/bin/sh\n', 'b': 'echo b\n', 'c': 'echo b\n'}.items():
         text = (
             found[name]

@@ -28,7 +28,7 @@ Change = Callable[[Cluster], None]
 
 def request(story: Story, cluster: str, change: Change, kind: str = 'resize') -> Operation:
     operation = Operation(uuid=str(uuid.uuid4()), user_id='u', kind=kind)
-    db.request_update(story.world.db, ADMIN, cluster, operation, change)
+    db.request_update(story.conductor_services.db, ADMIN, cluster, operation, change)
     return operation
 
 
@@ -56,7 +56,7 @@ def add_group(name: str = 'pool', count: int = 2) -> Change:
             labels={},
             node_count=count,
             next_number=0,
-            epoch=1,
+            rollout=1,
             image_id='ubuntu',
             flavor_id='m1.small',
             nodes=[],
@@ -71,7 +71,7 @@ def add_group(name: str = 'pool', count: int = 2) -> Change:
 def drop_group(name: str = 'pool') -> Change:
     def change(cluster: Cluster) -> None:
         group = next(group for group in cluster.nodegroups if group.name == name)
-        members.drop(group.nodes)
+        members.mark_unwanted(group.nodes)
         group.status = states.DELETE_IN_PROGRESS
 
     return change
@@ -80,21 +80,25 @@ def drop_group(name: str = 'pool') -> Change:
 def upgrade(batch_size: int = 1) -> Change:
     def change(cluster: Cluster) -> None:
         group = workers(cluster)
-        group.epoch, group.batch_size, group.image_id = group.epoch + 1, batch_size, 'ubuntu-new'
+        group.rollout, group.batch_size, group.image_id = (
+            group.rollout + 1,
+            batch_size,
+            'ubuntu-new',
+        )
         group.status = states.UPDATE_IN_PROGRESS
 
     return change
 
 
 def rotate(cluster: Cluster) -> None:
-    cluster.rotation = 1
+    cluster.rotation_phase = 1
     for group in cluster.nodegroups:
-        group.epoch, group.status = group.epoch + 1, states.UPDATE_IN_PROGRESS
+        group.rollout, group.status = group.rollout + 1, states.UPDATE_IN_PROGRESS
 
 
 def loaded(story: Story, cluster: str) -> Cluster:
     """The row with all that hangs off it."""
-    with story.world.db.read() as session:
+    with story.conductor_services.db.read() as session:
         return session.scalars(
             sa.select(Cluster)
             .where(Cluster.uuid == cluster)
@@ -108,7 +112,7 @@ def numbers(story: Story, cluster: str, group: str = 'default-worker') -> dict[i
 
 
 def history(story: Story, cluster: str) -> list[tuple[str, str | None]]:
-    return [(o.kind, o.outcome) for o in history_of(story.world.db, cluster)]
+    return [(o.kind, o.outcome) for o in history_of(story.conductor_services.db, cluster)]
 
 
 def failed_member(stack: fakes.FakeStack, number: int, reason: str) -> list[clients.FailedResource]:
@@ -140,8 +144,8 @@ def running(story: Story, cluster: str) -> str:
 
 
 @pytest.fixture
-def story(world: steps.World, cloud: fakes.FakeCloud) -> Story:
-    return Story(world, cloud)
+def story(conductor_services: steps.Services, cloud: fakes.FakeCloud) -> Story:
+    return Story(conductor_services, cloud)
 
 
 # -- resize ----------------------------------------------------------------------------------------
@@ -165,7 +169,7 @@ def test_resize_adds_members_and_touches_no_other(story: Story, running: str) ->
 
 def test_members_that_stay_are_written_as_they_were(story: Story, running: str) -> None:
     """A newer release of templates must not change what runs."""
-    with story.world.db.write() as session:
+    with story.conductor_services.db.write() as session:
         row = session.scalars(sa.select(Cluster)).one()
         text = dict(row.stack_text)
         text['files'] = text['files'] | {
@@ -305,7 +309,7 @@ def test_text_that_is_sent_again_brings_user_data_to_all_that_heat_may_not_have(
 @pytest.fixture
 def waves(story: Story) -> Story:
     """Two workers at once."""
-    story.world.conf.set_override('nodes_per_wave', 2, 'cluster_heat')
+    story.conductor_services.conf.set_override('nodes_per_wave', 2, 'cluster_heat')
     return story
 
 
@@ -323,7 +327,7 @@ def members_sent(story: Story, rounds: int) -> list[set[int]]:
 
 
 def test_workers_of_a_new_cluster_come_in_waves(waves: Story, cluster: str) -> None:
-    waves.world.conf.set_override('nodes_per_wave', 1, 'cluster_heat')
+    waves.conductor_services.conf.set_override('nodes_per_wave', 1, 'cluster_heat')
 
     assert members_sent(waves, 5) == [{0}, {0, 1}]
     assert numbers(waves, cluster) == dict.fromkeys(range(2), 'CREATE_COMPLETE')
@@ -402,7 +406,7 @@ def test_wave_that_fails_takes_no_earlier_one_along_and_the_next_change_goes_on(
 def test_conductor_that_dies_between_waves(
     waves: Story, cluster: str, victim: str, moment: str
 ) -> None:
-    waves.world.conf.set_override('nodes_per_wave', 1, 'cluster_heat')
+    waves.conductor_services.conf.set_override('nodes_per_wave', 1, 'cluster_heat')
     deaths = dying(waves.cloud, victim, moment)
     seen = members_sent(waves, 8)
 
@@ -563,7 +567,7 @@ def test_upgrade_replaces_so_many_at_a_time(story: Story, running: str) -> None:
     assert seen == [{0, 1, 2, 3, 4}, {2, 3, 4, 5, 6}, {4, 5, 6, 7, 8}, {5, 6, 7, 8, 9}]
     row = loaded(story, running)
     assert row.status == 'UPDATE_COMPLETE'
-    assert {(node.epoch, node.image_id) for node in workers(row).nodes} == {(2, 'ubuntu-new')}
+    assert {(node.rollout, node.image_id) for node in workers(row).nodes} == {(2, 'ubuntu-new')}
     assert history(story, running)[-1] == ('upgrade', 'complete')
 
 
@@ -587,7 +591,7 @@ def test_upgrade_that_fails_stops_at_its_batch_and_goes_on_when_asked_again(
     request(story, running, lambda cluster: None, 'upgrade')
     story.run(6)
     assert loaded(story, running).status == 'UPDATE_COMPLETE'
-    assert {node.epoch for node in workers(loaded(story, running)).nodes} == {2}
+    assert {node.rollout for node in workers(loaded(story, running)).nodes} == {2}
     assert len(numbers(story, running)) == 2
 
 
@@ -597,7 +601,7 @@ def test_upgrade_that_fails_stops_at_its_batch_and_goes_on_when_asked_again(
 @pytest.fixture
 def balanced(story: Story, running: str) -> str:
     """The same with a load balancer before its master, so that the master can be replaced."""
-    with story.world.db.write() as session:
+    with story.conductor_services.db.write() as session:
         session.execute(sa.update(Cluster).values(master_lb_enabled=True))
     return running
 
@@ -609,8 +613,8 @@ def masters(cluster: Cluster) -> NodeGroup:
 def upgrade_all(batch_size: int = 1) -> Change:
     def change(cluster: Cluster) -> None:
         group = masters(cluster)
-        group.epoch, group.image_id, group.status = (
-            group.epoch + 1,
+        group.rollout, group.image_id, group.status = (
+            group.rollout + 1,
             'ubuntu-new',
             states.UPDATE_IN_PROGRESS,
         )
@@ -652,7 +656,7 @@ def test_upgrade_replaces_a_master_before_workers_and_has_one_more_meanwhile(
         'UPDATE_COMPLETE',
         ('upgrade', 'complete'),
     )
-    assert {(n.epoch, n.image_id, n.status) for g in row.nodegroups for n in g.nodes} == {
+    assert {(n.rollout, n.image_id, n.status) for g in row.nodegroups for n in g.nodes} == {
         (2, 'ubuntu-new', 'CREATE_COMPLETE')
     }
     assert (row.master_count, len(masters(row).nodes)) == (1, 1)
@@ -784,7 +788,7 @@ def test_upgrade_that_is_stopped_ends_when_the_present_master_is_there(
     operation = request(story, balanced, upgrade_all(), 'upgrade')
     story.make_due()
     story.round()
-    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    db.request_cancel(story.conductor_services.db, ADMIN, operation.uuid)
     story.run(3)
 
     row = loaded(story, balanced)
@@ -798,7 +802,7 @@ def test_upgrade_that_is_stopped_ends_when_the_present_master_is_there(
 
 
 def test_master_without_a_load_balancer_is_never_replaced(story: Story, running: str) -> None:
-    with story.world.db.write() as session:
+    with story.conductor_services.db.write() as session:
         [number] = [n.id for n in masters(loaded(story, running)).nodes]
         session.execute(sa.update(Node).where(Node.id == number).values(status='CREATE_FAILED'))
     request(
@@ -817,7 +821,9 @@ def test_master_without_a_load_balancer_is_never_replaced(story: Story, running:
 
 def trust(story: Story, cluster: str) -> tuple[str, str]:
     """The certificate of the authority that signs now, and of the one that is trusted beside it."""
-    pair = story.world.keystore.load(story.world.db, loaded(story, cluster))['ca']
+    pair = story.conductor_services.keystore.load(
+        story.conductor_services.db, loaded(story, cluster)
+    )['ca']
     return pair.certificate, pair.beside
 
 
@@ -830,18 +836,18 @@ def test_rotation_replaces_everybody_three_times_so_that_nobody_meets_a_stranger
     for _ in range(ROUNDS['rotate']):
         story.run(1)
         row = loaded(story, balanced)
-        if row.rotation and (row.rotation not in phases):
-            phases[row.rotation] = (*trust(story, balanced), workers(row).epoch)
-            assert history_of(story.world.db, balanced)[-1].text == (
-                None if row.rotation == 1 else f'Phase {row.rotation} of 3'
+        if row.rotation_phase and (row.rotation_phase not in phases):
+            phases[row.rotation_phase] = (*trust(story, balanced), workers(row).rollout)
+            assert history_of(story.conductor_services.db, balanced)[-1].text == (
+                None if row.rotation_phase == 1 else f'Phase {row.rotation_phase} of 3'
             )
 
     row, (new, beside) = loaded(story, balanced), trust(story, balanced)
     assert phases == {1: (old, new, 2), 2: (new, old, 3), 3: (new, '', 4)}
-    assert (row.status, row.rotation, beside, new == old) == ('UPDATE_COMPLETE', 0, '', False)
-    assert {node.epoch for group in row.nodegroups for node in group.nodes} == {4}
+    assert (row.status, row.rotation_phase, beside, new == old) == ('UPDATE_COMPLETE', 0, '', False)
+    assert {node.rollout for group in row.nodegroups for node in group.nodes} == {4}
     assert history(story, balanced)[-1] == ('rotate', 'complete')
-    assert story.count(models.Key) == len(story.world.drivers[row.driver].keys), (
+    assert story.count(models.Key) == len(story.conductor_services.drivers[row.driver].keys), (
         'the old ones are forgotten'
     )
     check_nothing_is_doubled(story, balanced)
@@ -865,7 +871,7 @@ def test_rotation_is_asked_for_once_by_a_member(story: Story, api: Api, balanced
 def test_rotation_that_the_driver_cannot_do_is_refused(
     services: Services, story: Story, api: Api, balanced: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(services.drivers['k8s_ubuntu'].manifest, 'rotation')
+    monkeypatch.delitem(services.drivers['k8s_cloud_init'].manifest, 'rotation')
 
     refused = api('PATCH', f'/v1/certificates/{balanced}')
 
@@ -884,13 +890,13 @@ def test_rotation_that_fails_goes_on_where_it_was(story: Story, balanced: str) -
     )
     story.run(2)
     row = loaded(story, balanced)
-    assert (row.status, row.rotation) == ('UPDATE_FAILED', 1)
+    assert (row.status, row.rotation_phase) == ('UPDATE_FAILED', 1)
     signer, _ = trust(story, balanced)
     stack.failed = []
     request(story, balanced, lambda cluster: None, 'rotate')
     story.run(ROUNDS['rotate'])
 
-    assert (loaded(story, balanced).status, loaded(story, balanced).rotation) == (
+    assert (loaded(story, balanced).status, loaded(story, balanced).rotation_phase) == (
         'UPDATE_COMPLETE',
         0,
     )
@@ -905,14 +911,14 @@ def test_rotation_that_is_stopped_ends_after_a_step_and_goes_on_when_asked_again
     story.make_due()
     story.round()
     story.heat_works()
-    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    db.request_cancel(story.conductor_services.db, ADMIN, operation.uuid)
     story.run(8)
 
     row = loaded(story, balanced)
-    assert (row.status, row.error_code, row.rotation) == ('UPDATE_FAILED', 'CANCELLED', 1)
+    assert (row.status, row.error_code, row.rotation_phase) == ('UPDATE_FAILED', 'CANCELLED', 1)
     request(story, balanced, lambda cluster: None, 'rotate')
     story.run(ROUNDS['rotate'])
-    assert (loaded(story, balanced).status, loaded(story, balanced).rotation) == (
+    assert (loaded(story, balanced).status, loaded(story, balanced).rotation_phase) == (
         'UPDATE_COMPLETE',
         0,
     )
@@ -927,7 +933,11 @@ def test_resize_in_a_rotation_waits_its_turn_and_both_are_done(story: Story, bal
     story.run(ROUNDS['rotate'])
 
     row = loaded(story, balanced)
-    assert (row.status, row.rotation, len(numbers(story, balanced))) == ('UPDATE_COMPLETE', 0, 3)
+    assert (row.status, row.rotation_phase, len(numbers(story, balanced))) == (
+        'UPDATE_COMPLETE',
+        0,
+        3,
+    )
     assert history(story, balanced)[1:] == [('rotate', 'complete'), ('resize', 'complete')]
     check_nothing_is_doubled(story, balanced)
 
@@ -935,7 +945,7 @@ def test_resize_in_a_rotation_waits_its_turn_and_both_are_done(story: Story, bal
 def test_delete_in_a_rotation_leaves_no_key(story: Story, api: Api, balanced: str) -> None:
     request(story, balanced, rotate, 'rotate')
     story.run(2)
-    assert story.count(models.Key) > len(story.world.drivers['k8s_ubuntu'].keys)
+    assert story.count(models.Key) > len(story.conductor_services.drivers['k8s_cloud_init'].keys)
     api('DELETE', f'/v1/clusters/{balanced}')
     story.run(4)
 
@@ -950,8 +960,8 @@ def test_create_that_is_stopped_leaves_nothing_in_the_cloud(
 ) -> None:
     story.make_due()
     story.round()
-    [operation] = history_of(story.world.db, cluster)
-    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    [operation] = history_of(story.conductor_services.db, cluster)
+    db.request_cancel(story.conductor_services.db, ADMIN, operation.uuid)
     story.run(4)
 
     row = loaded(story, cluster)
@@ -969,8 +979,8 @@ def test_create_that_is_stopped_leaves_nothing_in_the_cloud(
 
 
 def test_create_that_is_stopped_before_it_began_makes_no_stack(story: Story, cluster: str) -> None:
-    [operation] = history_of(story.world.db, cluster)
-    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    [operation] = history_of(story.conductor_services.db, cluster)
+    db.request_cancel(story.conductor_services.db, ADMIN, operation.uuid)
     story.run(2)
 
     assert loaded(story, cluster).status == 'CREATE_FAILED'
@@ -983,7 +993,7 @@ def test_update_that_is_stopped_keeps_what_is_and_goes_on_from_there(
     operation = request(story, running, resize(4))
     story.make_due()
     story.round()
-    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    db.request_cancel(story.conductor_services.db, ADMIN, operation.uuid)
     story.make_due()
     story.round()
     story.make_due()
@@ -1004,7 +1014,7 @@ def test_stop_that_comes_too_late_is_no_failure(story: Story, running: str) -> N
     story.make_due()
     story.round()
     story.heat_works()
-    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    db.request_cancel(story.conductor_services.db, ADMIN, operation.uuid)
     story.run(2)
 
     assert (loaded(story, running).status, history(story, running)[-1]) == (
@@ -1012,21 +1022,21 @@ def test_stop_that_comes_too_late_is_no_failure(story: Story, running: str) -> N
         ('resize', 'complete'),
     )
     with pytest.raises(errors.Conflict, match='has ended already, as complete'):
-        db.request_cancel(story.world.db, ADMIN, operation.uuid)
+        db.request_cancel(story.conductor_services.db, ADMIN, operation.uuid)
 
 
 def test_what_cannot_be_stopped_is_said(story: Story, api: Api, running: str) -> None:
     first = request(story, running, resize(3))
     request(story, running, resize(4))
     with pytest.raises(errors.Conflict, match='is not the only one'):
-        db.request_cancel(story.world.db, ADMIN, first.uuid)
+        db.request_cancel(story.conductor_services.db, ADMIN, first.uuid)
     api('DELETE', f'/v1/clusters/{running}')
-    deleting = history_of(story.world.db, running)[-1]
+    deleting = history_of(story.conductor_services.db, running)[-1]
 
     with pytest.raises(errors.Conflict, match='cannot be stopped'):
-        db.request_cancel(story.world.db, ADMIN, deleting.uuid)
+        db.request_cancel(story.conductor_services.db, ADMIN, deleting.uuid)
     with pytest.raises(errors.NotFound):
-        db.request_cancel(story.world.db, db.Scope('p2'), deleting.uuid)
+        db.request_cancel(story.conductor_services.db, db.Scope('p2'), deleting.uuid)
 
 
 # -- time ------------------------------------------------------------------------------------------
@@ -1043,7 +1053,7 @@ def test_operation_ends_although_heat_never_does(
         )
     story.make_due()
     story.round()
-    with story.world.db.write() as session:
+    with story.conductor_services.db.write() as session:
         past = models.utcnow() - datetime.timedelta(minutes=71)
         session.execute(
             sa.update(Cluster).values(
@@ -1100,13 +1110,13 @@ def test_load_balancer_that_does_not_go_is_named(story: Story, api: Api, running
 
     def busy(call: str, when: str) -> None:
         if call == 'delete_load_balancer':
-            raise clients.Clash('immutable (HTTP 409)')
+            raise clients.Conflict('immutable (HTTP 409)')
 
     story.cloud.hook = busy
     api('DELETE', f'/v1/clusters/{running}')
     story.run(2)
     assert loaded(story, running).status == 'DELETE_IN_PROGRESS'
-    with story.world.db.write() as session:
+    with story.conductor_services.db.write() as session:
         session.execute(
             sa.update(Cluster).values(updated_at=models.utcnow() - datetime.timedelta(hours=2))
         )
@@ -1154,7 +1164,7 @@ def test_forced_delete_gives_up_on_what_blocks_and_says_what_it_left(
     story.run(1)
     [stack] = story.cloud.all_stacks()
     db.request_delete(
-        story.world.db,
+        story.conductor_services.db,
         ADMIN,
         running,
         Operation(uuid=str(uuid.uuid4()), user_id='u', kind='delete'),
@@ -1166,7 +1176,7 @@ def test_forced_delete_gives_up_on_what_blocks_and_says_what_it_left(
     story.run(2)
 
     assert story.clusters() == []
-    last = history_of(story.world.db, running)[-1]
+    last = history_of(story.conductor_services.db, running)[-1]
     assert last.outcome == 'complete'
     assert stack.id in last.text and 'Port lb-vip (p1)' in last.text
 
@@ -1175,11 +1185,11 @@ def test_forced_delete_does_without_a_cloud_that_is_away(
     story: Story, api: Api, running: str
 ) -> None:
     def away(call: str, when: str) -> None:
-        raise clients.Away('Heat does not answer')
+        raise clients.Unreachable('Heat does not answer')
 
     story.cloud.hook = away
     db.request_delete(
-        story.world.db,
+        story.conductor_services.db,
         ADMIN,
         running,
         Operation(uuid=str(uuid.uuid4()), user_id='u', kind='delete'),
@@ -1190,12 +1200,12 @@ def test_forced_delete_does_without_a_cloud_that_is_away(
     story.run(4)
 
     assert story.clusters() == []
-    assert 'Heat does not answer' in history_of(story.world.db, running)[-1].text
+    assert 'Heat does not answer' in history_of(story.conductor_services.db, running)[-1].text
 
 
 def age(story: Story, seconds: float) -> None:
     """Have the operation been asked for so long ago."""
-    with story.world.db.write() as session:
+    with story.conductor_services.db.write() as session:
         session.execute(
             sa.update(Cluster).values(
                 updated_at=models.utcnow() - datetime.timedelta(seconds=seconds)
@@ -1272,17 +1282,17 @@ def test_resources_are_counted_for_who_looks_and_for_nobody_else(
     story.make_due()
     story.round()
     assert 'progress' not in story.cloud.calls
-    db.watch(story.world.db, running)
+    db.mark_polled(story.conductor_services.db, running)
     story.make_due()
     story.round()
 
     assert story.cloud.calls.count('progress') == 1
-    found = db.get_operation(story.world.db, ADMIN, operation.uuid)
+    found = db.get_operation(story.conductor_services.db, ADMIN, operation.uuid)
     assert (found.resources_done, found.resources_total) == (3, 10)
 
 
 def test_estimate_is_of_operations_of_that_size(story: Story, running: str) -> None:
-    with story.world.db.write() as session:
+    with story.conductor_services.db.write() as session:
         for nodes, seconds in ((3, 30), (3, 32), (3, 34), *[(50, 900)] * 20):
             asked = models.utcnow()
             session.add(
@@ -1293,7 +1303,7 @@ def test_estimate_is_of_operations_of_that_size(story: Story, running: str) -> N
                     user_id='u',
                     kind='resize',
                     generation=1,
-                    driver='k8s_ubuntu',
+                    driver='k8s_cloud_init',
                     node_count=nodes,
                     outcome='complete',
                     created_at=asked,
@@ -1301,9 +1311,9 @@ def test_estimate_is_of_operations_of_that_size(story: Story, running: str) -> N
                 )
             )
     operation = request(story, running, resize(45))
-    assert 600 < db.estimate_s(story.world.db, operation) < 1000
-    small = Operation(driver='k8s_ubuntu', kind='upgrade', node_count=3)
-    assert db.estimate_s(story.world.db, small) is None
+    assert 600 < db.estimate_s(story.conductor_services.db, operation) < 1000
+    small = Operation(driver='k8s_cloud_init', kind='upgrade', node_count=3)
+    assert db.estimate_s(story.conductor_services.db, small) is None
 
 
 # -- death -----------------------------------------------------------------------------------------
@@ -1378,7 +1388,7 @@ def test_conductor_that_dies_at_a_write_of_a_change(
         story.run(4)
     request(story, running, change, kind)
     deaths = 0
-    with DiesInTheDatabase(story.world.db, number, moment) as killer:
+    with DiesInTheDatabase(story.conductor_services.db, number, moment) as killer:
         for _ in range(ROUNDS.get(kind, 6)):
             try:
                 story.look()
@@ -1409,7 +1419,7 @@ def test_write_that_the_database_gives_up_is_no_mistake_and_costs_one_look(
     story: Story, running: str, number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     request(story, running, resize(4))
-    with GivesUp(story.world.db, number, 'before') as database:
+    with GivesUp(story.conductor_services.db, number, 'before') as database:
         for _ in range(5):
             story.round()
             with_time_passing(story, database)
@@ -1430,7 +1440,7 @@ def test_update_that_heat_took_and_did_not_say_so_is_not_sent_again(
     def hook(name: str, when: str) -> None:
         if (name, when) == ('update', 'after'):
             story.cloud.hook = None
-            raise clients.Away('Updating the stack: gateway time-out (HTTP 504)')
+            raise clients.Unreachable('Updating the stack: gateway time-out (HTTP 504)')
 
     story.cloud.hook = hook
     request(story, running, resize(3))
@@ -1472,7 +1482,7 @@ def sleeping(story: Story, call: str, meanwhile: Callable[[], None]) -> list[int
     return slept
 
 
-@pytest.mark.parametrize('answer', [None, clients.Away('gateway time-out (HTTP 504)')])
+@pytest.mark.parametrize('answer', [None, clients.Unreachable('gateway time-out (HTTP 504)')])
 @pytest.mark.parametrize('meanwhile', [resize(1, '0'), add_group(), lambda cluster: None])
 def test_update_that_is_sent_after_everything_was_done_without_it_is_put_right(
     story: Story, running: str, meanwhile: Change, answer: Exception | None
@@ -1538,7 +1548,7 @@ def test_update_that_is_sent_while_another_one_finds_that_all_is_done_is_put_rig
     def wake_up() -> None:
         stack.files = stack.files | {'kube_minions.yaml': before['kube_minions.yaml']}
         stack.tags, stack.status = (*stack.tags[:2], 'rev-1'), 'UPDATE_IN_PROGRESS'
-        db.release(story.world.db, loaded(story, running), 'sleeper', check_in_s=1)
+        db.release(story.conductor_services.db, loaded(story, running), 'sleeper', check_in_s=1)
 
     before = dict(loaded_text(story, running)['files'])
     before['kube_minions.yaml'] = (
@@ -1559,7 +1569,7 @@ def test_update_that_is_sent_while_another_one_finds_that_all_is_done_is_put_rig
 
 
 def loaded_text(story: Story, cluster: str) -> dict[str, Any]:
-    with story.world.db.read() as session:
+    with story.conductor_services.db.read() as session:
         return session.scalars(sa.select(Cluster.stack_text).where(Cluster.uuid == cluster)).one()
 
 
@@ -1574,7 +1584,7 @@ def test_stale_text_of_one_stack_is_put_right_beside_a_nodegroup_that_has_failed
     story.run(3)
     assert loaded(story, running).status == 'UPDATE_FAILED'
     stack.tags = (*stack.tags[:2], 'rev-999')
-    db.make_due(story.world.db, running)
+    db.make_due(story.conductor_services.db, running)
     story.run(4)
 
     row = loaded(story, running)
@@ -1591,8 +1601,8 @@ def test_look_at_a_cluster_at_rest_survives_a_cloud_that_is_away(
     story: Story, running: str
 ) -> None:
     age(story, 100 * 3600)
-    db.make_due(story.world.db, running)
-    left = [clients.Away('Heat does not answer')] * 3
+    db.make_due(story.conductor_services.db, running)
+    left = [clients.Unreachable('Heat does not answer')] * 3
 
     def hook(name: str, when: str) -> None:
         if (name, when) == ('look', 'before') and left:
@@ -1611,10 +1621,10 @@ def test_look_at_a_cluster_at_rest_survives_a_cloud_that_is_away(
 def test_conductor_that_slept_through_the_stop_of_its_create_removes_the_stack_it_made(
     story: Story, api: Api, cluster: str
 ) -> None:
-    [operation] = history_of(story.world.db, cluster)
+    [operation] = history_of(story.conductor_services.db, cluster)
 
     def others_work() -> None:
-        db.request_cancel(story.world.db, ADMIN, operation.uuid)
+        db.request_cancel(story.conductor_services.db, ADMIN, operation.uuid)
         story.run(3)
         assert loaded(story, cluster).status == 'CREATE_FAILED'
 
@@ -1636,7 +1646,7 @@ def test_conductor_that_dies_while_it_stops_an_update(
     operation = request(story, running, resize(4))
     story.make_due()
     story.round()
-    db.request_cancel(story.world.db, ADMIN, operation.uuid)
+    db.request_cancel(story.conductor_services.db, ADMIN, operation.uuid)
     deaths = dying(story.cloud, victim, moment)
     for _ in range(4):  # Heat does not end it by itself meanwhile
         story.make_due()

@@ -215,7 +215,7 @@ def test_a_database_that_goes_away_meanwhile_lets_the_next_message_be_heard(
     assert is_due(database)
 
 
-def test_nobody_listens_where_the_operator_wants_none(world: steps.World) -> None:
-    world.conf.set_override('enabled', False, group='heat_notifications')
+def test_nobody_listens_where_the_operator_wants_none(conductor_services: steps.Services) -> None:
+    conductor_services.conf.set_override('enabled', False, group='heat_notifications')
 
-    assert watch.listener(world, threading.Event(), threading.Event()) is None
+    assert watch.listener(conductor_services, threading.Event(), threading.Event()) is None

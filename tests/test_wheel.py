@@ -24,7 +24,7 @@ assert 'site-packages' in magnum_lite.__file__, magnum_lite.__file__
 conf = cfg.ConfigOpts()
 config.register(conf)
 conf([], default_config_files=[])
-driver = drivers.load(conf)['k8s_ubuntu']
+driver = drivers.load(conf)['k8s_cloud_init']
 life = datetime.timedelta(days=1)
 secrets = {name: certs.make_ca(name, life=life) if key.kind == 'ca' else certs.make_keypair(algorithm=key.algorithm)
            for name, key in driver.keys.items()}
@@ -102,4 +102,6 @@ def test_wheel_renders_in_an_empty_environment(wheel: pathlib.Path, tmp_path: pa
     command = tmp_path / 'venv' / 'bin' / 'magnum-lite'
     run(command, '--config-file', conf, 'db', 'upgrade', cwd=tmp_path)
     assert '(head)' in run(command, '--config-file', conf, 'db', 'version', cwd=tmp_path)
-    assert 'k8s_ubuntu: ok' in run(command, '--config-file', conf, 'drivers', 'check', cwd=tmp_path)
+    assert 'k8s_cloud_init: ok' in run(
+        command, '--config-file', conf, 'drivers', 'check', cwd=tmp_path
+    )

@@ -142,7 +142,7 @@ def _upgrade(
 def _outdate(group: models.NodeGroup, template: models.ClusterTemplate) -> None:
     """Want the nodes of a nodegroup replaced by such of a template."""
     group.image_id, group.labels = template.image_id, {**group.labels, **template.labels}
-    group.epoch += 1
+    group.rollout += 1
     nodegroups.start(group)
 
 
@@ -169,7 +169,7 @@ def _check_engine(
                 f'asks for version {asked} instead of {there}. Make a new cluster with it, or use '
                 f'a template with version {there}.'
             )
-        if members.waits_for_masters(cluster):
+        if members.has_outdated_masters(cluster):
             raise errors.Conflict(
                 f'The masters of cluster {cluster.uuid} are not all of version {there} yet. Wait '
                 'until its last upgrade is done, or, if that has failed, upgrade it to its own '

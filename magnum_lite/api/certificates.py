@@ -57,7 +57,7 @@ def create(req: Request) -> dict[str, Any]:
     _authority(cluster, driver, authorities, purpose)
     try:
         certs.read_request(values['csr'], takes_ed25519=driver.signing.takes_ed25519)
-    except certs.Refused as e:
+    except certs.InvalidRequest as e:
         raise errors.Invalid(f'{e}.') from e
     issued = _sign(
         req,
@@ -83,18 +83,19 @@ def rotate(req: Request) -> Answer:
 
     def change(cluster: models.Cluster) -> None:
         request.refuse(nodegroups.driver_of(req, cluster).check_rotation(cluster))
-        if cluster.rotation and states.is_busy(cluster.status):
+        if cluster.rotation_phase and states.is_busy(cluster.status):
             raise errors.Conflict(
                 f'The authorities of cluster {cluster.uuid} are being exchanged already: this is '
-                f'phase {cluster.rotation} of {models.ROTATION_PHASES}. Wait until it is done.'
+                f'phase {cluster.rotation_phase} of {models.ROTATION_PHASES}. '
+                'Wait until it is done.'
             )
-        if cluster.rotation:
+        if cluster.rotation_phase:
             return
-        cluster.rotation = 1
+        cluster.rotation_phase = 1
         for group in cluster.nodegroups:
             if group.status != states.DELETE_IN_PROGRESS:
                 nodegroups.check_alive(group)
-                group.epoch += 1
+                group.rollout += 1
                 nodegroups.start(group)
 
     return req.ask(req.path['ident'], 'rotate', change, answer=clusters.tagged)
@@ -146,7 +147,7 @@ def create_kubeconfig(req: Request) -> Answer:
         private_key=pair.private_key,
     )
     operation = req.operation('kubeconfig')
-    db.record(
+    db.record_finished(
         req.services.db,
         cluster,
         operation,

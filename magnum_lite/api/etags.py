@@ -36,7 +36,7 @@ def of_group(group: models.NodeGroup) -> str:
         group.uuid,
         group.node_count,
         group.next_number,
-        group.epoch,
+        group.rollout,
         group.batch_size,
         group.min_node_count,
         group.max_node_count,

@@ -106,7 +106,7 @@ def checks(services: Services) -> dict[str, Callable[[], Any]]:
     def database() -> db.Database:
         # A pool of its own: a request that waits for the database must not make it look as if that
         # were away.
-        return db.Database(services.conf, connection=db.bounded(services.db.url, TIMEOUT_S))
+        return db.Database(services.conf, connection=db.add_timeouts(services.db.url, TIMEOUT_S))
 
     return {
         'database': lambda: round(max(0.0, -min(db.due_in_s(database()))), 1),

@@ -136,7 +136,7 @@ def add(
         project_id=cluster.project_id,
         is_default=False,
         next_number=0,
-        epoch=1,
+        rollout=1,
         status=states.CREATE_IN_PROGRESS,
         nodes=[],
         **values,
@@ -211,7 +211,7 @@ def delete(req: Request) -> Answer:
     def change(cluster: models.Cluster) -> None:
         group = find(cluster, group_uuid)
         group.status, group.updated_at = states.DELETE_IN_PROGRESS, models.utcnow()
-        members.drop(group.nodes)
+        members.mark_unwanted(group.nodes)
 
     return req.ask(
         cluster.uuid,

@@ -65,7 +65,7 @@ def get(req: Request) -> dict[str, Any]:
     operation = db.get_operation(req.services.db, req.scope, req.path['ident'])
     estimated_s = None
     if operation.outcome is None:
-        db.watch(req.services.db, operation.cluster_id)
+        db.mark_polled(req.services.db, operation.cluster_id)
         estimated_s = db.estimate_s(req.services.db, operation)
     return OPERATION.show(Progress(operation, estimated_s), req.version) | {
         'links': req.links(PLURAL, operation.uuid)

@@ -148,12 +148,12 @@ def _flavor(lookups: clients.Lookups, ref: str, needs_disk: bool) -> clients.Fla
 def _problem(what: str, ref: str | None, error: clients.CloudError) -> errors.HttpError:
     """The answer that Magnum gives to this finding (api.md 3)."""
     thing = what.replace('_', ' ')
-    if isinstance(error, clients.Gone):
+    if isinstance(error, clients.NotFound):
         kind = errors.NotFound if what == 'keypair' else errors.Invalid
         return kind(f'Unable to find {thing} {ref}.')
-    if isinstance(error, clients.Clash):
+    if isinstance(error, clients.Conflict):
         return errors.Conflict(f'More than one {thing} has the name {ref}. Use its id instead.')
-    if isinstance(error, clients.Refused):
+    if isinstance(error, clients.Rejected):
         return errors.Forbidden(f'You may not use {thing} {ref}.')
     LOG.warning('A look-up before a cluster is made failed: %s', error)
     return errors.Unavailable(
@@ -182,7 +182,7 @@ def check_project(cloud: clients.Cloud, project_id: str) -> None:
         LOG.warning('Project %s could not be looked up: %s', project_id, e)
         reason = (
             'it does not let this service see projects'
-            if isinstance(e, clients.Refused)
+            if isinstance(e, clients.Rejected)
             else 'it does not answer'
         )
         raise errors.Unavailable(

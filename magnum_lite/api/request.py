@@ -191,7 +191,7 @@ class Request:
         if self.if_match is not None:
             etags.check(self.if_match, tag)
 
-    def receipt(self, answer: Callable[[T], Answer]) -> db.Receipts[T]:
+    def receipt(self, answer: Callable[[T], Answer]) -> db.MakeReceipt[T]:
         """What stores the answer in the transaction that does what is asked for; None without
         `Idempotency-Key`."""
         key = self.key

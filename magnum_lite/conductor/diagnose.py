@@ -98,7 +98,7 @@ def explain(task: steps.Task, stack: clients.Stack) -> Diagnosis:
     explains itself."""
     try:
         failed = task.stacks.failures(stack.id)
-    except clients.Gone:
+    except clients.NotFound:
         failed = []
     # A nested stack repeats what its members say. Its type is the name of a template file.
     leaves = [f for f in failed if '::' in f.type]
@@ -124,7 +124,7 @@ def _blockers(task: steps.Task, leaves: Sequence[clients.FailedResource]) -> lis
         with contextlib.suppress(clients.CloudError):  # it is only said what is known
             found.update(
                 dict.fromkeys(
-                    task.world.cloud.blockers(
+                    task.services.cloud.blockers(
                         task.cluster.project_id, leaf.type, leaf.physical_id, as_admin=task.as_admin
                     )
                 )

@@ -21,8 +21,8 @@ class Endpoint:
 
     target = oslo_messaging.Target(version='1.1')
 
-    def __init__(self, wake: threading.Event, world: steps.World) -> None:
-        self._wake, self._world = wake, world
+    def __init__(self, wake: threading.Event, services: steps.Services) -> None:
+        self._wake, self._services = wake, services
 
     @oslo_messaging.expose
     def nudge(self, context: Any, uuid: str) -> None:
@@ -49,7 +49,7 @@ class Endpoint:
         for the log."""
         try:
             issued = sign(
-                self._world,
+                self._services,
                 db.Scope(project_id),
                 cluster_uuid,
                 purpose,
@@ -94,7 +94,7 @@ class Endpoint:
 
 
 def sign(
-    world: steps.World,
+    services: steps.Services,
     scope: db.Scope,
     cluster_uuid: str,
     purpose: str,
@@ -107,14 +107,14 @@ def sign(
 
     Raises KeyStoreError, too.
     """
-    cluster = db.get_cluster(world.db, scope, cluster_uuid)
-    driver = world.drivers.get(cluster.driver)
-    pairs = world.keystore.load(world.db, cluster)
+    cluster = db.get_cluster(services.db, scope, cluster_uuid)
+    driver = services.drivers.get(cluster.driver)
+    pairs = services.keystore.load(services.db, cluster)
     if driver is None or purpose not in driver.signing.purposes or purpose not in pairs:
         raise errors.Conflict(f'Cluster {cluster_uuid} has no authority {purpose} that signs.')
     try:
         return certs.sign_request(
             pairs[purpose], csr, life=life, takes_ed25519=driver.signing.takes_ed25519
         )
-    except certs.Refused as e:
+    except certs.InvalidRequest as e:
         raise errors.Invalid(f'{e}.') from e

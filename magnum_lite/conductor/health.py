@@ -42,9 +42,9 @@ MAX_BODY, MAX_TEXT = 2 * 1024 * 1024, 4000
 class Prober:
     """Looks at engines as long as it runs. Several, in one process or many, share the work."""
 
-    def __init__(self, world: steps.World) -> None:
-        self._world = world
-        self._conf = world.conf.health
+    def __init__(self, services: steps.Services) -> None:
+        self._services = services
+        self._conf = services.conf.health
         self._pool = futures.ThreadPoolExecutor(self._conf.workers, thread_name_prefix='health')
         self._looks: set[futures.Future[None]] = set()
         self._complained_at, self._unsaid = float('-inf'), 0
@@ -76,7 +76,7 @@ class Prober:
         free = self._conf.workers - len(self._looks)
         if free <= 0:
             return True
-        claimed = db.claim_health(self._world.db, limit=free, interval_s=self._conf.interval)
+        claimed = db.claim_health(self._services.db, limit=free, interval_s=self._conf.interval)
         self._looks |= {self._pool.submit(self.look, cluster, token) for cluster, token in claimed}
         return len(claimed) == free
 
@@ -92,7 +92,7 @@ class Prober:
         if status and (status, reason) == (cluster.health_status, cluster.health_status_reason):
             return
         try:
-            db.report_health(self._world.db, cluster.uuid, token, status=status, reason=reason)
+            db.report_health(self._services.db, cluster.uuid, token, status=status, reason=reason)
         except Exception as e:
             self._complain(
                 f'Cluster {cluster.uuid}: how its engine is could not be written down', e
@@ -100,15 +100,15 @@ class Prober:
 
     def _ask(self, cluster: models.Cluster) -> drivers.Health | None:
         """What the engine answers; None if its driver does not say what to ask."""
-        driver = self._world.drivers.get(cluster.driver)
+        driver = self._services.drivers.get(cluster.driver)
         if driver is None:
             return drivers.Health(
                 None, {'api': f'The driver {cluster.driver} of this cluster is not installed'}
             )
-        check = driver.health_check(self._world.conf, cluster)
+        check = driver.health_check(self._services.conf, cluster)
         if check is None:
             return None
-        keys = self._world.keystore.load(self._world.db, cluster)
+        keys = self._services.keystore.load(self._services.db, cluster)
         needed = {check.authority, check.certificate and check.certificate.signed_by} - {None}
         if missing := sorted(str(purpose) for purpose in needed - set(keys)):
             return drivers.Health(
@@ -117,7 +117,7 @@ class Prober:
         context = tls_context(check, keys)
         deadline = time.monotonic() + self._conf.timeout
         seen = driver.read_health(
-            self._world.conf,
+            self._services.conf,
             cluster,
             {name: get(request, context, deadline) for name, request in check.requests.items()},
         )

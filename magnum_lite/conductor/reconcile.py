@@ -4,7 +4,7 @@ There is no code for recovery. Whoever claims a row runs the steps of its status
 those that were done find so and go on. What a step raises decides how the visit ends:
 
     Retry          look again later                    LeaseLost   drop it, another one has it
-    Away           the cloud is not there: back off    Failed      the operation has failed
+    Unreachable           the cloud is not there: back off    Failed      the operation has failed
     anything else  a mistake of ours: log it, back off
 """
 
@@ -29,7 +29,7 @@ RELEASED = {
     'leased_by': None,
     'leased_until': None,
     'failures': 0,
-    'watched_until': None,
+    'polled_until': None,
     'check_at': sa.case((models.Cluster.check_at > db.now(), models.Cluster.check_at), else_=None),
 }
 #: After so many calls in a row that did not work out, a delete that is forced goes on without them.
@@ -59,22 +59,22 @@ def _give_back(task: steps.Task, work: Callable[[], Exception | None]) -> None:
             _fail(task, ended_by)
         elif isinstance(ended_by, errors.Retry):
             if cluster.failures:
-                task.note(failures=0)
-            db.release(task.world.db, cluster, task.holder, check_in_s=ended_by.args[0])
+                task.update(failures=0)
+            db.release(task.services.db, cluster, task.holder, check_in_s=ended_by.delay_s)
         elif ended_by is not None:
             back_off(task, ended_by)
     except errors.LeaseLost:  # perhaps from what was to be written about the others
         LOG.info(
             'Cluster %s: somebody else has it now, or it was asked for something else', cluster.uuid
         )
-        db.release(task.world.db, cluster, task.holder, check_in_s=0)
+        db.release(task.services.db, cluster, task.holder, check_in_s=0)
     except db_exc.DBDeadlock:  # nothing was written: as if we had died before it
         LOG.info(
             'Cluster %s: the database gave a write up for the sake of another one; it is looked '
             'at again',
             cluster.uuid,
         )
-        db.release(task.world.db, cluster, task.holder, check_in_s=0)
+        db.release(task.services.db, cluster, task.holder, check_in_s=0)
 
 
 def _try(step: Callable[..., None], *args: Any) -> Exception | None:
@@ -104,8 +104,8 @@ def back_off(task: steps.Task, error: Exception) -> None:
 
     When the operation's time is over the operation has failed. Raises LeaseLost.
     """
-    conf, cluster = task.world.conf.conductor, task.cluster
-    if isinstance(error, clients.Away):  # which `clients` says once a minute for all
+    conf, cluster = task.services.conf.conductor, task.cluster
+    if isinstance(error, clients.Unreachable):  # which `clients` says once a minute for all
         LOG.debug(
             'Cluster %s: %s. It is tried again (failure %s).',
             cluster.uuid,
@@ -142,8 +142,8 @@ def back_off(task: steps.Task, error: Exception) -> None:
     if delay_s is None:
         delay_s = min(conf.retry_interval * 2 ** min(cluster.failures, 16), conf.retry_interval_max)
     delay_s *= random.uniform(1, 1.25)
-    task.note(failures=cluster.failures + 1)
-    db.release(task.world.db, cluster, task.holder, check_in_s=delay_s)
+    task.update(failures=cluster.failures + 1)
+    db.release(task.services.db, cluster, task.holder, check_in_s=delay_s)
 
 
 def _converge(task: steps.Task) -> None:
@@ -159,7 +159,7 @@ def _converge(task: steps.Task) -> None:
     for owner in task.cluster.owners:
         ended_by = _try(steps.ensure_members, task, owner)
         if isinstance(ended_by, errors.Retry):
-            waits.append(ended_by.args[0])
+            waits.append(ended_by.delay_s)
         elif isinstance(ended_by, errors.Failed):
             steps.note_failure(task, owner, ended_by)
             failed.append((ended_by.code, str(ended_by)))
@@ -171,7 +171,7 @@ def _converge(task: steps.Task) -> None:
         raise errors.Failed(
             failed[0][0], '; '.join(dict.fromkeys(text for _, text in failed))[: diagnose.LONGEST]
         )
-    if 0 < task.cluster.rotation < models.ROTATION_PHASES:
+    if 0 < task.cluster.rotation_phase < models.ROTATION_PHASES:
         steps.advance_rotation(task)
     _done(task)
 
@@ -197,7 +197,7 @@ def _undo(task: steps.Task) -> None:
     steps.ensure_no_cluster_user(task)
     if cluster.stack_text is not None:
         steps.ensure_gone(task, cluster)
-        with task.save(stack_id=None, stack_text=None) as session:
+        with task.transaction(stack_id=None, stack_text=None) as session:
             session.execute(
                 sa.update(models.NodeGroup)
                 .where(models.NodeGroup.cluster_id == cluster.uuid)
@@ -230,10 +230,10 @@ def _forget(task: steps.Task, blocked_by: Exception | None) -> None:
             f'{blocked_by}'
         )
         LOG.warning('Cluster %s: %s', cluster.uuid, left)
-    with task.world.db.write() as session:
+    with task.services.db.write() as session:
         db.move(session, cluster, 'done', holder=task.holder)
         ended = db.end_operations(session, cluster, 'complete', text=left)
-        db.destroy_cluster(session, cluster)
+        db.delete_cluster_row(session, cluster)
     LOG.info('Cluster %s is deleted', cluster.uuid)
     _tell(task, ended, states.DELETE_COMPLETE)
 
@@ -252,7 +252,7 @@ def _empty(task: steps.Task) -> None:
             try:
                 steps.ensure_gone(task, owner)
             except errors.Retry as e:
-                waits.append(e.args[0])
+                waits.append(e.delay_s)
         if waits:
             raise errors.Retry(min(waits))
     steps.ensure_project_left(task)
@@ -268,10 +268,10 @@ def _rest(task: steps.Task) -> None:
     stale = [owner for owner in task.cluster.owners if _is_stale(task, owner)]
     if not stale:
         if cluster.failures:
-            task.note(failures=0)
-        db.release(task.world.db, cluster, task.holder, check_in_s=None)
+            task.update(failures=0)
+        db.release(task.services.db, cluster, task.holder, check_in_s=None)
         return
-    with task.world.db.write() as session:
+    with task.services.db.write() as session:
         db.move(
             session,
             cluster,
@@ -306,7 +306,7 @@ def _is_stale(task: steps.Task, owner: steps.Owner) -> bool:
     stack = task.stack(owner)
     return (
         task.cluster.status in states.TRANSITIONS['update']
-        and not task.cluster.rotation
+        and not task.cluster.rotation_phase
         and stack is not None
         and stack.revision not in (0, owner.revision)
         and all(group.status.endswith('_COMPLETE') for group in task.groups_of(owner))
@@ -325,7 +325,7 @@ def _done(task: steps.Task) -> None:
     """Every stack is as the rows want it: write down that the operation is over. One
     transaction."""
     cluster = task.cluster
-    with task.world.db.write() as session:
+    with task.services.db.write() as session:
         db.move(
             session,
             cluster,
@@ -333,11 +333,11 @@ def _done(task: steps.Task) -> None:
             holder=task.holder,
             status_reason=None,
             error_code=None,
-            rotation=0,
+            rotation_phase=0,
             health_at=db.now() if cluster.api_address else None,
             **RELEASED,
         )
-        if cluster.rotation:
+        if cluster.rotation_phase:
             db.end_rotation(session, cluster)
         ended = db.end_operations(session, cluster, 'complete')
     LOG.info('Cluster %s is %s', cluster.uuid, states.TRANSITIONS['done'][cluster.status])
@@ -348,7 +348,7 @@ def _fail(task: steps.Task, failure: errors.Failed) -> None:
     """The operation has failed: write down why, for the cluster and for each nodegroup that does
     not know yet."""
     cluster, reason = task.cluster, str(failure)
-    with task.world.db.write() as session:
+    with task.services.db.write() as session:
         db.move(
             session,
             cluster,
@@ -378,7 +378,7 @@ def _tell(
     """Notify whoever listens of the operations that have ended."""
     orm.attributes.set_committed_value(task.cluster, 'status', status)
     for operation in ended:
-        task.world.notifier.cluster(
+        task.services.notifier.cluster(
             task.cluster,
             operation.kind,
             notify.FAILURE if code else notify.SUCCESS,

@@ -37,9 +37,9 @@ SHORTEST_PAUSE_S = 0.2
 class Conductor:
     """One conductor. Several in one process do no harm, as several processes do none."""
 
-    def __init__(self, world: steps.World) -> None:
-        self._world = world
-        self._conf = world.conf.conductor
+    def __init__(self, services: steps.Services) -> None:
+        self._services = services
+        self._conf = services.conf.conductor
         self._wake = threading.Event()
         self._stopping = threading.Event()
         #: The visits under way, and the holder of each one's leases.
@@ -58,10 +58,10 @@ class Conductor:
 
     def run(self) -> None:
         """Work until `stop()`. A broker or a database that is away is waited for, not died of."""
-        LOG.info('Conductor %s has started', self._world.conf.host)
+        LOG.info('Conductor %s has started', self._services.conf.host)
         for name, make in (('rpc', self._nudges), ('heat', self._notifications)):
             threading.Thread(target=self._listen, args=(make,), name=name, daemon=True).start()
-        prober = health.Prober(self._world)
+        prober = health.Prober(self._services)
         threading.Thread(
             target=prober.run, args=(self._stopping,), name='health', daemon=True
         ).start()
@@ -90,15 +90,17 @@ class Conductor:
         free = self._conf.workers - len(self._visits)
         if free <= 0:
             return float(self._conf.tick)
-        fresh_in_s, followed_in_s = db.due_in_s(self._world.db)
+        fresh_in_s, followed_in_s = db.due_in_s(self._services.db)
         if fresh_in_s <= 0:
             holder = self._holder()
-            for uuid in db.claim(self._world.db, holder, limit=free, lease_s=self._conf.lease):
-                self._submit(watch.visit, self._world, holder, uuid, {}, False, self._stopping)
+            for uuid in db.claim_unstarted(
+                self._services.db, holder, limit=free, lease_s=self._conf.lease
+            ):
+                self._submit(watch.visit, self._services, holder, uuid, {}, False, self._stopping)
         if followed_in_s <= 0:
             holder = self._holder()
-            followed = db.claim_followed(
-                self._world.db,
+            followed = db.claim_watched(
+                self._services.db,
                 holder,
                 projects=free,
                 lease_s=self._conf.lease,
@@ -106,20 +108,20 @@ class Conductor:
             )
             for clusters in by_project(followed):
                 self._submit(
-                    watch.follow, self._world, holder, clusters, self._submit, self._stopping
+                    watch.follow, self._services, holder, clusters, self._submit, self._stopping
                 )
         return min(max(min(fresh_in_s, followed_in_s), SHORTEST_PAUSE_S), self._conf.tick)
 
     def _holder(self) -> str:
-        return f'{self._world.conf.host}:{os.getpid()}:{uuidlib.uuid4().hex[:8]}'
+        return f'{self._services.conf.host}:{os.getpid()}:{uuidlib.uuid4().hex[:8]}'
 
     def _submit(
-        self, work: Callable[..., None], world: steps.World, holder: str, *args: Any
+        self, work: Callable[..., None], services: steps.Services, holder: str, *args: Any
     ) -> None:
         """Have a thread of the pool do this for leases of `holder`; after `stop()` they are handed
         back instead."""
         with contextlib.suppress(RuntimeError):
-            future = self._pool.submit(work, world, holder, *args)
+            future = self._pool.submit(work, services, holder, *args)
             self._visits[future] = holder
             future.add_done_callback(self._visited)
 
@@ -137,15 +139,15 @@ class Conductor:
 
     def _report(self) -> None:
         if time.monotonic() - self._reported_at > REPORT_INTERVAL_S:
-            db.report_service(self._world.db, self._world.conf.host, BINARY)
-            db.drop_receipts(self._world.db, limit=RECEIPTS_DROPPED)
+            db.report_service(self._services.db, self._services.conf.host, BINARY)
+            db.delete_expired_receipts(self._services.db, limit=RECEIPTS_DROPPED)
             self._reported_at = time.monotonic()
 
     def _nudges(self) -> Any:
-        return rpc.server(self._world.conf, endpoint.Endpoint(self._wake, self._world))
+        return rpc.server(self._services.conf, endpoint.Endpoint(self._wake, self._services))
 
     def _notifications(self) -> Any:
-        return watch.listener(self._world, self._wake, self._stopping)
+        return watch.listener(self._services, self._wake, self._stopping)
 
     def _listen(self, make: Callable[[], Any]) -> None:
         """Have messages wake us. While the broker is away, the ticks do."""
@@ -171,19 +173,19 @@ class Conductor:
             return
 
     def _shut_down(self) -> None:
-        LOG.info('Conductor %s is stopping', self._world.conf.host)
+        LOG.info('Conductor %s is stopping', self._services.conf.host)
         visits = dict(self._visits)
         self._pool.shutdown(wait=False, cancel_futures=True)
         futures.wait(visits, timeout=self._conf.graceful_shutdown_timeout)
         for holder in set(visits.values()):
             with contextlib.suppress(Exception):
-                db.hand_back(self._world.db, holder)
-        LOG.info('Conductor %s has stopped', self._world.conf.host)
+                db.hand_back(self._services.db, holder)
+        LOG.info('Conductor %s has stopped', self._services.conf.host)
 
 
-def by_project(clusters: Sequence[db.Followed]) -> list[list[db.Followed]]:
+def by_project(clusters: Sequence[db.StackWatch]) -> list[list[db.StackWatch]]:
     """The clusters of each project: they share one look."""
-    projects: dict[str, list[db.Followed]] = {}
+    projects: dict[str, list[db.StackWatch]] = {}
     for cluster in clusters:
         projects.setdefault(cluster.project_id, []).append(cluster)
     return list(projects.values())

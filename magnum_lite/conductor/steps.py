@@ -10,7 +10,7 @@ text that the stack is to have, with a number (`revision`) that the stack bears 
 look at Heat says whether it has this text, whatever died meanwhile and whatever else was sent.
 Nothing is sent before its text is stored.
 
-Every write goes through `Task.save` or `db.move` with the lease as its guard.
+Every write goes through `Task.transaction` or `db.move` with the lease as its guard.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ Owner = models.Cluster | models.NodeGroup
 
 
 @dataclass(frozen=True)
-class World:
+class Services:
     """What the steps act on: configuration, database, cloud, key store, the loaded drivers, and who
     is told of it."""
 
@@ -82,7 +82,7 @@ class Task:
     `as_admin`: its project is disabled or gone, so calls are made with the token of the service's
     own project."""
 
-    world: World
+    services: Services
     cluster: models.Cluster
     holder: str
     seen: Mapping[str, clients.Stack]
@@ -91,7 +91,7 @@ class Task:
     @property
     def stacks(self) -> clients.Stacks:
         """The stacks of the cluster's project."""
-        return self.world.cloud.stacks(self.cluster.project_id, as_admin=self.as_admin)
+        return self.services.cloud.stacks(self.cluster.project_id, as_admin=self.as_admin)
 
     def groups_of(self, owner: Owner) -> list[models.NodeGroup]:
         """The nodegroups whose members are in the owner's stack."""
@@ -110,7 +110,7 @@ class Task:
         """Whether masters are being replaced that others have to wait for."""
         return any(
             g.role == 'master' and states.is_busy(g.status) for g in self.cluster.nodegroups
-        ) and (members.waits_for_masters(self.cluster))
+        ) and (members.has_outdated_masters(self.cluster))
 
     @property
     def masters_change(self) -> bool:
@@ -137,7 +137,7 @@ class Task:
         """The driver that the cluster was made with. Raises Failed if the operator has taken it
         away."""
         try:
-            return self.world.drivers[self.cluster.driver]
+            return self.services.drivers[self.cluster.driver]
         except KeyError:
             raise errors.Failed(
                 'INTERNAL',
@@ -148,7 +148,7 @@ class Task:
     @property
     def timeout_min(self) -> int:
         """Minutes that the operation may take."""
-        return timeout_min(self.world.conf, self.cluster.status, self.cluster.create_timeout)
+        return timeout_min(self.services.conf, self.cluster.status, self.cluster.create_timeout)
 
     @property
     def is_cancelled(self) -> bool:
@@ -156,7 +156,7 @@ class Task:
         return self.cluster.cancelled_generation >= self.cluster.generation
 
     @contextlib.contextmanager
-    def save(
+    def transaction(
         self, owner: Owner | None = None, *, guarded: bool = False, **columns: Any
     ) -> Iterator[orm.Session]:
         """A transaction that renews the lease and writes columns of the owner, default the cluster,
@@ -166,11 +166,11 @@ class Task:
         was asked for since the row was read: so must be written what rests on the rows of nodes,
         which a request may have changed."""
         group = owner if isinstance(owner, models.NodeGroup) else None
-        with db.held(
-            self.world.db,
+        with db.lease_transaction(
+            self.services.db,
             self.cluster,
             self.holder,
-            lease_s=self.world.conf.conductor.lease,
+            lease_s=self.services.conf.conductor.lease,
             guarded=guarded,
             **({} if group else columns),
         ) as session:
@@ -184,9 +184,17 @@ class Task:
         for name, value in columns.items() if group else ():
             orm.attributes.set_committed_value(group, name, value)
 
-    def note(self, owner: Owner | None = None, **columns: Any) -> None:
-        """Write columns of the owner, and nothing else. Raises LeaseLost."""
-        with self.save(owner, **columns):
+    def renew_lease(self) -> None:
+        """Prove that the cluster is still ours, before a call to the cloud. Raises LeaseLost.
+
+        A conductor that was suspended for longer than its lease stops here, so it cannot act on
+        what is out of date.
+        """
+        self.update()
+
+    def update(self, owner: Owner | None = None, **columns: Any) -> None:
+        """Renew the lease and write columns of the owner, default the cluster. Raises LeaseLost."""
+        with self.transaction(owner, **columns):
             pass
 
     @property
@@ -210,7 +218,7 @@ class Task:
                 f'{errors.CODES["TIMEOUT"]}: {what} is not done after '
                 f'{self.age_s / 60:.0f} minutes, and {self.timeout_min} were given',
             )
-        return errors.Retry(interval_s(self.world.conf.conductor.watch_interval, self.age_s))
+        return errors.Retry(interval_s(self.services.conf.conductor.watch_interval, self.age_s))
 
 
 def timeout_min(conf: cfg.ConfigOpts, status: str, create_timeout: int | None) -> int:
@@ -244,10 +252,10 @@ def ensure_project_role(task: Task) -> None:
     """
     if task.cluster.stack_id is not None or task.as_admin:
         return
-    task.note()
+    task.renew_lease()
     try:
-        task.world.cloud.grant_roles(task.cluster.project_id)
-    except clients.Refused as e:
+        task.services.cloud.grant_roles(task.cluster.project_id)
+    except clients.Rejected as e:
         raise errors.Failed(
             'INTERNAL',
             f'The service may not give itself a role on the project. {e}. An operator '
@@ -263,13 +271,13 @@ def ensure_keys(task: Task) -> None:
     While authorities are exchanged each has its successor beside it. A bare key pair has none.
     """
     cluster = task.cluster
-    if cluster.stack_id is not None and not cluster.rotation:
+    if cluster.stack_id is not None and not cluster.rotation_phase:
         return
-    have = {(key.purpose, key.is_next) for key in db.list_keys(task.world.db, cluster.uuid)}
-    life = datetime.timedelta(days=task.world.conf.cluster.ca_days)
+    have = {(key.purpose, key.is_next) for key in db.list_keys(task.services.db, cluster.uuid)}
+    life = datetime.timedelta(days=task.services.conf.cluster.ca_days)
     made = {}
     for purpose, spec in task.driver.keys.items():
-        for is_next in (False, True) if cluster.rotation and spec.kind == 'ca' else (False,):
+        for is_next in (False, True) if cluster.rotation_phase and spec.kind == 'ca' else (False,):
             if (purpose, is_next) in have:
                 continue
             if spec.kind == 'ca':
@@ -279,9 +287,9 @@ def ensure_keys(task: Task) -> None:
             else:
                 made[purpose, is_next] = certs.make_keypair(algorithm=spec.algorithm)
     if made:
-        with task.save() as session:
+        with task.transaction() as session:
             for (purpose, is_next), pair in made.items():
-                task.world.keystore.put(session, cluster.uuid, purpose, pair, is_next=is_next)
+                task.services.keystore.put(session, cluster.uuid, purpose, pair, is_next=is_next)
 
 
 def ensure_cluster_user(task: Task) -> None:
@@ -290,33 +298,33 @@ def ensure_cluster_user(task: Task) -> None:
 
     Its password is stored first and never changes, so that whoever makes it again means the same
     user."""
-    world, cluster = task.world, task.cluster
+    services, cluster = task.services, task.cluster
     if cluster.stack_id is not None:
         return
     with _driver_errors(task):
-        if not task.driver.wants_cloud_user(world.conf, cluster):
+        if not task.driver.wants_cloud_user(services.conf, cluster):
             return
     if _cloud_user(task) is None:
         made = certs.Pair(
             '', f'{token.token_urlsafe(32)}-aA1'
         )  # of all kinds that rules for passwords ask for
-        with task.save() as session:
-            world.keystore.put(session, cluster.uuid, keystore.CLOUD_USER, made)
+        with task.transaction() as session:
+            services.keystore.put(session, cluster.uuid, keystore.CLOUD_USER, made)
     row = _cloud_user(task)
     if row is None or row.certificate:
         return
-    task.note()
+    task.renew_lease()
     try:
-        user_id = world.cloud.make_user(cluster.uuid, world.keystore.open(row).private_key)
-        world.cloud.grant_user(user_id, cluster.project_id)
-    except clients.Refused as e:
+        user_id = services.cloud.make_user(cluster.uuid, services.keystore.open(row).private_key)
+        services.cloud.grant_user(user_id, cluster.project_id)
+    except clients.Rejected as e:
         raise errors.Failed(
             'INTERNAL',
             f'The service may not make a user for this cluster. {e}. An operator has to '
             'give it the role admin on the domain that [trust] names.',
         ) from e
     try:
-        with task.save() as session:
+        with task.transaction() as session:
             session.execute(
                 sa.update(models.Key).where(models.Key.id == row.id).values(certificate=user_id)
             )
@@ -324,7 +332,7 @@ def ensure_cluster_user(task: Task) -> None:
         if (
             _cloud_user(task) is None
         ):  # the cluster was deleted while we were stopped: nobody knows of this user
-            world.cloud.remove_user(cluster.uuid, user_id)
+            services.cloud.remove_user(cluster.uuid, user_id)
         raise
 
 
@@ -333,9 +341,9 @@ def ensure_no_cluster_user(task: Task) -> None:
     token any more."""
     row = _cloud_user(task)
     if row is not None:
-        task.note()
-        task.world.cloud.remove_user(task.cluster.uuid, row.certificate)
-        with task.save() as session:
+        task.renew_lease()
+        task.services.cloud.remove_user(task.cluster.uuid, row.certificate)
+        with task.transaction() as session:
             session.execute(sa.delete(models.Key).where(models.Key.id == row.id))
 
 
@@ -345,7 +353,7 @@ def _cloud_user(task: Task) -> models.Key | None:
     return next(
         (
             key
-            for key in db.list_keys(task.world.db, task.cluster.uuid)
+            for key in db.list_keys(task.services.db, task.cluster.uuid)
             if key.purpose == keystore.CLOUD_USER
         ),
         None,
@@ -354,7 +362,7 @@ def _cloud_user(task: Task) -> models.Key | None:
 
 def secrets(task: Task) -> dict[str, certs.Pair]:
     """The cluster's keys, and the client certificates of new nodes, by name."""
-    pairs = task.world.keystore.load(task.world.db, task.cluster)
+    pairs = task.services.keystore.load(task.services.db, task.cluster)
     life = datetime.timedelta(minutes=task.timeout_min) + CERTIFICATE_MARGIN
     joining = {
         name: certs.issue_client(
@@ -375,7 +383,7 @@ def ensure_members(task: Task, owner: Owner) -> None:
     """Make one stack what the rows want, and write down what it then says. Raises Retry while Heat
     works on it.
 
-    A change that came while Heat worked is sent when it is done; members of an older epoch are
+    A change that came while Heat worked is sent when it is done; members of an older rollout are
     replaced batch by batch."""
     if not task.is_busy(owner):
         return
@@ -414,7 +422,7 @@ def _go_on(task: Task, owner: Owner, stack: clients.Stack, lacking: set[str]) ->
     """A stack is complete, and there is more to do: have the next members made, unless somebody
     wants it stopped."""
     if task.is_cancelled:
-        with task.save(guarded=True) as session:
+        with task.transaction(guarded=True) as session:
             _write_arrivals(session, task, owner)
         raise _cancelled()
     send(task, owner, stack, lacking, settled=True)
@@ -432,7 +440,7 @@ def _stack_at_rest(task: Task, owner: Owner) -> clients.Stack:
         )
     if states.is_busy(stack.status):
         if task.is_cancelled and not task.masters_change:
-            task.note()
+            task.renew_lease()
             task.stacks.cancel(stack.id)
         raise task.wait(f'stack {stack.id}')
     return stack
@@ -441,13 +449,13 @@ def _stack_at_rest(task: Task, owner: Owner) -> clients.Stack:
 def _face_failure(task: Task, owner: Owner, stack: clients.Stack) -> None:
     """A stack failed. That is the end, unless something else was asked for meanwhile, which then
     gets its try."""
-    task.note()
+    task.renew_lease()
     if task.is_cancelled and not task.masters_change:
         raise _cancelled()
     diagnosis = diagnose.explain(task, stack)
     if owner.sent_generation >= task.cluster.generation:
         raise StackFailed(diagnosis)
-    with task.save() as session:
+    with task.transaction() as session:
         db.end_operations(
             session,
             task.cluster,
@@ -459,7 +467,7 @@ def _face_failure(task: Task, owner: Owner, stack: clients.Stack) -> None:
     for group in task.groups_of(
         owner
     ):  # a node that has reported a failure never reports again: it is replaced
-        for node in members.wanted(group):
+        for node in members.list_wanted(group):
             if _failed_for_good(group, diagnosis.of(group, node)):
                 node.status = states.CREATE_FAILED
 
@@ -496,9 +504,9 @@ class StackFailed(errors.Failed):
 def _rendered(task: Task, owner: Owner) -> drivers.Rendered:
     """The owner's stack as the rows want it, rendered by the release that runs now. Raises
     Failed."""
-    conf, cluster, pairs = task.world.conf, task.cluster, secrets(task)
+    conf, cluster, pairs = task.services.conf, task.cluster, secrets(task)
     user = pairs.pop(keystore.CLOUD_USER, None)
-    login = task.world.cloud.login(user.certificate, user.private_key) if user else None
+    login = task.services.cloud.login(user.certificate, user.private_key) if user else None
     with _driver_errors(task):
         if isinstance(owner, models.NodeGroup):
             outputs = task.stacks.outputs(cluster.stack_id or '')
@@ -530,7 +538,7 @@ def ensure_stack(task: Task, owner: Owner) -> None:
     there is one.
 
     The text is stored before it is sent: whoever adopts the stack after a crash knows what is in
-    it. If Heat says that the stack exists (`clients.Clash`), the next visit finds it."""
+    it. If Heat says that the stack exists (`clients.Conflict`), the next visit finds it."""
     cluster = task.cluster
     if owner.stack_text is not None:
         found = task.stacks.find(task.stack_name(owner))
@@ -538,7 +546,7 @@ def ensure_stack(task: Task, owner: Owner) -> None:
             _adopt(task, owner, found.id)
     rendered = _rendered(task, owner)
     text = {'template': rendered.template, 'files': rendered.files}
-    with task.save(
+    with task.transaction(
         owner, guarded=True, stack_text=text, revision=owner.revision + (owner.stack_text != text)
     ) as session:
         db.begin_operation(session, cluster)
@@ -551,21 +559,23 @@ def ensure_stack(task: Task, owner: Owner) -> None:
             timeout_min=task.timeout_min,
             tags=_tags(task, owner),
         )
-    except clients.Refused as e:
+    except clients.Rejected as e:
         raise errors.Failed(diagnose.code_of(str(e)), f'Heat refused the stack. {e}') from e
     try:
         _adopt(task, owner, stack_id)
     except errors.LeaseLost:
         # We were stopped for longer than a lease. If the owner was deleted meanwhile, nobody knows
         # of this stack.
-        if not db.has_owner(task.world.db, owner):
-            with contextlib.suppress(clients.Gone):
+        if not db.is_stack_wanted(task.services.db, owner):
+            with contextlib.suppress(clients.NotFound):
                 task.stacks.delete(stack_id)
         raise
 
 
 def _adopt(task: Task, owner: Owner, stack_id: str) -> None:
-    with task.save(owner, stack_id=stack_id, sent_generation=task.cluster.generation) as session:
+    with task.transaction(
+        owner, stack_id=stack_id, sent_generation=task.cluster.generation
+    ) as session:
         session.execute(
             sa.update(models.NodeGroup)
             .where(models.NodeGroup.id.in_([group.id for group in task.groups_of(owner)]))
@@ -583,21 +593,22 @@ def choose_members(task: Task, owner: Owner) -> set[str]:
     a master's."""
     there, most = (
         task.driver.texts.numbers(owner.stack_text or {}),
-        task.world.conf.cluster_heat.nodes_per_wave,
+        task.services.conf.cluster_heat.nodes_per_wave,
     )
     for group in task.groups_of(owner):
         if (
             states.is_busy(group.status)
             and task.driver.replaceable(task.cluster, group.stack_role) is None
         ):
-            waiting = {node.number for node in members.wanted(group)} - there.get(
+            waiting = {node.number for node in members.list_wanted(group)} - there.get(
                 group.stack_role, set()
             )
             members.replace(task.cluster, group, most - len(waiting) if most else None)
     lacking = {
         group.stack_role
         for group in task.groups_of(owner)
-        if {node.number for node in members.wanted(group)} != there.get(group.stack_role, set())
+        if {node.number for node in members.list_wanted(group)}
+        != there.get(group.stack_role, set())
     }
     return _now(task, lacking)
 
@@ -612,7 +623,7 @@ def _note_arrivals(task: Task, owner: Owner) -> None:
     fail without them."""
     there = task.driver.texts.numbers(owner.stack_text or {})
     for group in task.groups_of(owner):
-        for node in members.wanted(group):
+        for node in members.list_wanted(group):
             if node.status == states.CREATE_IN_PROGRESS and node.number in there.get(
                 group.stack_role, set()
             ):
@@ -658,7 +669,7 @@ def send(
     young = {
         group.stack_role: {
             node.number
-            for node in members.wanted(group)
+            for node in members.list_wanted(group)
             if stale or not node.status.endswith('_COMPLETE')
         }
         for group in task.groups_of(owner)
@@ -666,7 +677,7 @@ def send(
     }
     gone = driver.texts.numbers(owner.stack_text or {})
     before = owner.sent_generation
-    with task.save(
+    with task.transaction(
         owner,
         guarded=True,
         stack_text=text,
@@ -683,7 +694,7 @@ def send(
             )
         elif (
             settled
-            and not cluster.rotation
+            and not cluster.rotation_phase
             and [o for o in task.cluster.owners if task.is_busy(o)] == [owner]
         ):
             db.end_operations(session, cluster, 'complete', through=before)
@@ -700,7 +711,7 @@ def send(
             timeout_min=task.timeout_min,
             tags=_tags(task, owner),
         )
-    except clients.Refused as e:
+    except clients.Rejected as e:
         raise errors.Failed(
             diagnose.code_of(str(e)), f'Heat refused the change of the stack. {e}'
         ) from e
@@ -737,7 +748,7 @@ def _write_members(session: orm.Session, group: models.NodeGroup, in_stack: set[
 def settle(task: Task, owner: Owner, stack: clients.Stack) -> None:
     """The stack is as the rows want it: write down what its outputs say, and that its nodegroups
     are done."""
-    task.note()
+    task.renew_lease()
     observed = task.driver.read_outputs(task.stacks.outputs(stack.id))
     columns = (
         {}
@@ -745,7 +756,7 @@ def settle(task: Task, owner: Owner, stack: clients.Stack) -> None:
         else {'api_address': observed.api_address, 'coe_version': observed.coe_version}
     )
     groups = task.groups_of(owner)
-    with task.save(owner, guarded=True, **columns) as session:
+    with task.transaction(owner, guarded=True, **columns) as session:
         for group in groups:
             status = states.TRANSITIONS['done'].get(group.status, group.status)
             nodes = [node for node in group.nodes if node.status == states.DELETE_IN_PROGRESS]
@@ -765,7 +776,7 @@ def settle(task: Task, owner: Owner, stack: clients.Stack) -> None:
             )
             rows = [
                 _node(node, observed.nodes.get((group.name, node.number)), observed.coe_version)
-                for node in members.wanted(group)
+                for node in members.list_wanted(group)
             ]
             if rows:
                 session.execute(sa.update(models.Node), rows)
@@ -796,12 +807,12 @@ def advance_rotation(task: Task) -> None:
     Raises Retry."""
     if task.is_cancelled:
         raise _cancelled()
-    with task.save(guarded=True) as session:
+    with task.transaction(guarded=True) as session:
         db.advance_rotation(session, task.cluster)
     LOG.info(
         'Cluster %s: phase %s of the exchange of its authorities begins',
         task.cluster.uuid,
-        task.cluster.rotation + 1,
+        task.cluster.rotation_phase + 1,
     )
     raise errors.Retry(0)
 
@@ -813,7 +824,7 @@ def note_failure(task: Task, owner: Owner, failure: errors.Failed) -> None:
     It is not looked at again in this operation; those of the others go on.
     """
     diagnosis = failure.diagnosis if isinstance(failure, StackFailed) else None
-    with task.save(guarded=True) as session:
+    with task.transaction(guarded=True) as session:
         for group in task.groups_of(owner):
             if states.is_busy(group.status):
                 blame(session, group, failure, diagnosis)
@@ -889,14 +900,14 @@ def ensure_gone(task: Task, owner: Owner) -> None:
     ):  # Heat clears up behind it, with the role that we have on the project
         raise errors.Retry(CLEARING_UP_S)
     if stack.status == 'DELETE_FAILED' and owner.sent_generation == cluster.generation:
-        task.note()
+        task.renew_lease()
         raise StackFailed(diagnose.explain(task, stack))
     if _is_to_be_deleted(task, owner, stack):
-        with task.save() as session:
+        with task.transaction() as session:
             db.begin_operation(session, cluster)
-        with contextlib.suppress(clients.Gone):
+        with contextlib.suppress(clients.NotFound):
             task.stacks.delete(stack.id)
-        task.note(owner, stack_id=stack.id, sent_generation=cluster.generation)
+        task.update(owner, stack_id=stack.id, sent_generation=cluster.generation)
         LOG.info('Cluster %s: stack %s is being deleted', cluster.uuid, stack.id)
     raise task.wait(f'stack {stack.id}')
 
@@ -918,7 +929,7 @@ def _is_to_be_deleted(task: Task, owner: Owner, stack: clients.Stack) -> bool:
 def ensure_nodegroup_gone(task: Task, group: models.NodeGroup) -> None:
     """Delete a further nodegroup, first its stack, then its row."""
     ensure_gone(task, group)
-    with task.save(guarded=True) as session:
+    with task.transaction(guarded=True) as session:
         session.execute(sa.delete(models.NodeGroup).where(models.NodeGroup.id == group.id))
     LOG.info('Cluster %s: nodegroup %s is deleted', task.cluster.uuid, group.name)
     task.cluster.nodegroups.remove(group)
@@ -930,15 +941,15 @@ def ensure_no_load_balancers(task: Task) -> None:
 
     Raises Retry while there are any. Without a role at Octavia nothing can be done here; what is in
     the way is then named when Heat cannot delete the network."""
-    cluster, cloud = task.cluster, task.world.cloud
+    cluster, cloud = task.cluster, task.services.cloud
     text = task.driver.load_balancers_text(cluster)
     if text is None or cluster.stack_id is None or cluster.sent_generation == cluster.generation:
         return
-    task.note()
+    task.renew_lease()
     try:
         found = cloud.load_balancers(cluster.project_id, text, as_admin=task.as_admin)
         for balancer in found:
-            with contextlib.suppress(clients.Clash):  # it is busy: next time
+            with contextlib.suppress(clients.Conflict):  # it is busy: next time
                 cloud.delete_load_balancer(cluster.project_id, balancer.id, as_admin=task.as_admin)
             LOG.info(
                 'Cluster %s: load balancer %s (%s) was made inside the cluster and is being '
@@ -947,7 +958,7 @@ def ensure_no_load_balancers(task: Task) -> None:
                 balancer.id,
                 balancer.name,
             )
-    except clients.Refused as e:
+    except clients.Rejected as e:
         LOG.warning(
             'Cluster %s: load balancers made inside the cluster cannot be looked for: %s',
             cluster.uuid,
@@ -971,9 +982,9 @@ def ensure_project_left(task: Task) -> None:
 
     A cluster that is asked for at this very moment finds its calls refused, and its conductor
     grants the role again."""
-    task.note(
+    task.update(
         stack_id=None
     )  # of the last two, deleted at once, each would take the other for a reason to stay
-    if not db.has_other_clusters(task.world.db, task.cluster.project_id, task.cluster.uuid):
-        with contextlib.suppress(clients.Refused):
-            task.world.cloud.revoke_roles(task.cluster.project_id)
+    if not db.has_other_clusters(task.services.db, task.cluster.project_id, task.cluster.uuid):
+        with contextlib.suppress(clients.Rejected):
+            task.services.cloud.revoke_roles(task.cluster.project_id)

@@ -32,9 +32,9 @@ Submit = Callable[..., None]
 
 
 def follow(
-    world: steps.World,
+    services: steps.Services,
     holder: str,
-    clusters: Sequence[db.Followed],
+    clusters: Sequence[db.StackWatch],
     submit: Submit,
     stopping: threading.Event,
 ) -> None:
@@ -43,37 +43,39 @@ def follow(
     Those that Heat still works on are due again later; the others are submitted: `submit(visit,
     ...)` has each of them reconciled, beside each other."""
     if stopping.is_set():
-        db.postpone(world.db, holder, [c.uuid for c in clusters], check_in_s=0)
+        db.release_unchanged(services.db, holder, [c.uuid for c in clusters], check_in_s=0)
         return
     project_id = clusters[0].project_id
     as_admin = False
     try:
         if any(c.failures for c in clusters):
-            as_admin = _leave_project(world, project_id, clusters)
+            as_admin = _leave_project(services, project_id, clusters)
         ids = {stack_id for c in clusters for stack_id, _ in c.groups if stack_id}
-        seen = world.cloud.stacks(project_id, as_admin=as_admin).look(ids) if ids else {}
+        seen = services.cloud.stacks(project_id, as_admin=as_admin).look(ids) if ids else {}
         for cluster in clusters:
             if cluster.watched:
-                _count(world, cluster, seen, as_admin)
+                _count(services, cluster, seen, as_admin)
     except Exception as e:
-        for row in db.list_held(world.db, holder, [c.uuid for c in clusters]):
-            reconcile.back_off_from(steps.Task(world, row, holder, {}, as_admin), e)
+        for row in db.list_leased(services.db, holder, [c.uuid for c in clusters]):
+            reconcile.back_off_from(steps.Task(services, row, holder, {}, as_admin), e)
         return
-    quiet = [c for c in clusters if _is_quiet(world, c, seen)]
+    quiet = [c for c in clusters if _is_quiet(services, c, seen)]
     if quiet:
         age_s = min((models.utcnow() - c.asked_at).total_seconds() for c in quiet)
-        db.postpone(
-            world.db,
+        db.release_unchanged(
+            services.db,
             holder,
             [c.uuid for c in quiet],
-            check_in_s=steps.interval_s(world.conf.conductor.watch_interval, age_s),
+            check_in_s=steps.interval_s(services.conf.conductor.watch_interval, age_s),
         )
     for cluster in clusters:
         if cluster not in quiet:
-            submit(visit, world, holder, cluster.uuid, seen, as_admin, stopping)
+            submit(visit, services, holder, cluster.uuid, seen, as_admin, stopping)
 
 
-def _leave_project(world: steps.World, project_id: str, clusters: Sequence[db.Followed]) -> bool:
+def _leave_project(
+    services: steps.Services, project_id: str, clusters: Sequence[db.StackWatch]
+) -> bool:
     """Calls have failed. Give back the role that may have been lost; say whether the project is
     closed to everybody.
 
@@ -81,14 +83,16 @@ def _leave_project(world: steps.World, project_id: str, clusters: Sequence[db.Fo
     that is disabled or gone is deleted with the token of the service's own."""
     if (
         any(c.status == states.DELETE_IN_PROGRESS for c in clusters)
-        and world.cloud.project_state(project_id) != 'enabled'
+        and services.cloud.project_state(project_id) != 'enabled'
     ):
         return True
-    world.cloud.grant_roles(project_id)
+    services.cloud.grant_roles(project_id)
     return False
 
 
-def _is_quiet(world: steps.World, cluster: db.Followed, seen: Mapping[str, clients.Stack]) -> bool:
+def _is_quiet(
+    services: steps.Services, cluster: db.StackWatch, seen: Mapping[str, clients.Stack]
+) -> bool:
     """Whether Heat works on all of a cluster's stacks that have work, so that there is nothing to
     do but to wait."""
     if cluster.failures or cluster.cancelled_generation >= cluster.generation:
@@ -108,16 +112,19 @@ def _is_quiet(world: steps.World, cluster: db.Followed, seen: Mapping[str, clien
     age_s = (models.utcnow() - cluster.asked_at).total_seconds()
     # With no work left somebody has died before he could say that all is done.
     return bool(busy) and not steps.is_overdue(
-        steps.timeout_min(world.conf, cluster.status, cluster.create_timeout), age_s
+        steps.timeout_min(services.conf, cluster.status, cluster.create_timeout), age_s
     )
 
 
 def _count(
-    world: steps.World, cluster: db.Followed, seen: Mapping[str, clients.Stack], as_admin: bool
+    services: steps.Services,
+    cluster: db.StackWatch,
+    seen: Mapping[str, clients.Stack],
+    as_admin: bool,
 ) -> None:
     """Somebody watches: count the resources of the cluster's stacks that have work. A call for each
     stack."""
-    stacks = world.cloud.stacks(cluster.project_id, as_admin=as_admin)
+    stacks = services.cloud.stacks(cluster.project_id, as_admin=as_admin)
     ids = {
         stack_id
         for stack_id, status in cluster.groups
@@ -125,16 +132,16 @@ def _count(
     }
     counts = []
     for stack_id in ids:
-        with contextlib.suppress(clients.Gone):
+        with contextlib.suppress(clients.NotFound):
             counts.append(stacks.progress(stack_id))
     if counts:
-        db.note_progress(
-            world.db, cluster.uuid, sum(c[0] for c in counts), sum(c[1] for c in counts)
+        db.store_progress(
+            services.db, cluster.uuid, sum(c[0] for c in counts), sum(c[1] for c in counts)
         )
 
 
 def visit(
-    world: steps.World,
+    services: steps.Services,
     holder: str,
     uuid: str,
     seen: Mapping[str, clients.Stack],
@@ -143,9 +150,9 @@ def visit(
 ) -> None:
     """Reconcile one leased cluster, after its stacks were looked at. If the lease is lost,
     nothing."""
-    for cluster in db.list_held(world.db, holder, [uuid]):
+    for cluster in db.list_leased(services.db, holder, [uuid]):
         if stopping.is_set():
-            db.release(world.db, cluster, holder, check_in_s=0)
+            db.release(services.db, cluster, holder, check_in_s=0)
             continue
         try:
             if (
@@ -153,12 +160,12 @@ def visit(
                 and cluster.stack_id is None
                 and cluster.status == states.DELETE_IN_PROGRESS
             ):
-                as_admin = world.cloud.project_state(cluster.project_id) != 'enabled'
+                as_admin = services.cloud.project_state(cluster.project_id) != 'enabled'
         except clients.CloudError as e:
-            reconcile.back_off_from(steps.Task(world, cluster, holder, seen), e)
+            reconcile.back_off_from(steps.Task(services, cluster, holder, seen), e)
             continue
-        with context.working_on(cluster.uuid, *db.get_work(world.db, cluster)):
-            reconcile.visit(steps.Task(world, cluster, holder, seen, as_admin))
+        with context.working_on(cluster.uuid, *db.find_running_operation(services.db, cluster)):
+            reconcile.visit(steps.Task(services, cluster, holder, seen, as_admin))
 
 
 class Listener:
@@ -210,21 +217,21 @@ class Listener:
     def _is_woken(self, stack_id: str) -> bool:
         """Have the cluster of a stack looked at, if there is one that waits for something; returns
         whether."""
-        woken = db.wake(self._db, [stack_id]) > 0
+        woken = db.make_due_by_stack(self._db, [stack_id]) > 0
         if woken:
             self._wake.set()
         return woken
 
 
-def listener(world: steps.World, wake: threading.Event, stopping: threading.Event) -> Any:
+def listener(services: steps.Services, wake: threading.Event, stopping: threading.Event) -> Any:
     """A listener to Heat's notifications, not yet started; None where the operator wants none or
     there is no broker."""
-    conf = world.conf.heat_notifications
+    conf = services.conf.heat_notifications
     if not conf.enabled:
         return None
     return rpc.notification_listener(
-        world.conf,
-        Listener(world.db, wake, stopping),
+        services.conf,
+        Listener(services.db, wake, stopping),
         url=conf.transport_url,
         exchange=conf.exchange,
         topic=conf.topic,

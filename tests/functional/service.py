@@ -504,7 +504,7 @@ class Service:
         conf(['--config-file', str(self.conf_file)], project='magnum-lite')
         database = db.Database(conf)
         try:
-            row = models.Cluster(uuid=cluster_uuid, rotation=rotation)
+            row = models.Cluster(uuid=cluster_uuid, rotation_phase=rotation)
             return keystore.KeyStore(conf).load(database, row)[purpose]
         finally:
             database.engine.dispose()

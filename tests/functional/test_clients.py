@@ -212,7 +212,7 @@ def test_a_stack_is_made_followed_changed_stopped_and_deleted(
     stopped = settled(stacks, stack_id)
     say(f'an update that was stopped: {stopped}')
     assert (stopped.status, stopped.revision) == ('UPDATE_FAILED', 5)
-    with pytest.raises(clients.Refused):
+    with pytest.raises(clients.Rejected):
         update(stacks, stack_id, 6, count='many')
     assert stacks.look([stack_id])[stack_id].revision == 5, 'a refused update changes no tag'
     update(stacks, stack_id, 7, wait_s=0, word='seven')
@@ -221,9 +221,9 @@ def test_a_stack_is_made_followed_changed_stopped_and_deleted(
     stacks.delete(stack_id)
     assert_gone(stacks, stack_id)
     for call in (stacks.cancel, stacks.delete, lambda one: update(stacks, one, 8)):
-        with pytest.raises(clients.Gone):
+        with pytest.raises(clients.NotFound):
             call(str(uuid.uuid4()))
-        with pytest.raises(clients.Gone):
+        with pytest.raises(clients.NotFound):
             call(stack_id)
 
 
@@ -305,7 +305,7 @@ def test_the_stack_of_a_project_without_tokens_is_deleted(
         assert cloud.project_state(project.id) == state
 
         # Heat believes a token that it has seen for five minutes more. This one is new.
-        with pytest.raises(clients.Away):
+        with pytest.raises(clients.Unreachable):
             connect_as(sandbox.service_cloud, tmp_path).stacks(project.id).look([stack_id])
         found = stacks.find(name)
         assert found and found.id == stack_id
@@ -383,7 +383,7 @@ def test_what_a_cluster_made_itself_is_found_and_removed(
 
     for made in balancers:
         cloud.delete_load_balancer(project.id, made.id)
-    with contextlib.suppress(clients.Clash):
+    with contextlib.suppress(clients.Conflict):
         cloud.delete_load_balancer(project.id, balancers[0].id)
     poll(
         lambda: not cloud.load_balancers(project.id, ''), TIDY_S, 'the load balancers go', every_s=1
@@ -405,7 +405,7 @@ def test_grants_are_known(cloud: clients.Cloud, sandbox: Sandbox, project: Proje
     assert project.id not in cloud.projects_with_role()
     assert cloud.project_state(uuid.uuid4().hex) == 'gone'
     with pytest.raises(
-        clients.Away
+        clients.Unreachable
     ):  # no role, no token: a role that is being granted may mend that
         cloud.load_balancers(project.id, 'x')
 
@@ -416,7 +416,7 @@ def test_a_service_that_is_no_admin_is_refused_and_not_told_that_a_stack_is_gone
     stacks = connect_as(sandbox.cloud_name, tmp_path).stacks(project.id, as_admin=True)
 
     for call in (stacks.delete, stacks.find, stacks.failures, lambda one: stacks.look([one])):
-        with pytest.raises(clients.Refused):
+        with pytest.raises(clients.Rejected):
             call(str(uuid.uuid4()))
 
 
@@ -428,5 +428,5 @@ def test_networks_are_found_by_name_and_by_id(sandbox: Sandbox) -> None:
     assert {lookups.network(ref, external=True) for ref in ('public', public)} == {public}
     assert {lookups.network(ref) for ref in ('private', private)} == {private}
     for ref in ('private', private, str(uuid.uuid4())):
-        with pytest.raises(clients.Gone):
+        with pytest.raises(clients.NotFound):
             lookups.network(ref, external=True)

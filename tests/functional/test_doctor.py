@@ -121,7 +121,7 @@ def add_row(service: Service, project: Project) -> str:
                 uuid=made,
                 name='doctor-lost',
                 cluster_template_id=template,
-                driver='k8s_ubuntu',
+                driver='k8s_cloud_init',
                 status='CREATE_COMPLETE',
                 stack_id=str(uuid.uuid4()),
                 stack_text={'template': '', 'files': {}},

@@ -245,9 +245,9 @@ def test_authorities_are_exchanged(
 ) -> None:
     def rotation() -> int:
         return int(
-            service.rows('SELECT rotation FROM clusters WHERE uuid = :u', u=cluster['uuid'])[0][
-                'rotation'
-            ]
+            service.rows('SELECT rotation_phase FROM clusters WHERE uuid = :u', u=cluster['uuid'])[
+                0
+            ]['rotation_phase']
         )
 
     def authority() -> str:

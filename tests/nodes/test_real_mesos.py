@@ -115,7 +115,7 @@ def test_there_is_no_certificate_and_no_kubeconfig(
         status, body = service.request(method, path)
 
         assert status == 400, body
-        assert 'Driver mesos_ubuntu of cluster' in str(body)
+        assert 'Driver mesos_cloud_init of cluster' in str(body)
 
 
 def test_nodes_come_and_go(service: Service, cluster: dict[str, Any]) -> None:
