@@ -16,7 +16,7 @@ from magnum_lite.conductor import diagnose
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'tools'))
 
-import measure  # noqa: E402
+import measure
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'magnum_lite'
