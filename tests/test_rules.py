@@ -132,7 +132,6 @@ LARGE_FUNCTIONS = {
     'cli.py drivers_render',
     'conductor/steps.py blame',
     'conductor/steps.py send',
-    'db.py claim_watched',
     'drivers.py __init__',
     'drivers.py _check_sizes',
     'drivers.py check_cluster',
