@@ -1,13 +1,33 @@
-"""What is stored: one typed class per table, and nothing that does I/O.
+"""The tables: one typed class each, and nothing that does I/O.
 
-A cluster is a row (`Cluster`): what is wanted (counts, labels, `generation`), what is known
-(`status`, addresses, `stack_id`) and who holds it (`leased_by`, `leased_until`, `check_at`).
-Everything else hangs off that row by its uuid. `db` is the only module that reads or writes these
-tables; `alembic/` must make exactly what stands here, which `tests/test_migrations.py` compares on
-every database.
+Every layer reads these classes. Rows are read and written through `db` alone, or in a session that
+`db` hands out. The migrations in `alembic/` must create exactly what is declared here, which
+`tests/test_migrations.py` compares on every database.
 
-Times are UTC. They are stored without an offset (no database agrees with another on offsets) and
-handed out as aware datetimes, because clients written in Go refuse a time without one."""
+A cluster is one row (`Cluster`): the wanted state (counts, labels, `generation`), the observed
+state (`status`, addresses, `stack_id`) and the lease (`leased_by`, `leased_until`, `check_at`). The
+other tables refer to it by its uuid.
+
+Several columns are counters, or nearly so. They differ in what they count:
+
+    generation             number of what is requested: each request for work adds 1, and so does a
+                           conductor that restores a stack
+    sent_generation        the generation that a stack was last created, updated or deleted for
+    cancelled_generation   the newest generation that a user wants stopped
+    revision               number of a stored stack text; the stack bears it as a tag
+    rollout                number of a nodegroup's node specification; members of an older one are
+                           replaced
+    rotation_phase         how far the rotation of a cluster's authorities is; 0: none
+    next_number            the number that the next member of a nodegroup gets
+    failures               failed calls to the cloud in a row, for the back-off
+
+So for a stack with work, `sent_generation < generation` means that the request was not sent to Heat
+yet; a tag other than `revision` means that the stack has another text than the row. A generation
+may take several revisions, because nodes are started and replaced in batches.
+doc/contributor/protocol.md describes who writes which of them, and when.
+
+Times are UTC. They are stored without an offset (databases disagree on offsets) and read as aware
+datetimes, because clients written in Go refuse a time without an offset."""
 
 from __future__ import annotations
 
@@ -31,8 +51,7 @@ class UTCDateTime(sa.types.TypeDecorator[datetime.datetime]):
     def process_bind_param(
         self, value: datetime.datetime | None, dialect: sa.Dialect
     ) -> datetime.datetime | None:
-        """Drop the offset. Raises ValueError for a naive time: nobody could say which zone it was
-        meant in."""
+        """Convert to UTC and drop the offset. Raises ValueError for a naive time: no zone known."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -46,8 +65,7 @@ class UTCDateTime(sa.types.TypeDecorator[datetime.datetime]):
 
 
 def utcnow() -> datetime.datetime:
-    """The present, aware. For what people read (`created_at`); leases use the database's clock
-    instead (`db.now`)."""
+    """The time of this process, aware. For what users read; leases use the database's `db.now`."""
     return datetime.datetime.now(datetime.UTC)
 
 
@@ -55,16 +73,15 @@ Json = sa.JSON(none_as_null=True)
 
 Uuid = Annotated[str, mapped_column(sa.String(36))]
 Text255 = Annotated[str, mapped_column(sa.String(255))]
-#: A name of `errors.CODES`: why the last change failed.
+#: A key of `errors.CODES`: why the last change failed.
 ErrorCode = Annotated[str, mapped_column(sa.String(40))]
 Labels = Annotated[dict[str, str], mapped_column(Json, default=dict)]
-#: See Cluster.rotation_phase.
+#: The last phase of a rotation: see `Cluster.rotation_phase`.
 ROTATION_PHASES = 3
 
 
 class Base(DeclarativeBase):
-    """Every table has an integer key, which orders equal rows, and says when a row was made and
-    last changed."""
+    """The columns of every table: an integer key, which orders equal rows, and two times."""
 
     __table_args__: Any = {
         'mysql_engine': 'InnoDB',
@@ -83,13 +100,12 @@ class Base(DeclarativeBase):
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     created_at: Mapped[datetime.datetime] = mapped_column(default=utcnow)
-    #: Null until the first change that a user would notice; leases and look-ups do not count.
+    #: Null until the first change that a user would notice. Leases and progress do not count.
     updated_at: Mapped[datetime.datetime | None]
 
 
 class ClusterTemplate(Base):
-    """What an operator or user describes once: engine, image, flavors, network. Clusters are made
-    after it."""
+    """What clusters have in common: engine, image, flavors, network. Clusters are made from it."""
 
     __tablename__ = 'cluster_templates'
 
@@ -100,7 +116,7 @@ class ClusterTemplate(Base):
     coe: Mapped[Text255]
     server_type: Mapped[Text255]
     cluster_distro: Mapped[Text255]
-    #: Name of the driver folder; null means: found by server type, distribution and engine.
+    #: Name of the driver folder. Null: the one for the server type, distribution and engine.
     driver: Mapped[Text255 | None]
     image_id: Mapped[Text255]
     flavor_id: Mapped[Text255 | None]
@@ -130,8 +146,9 @@ class ClusterTemplate(Base):
 
 
 class Cluster(Base):
-    """One cluster. The conductor makes the world match the upper half and writes down the lower
-    half."""
+    """One cluster: first its wanted state, then its observed state, then its lease.
+
+    The API writes the wanted state. A conductor makes the cloud match it, and writes the rest."""
 
     __tablename__ = 'clusters'
 
@@ -142,12 +159,11 @@ class Cluster(Base):
     cluster_template_id: Mapped[Uuid] = mapped_column(
         sa.ForeignKey('cluster_templates.uuid'), index=True
     )
-    #: Name of the driver folder that was found when the cluster was asked for. It never changes
-    #: afterwards.
+    #: Name of the driver folder, chosen when the cluster is requested. It never changes.
     driver: Mapped[Text255]
     keypair: Mapped[Text255 | None]
-    #: The key itself, read with the caller's token when the cluster was asked for: a Nova keypair
-    #: belongs to one user, so the service could not name it on a server.
+    #: The public key itself, read with the caller's token when the cluster is requested. A Nova
+    #: keypair belongs to one user, so the service could not name it on a server.
     public_key: Mapped[str | None] = mapped_column(sa.Text)
     flavor_id: Mapped[Text255 | None]
     master_flavor_id: Mapped[Text255 | None]
@@ -160,16 +176,18 @@ class Cluster(Base):
     discovery_url: Mapped[Text255 | None]
     #: Minutes, or null for the configured default.
     create_timeout: Mapped[int | None]
-    #: Counts the changes that were asked for. A conductor only ever says "done" for the generation
-    #: that it read.
+    #: Number of what is requested: each request for work adds 1, also a delete that is sent to Heat
+    #: again, and a conductor that restores a stack. A conductor records completion only for the
+    #: generation that it has read, so a change that came in between is not lost.
     generation: Mapped[int] = mapped_column(default=1)
-    #: The newest generation that somebody wants stopped. Only what the row is at, or older, can be.
+    #: The newest generation that a user wants stopped. A later request has a higher number, so it
+    #: is not stopped by this.
     cancelled_generation: Mapped[int] = mapped_column(default=0)
-    #: An admin wants it gone whatever it leaves behind in the cloud.
+    #: An admin wants the cluster deleted, whatever is left behind in the cloud.
     delete_forced: Mapped[bool] = mapped_column(default=False)
-    #: How far the exchange of its authorities is. 0: there is none; 1: all learn to trust the new
-    #: ones, too; 2: the new ones sign; 3: the old ones are forgotten. In each of these phases every
-    #: member is replaced.
+    #: How far the rotation of the cluster's authorities is. 0: none; 1: members trust the new ones
+    #: as well; 2: the new ones sign; 3: the old ones are trusted no more. Every member is replaced
+    #: in each phase from 1 to 3.
     rotation_phase: Mapped[int] = mapped_column(default=0)
 
     status: Mapped[str] = mapped_column(sa.String(20))
@@ -177,32 +195,34 @@ class Cluster(Base):
     error_code: Mapped[ErrorCode | None]
     health_status: Mapped[str | None] = mapped_column(sa.String(20))
     health_status_reason: Mapped[dict[str, str]] = mapped_column(Json, default=dict)
-    #: When the engine is next asked how it is. Whoever moves this on has the turn; null: nobody
-    #: asks.
+    #: When the health of the engine is checked next. The conductor that moves this on has claimed
+    #: the check. Null: it is not checked.
     health_at: Mapped[datetime.datetime | None] = mapped_column(index=True)
     stack_id: Mapped[Text255 | None]
-    #: The newest generation whose change of this stack was sent to Heat.
+    #: The generation for which this stack was last created, updated or deleted in Heat. Less than
+    #: `generation`: the newest request was not sent yet, or has no work for this stack.
     sent_generation: Mapped[int] = mapped_column(default=0)
-    #: Counts the texts of this stack. The stack bears the number as a tag, so that Heat can say
-    #: which text it has.
+    #: Number of the stored text of this stack: each new text adds 1. The stack bears it as a tag,
+    #: so Heat shows which text the stack has.
     revision: Mapped[int] = mapped_column(default=0)
-    #: The text that was sent to Heat, {"template": str, "files": {name: str}}; an update edits this
-    #: and nothing newer, so a release of ours never changes a running cluster. No secret is in it.
+    #: The text that Heat has or is to get, {"template": str, "files": {name: str}}. It is stored
+    #: before it is sent. An update edits this text and does not render a new one, so a new release
+    #: of this service never changes a running cluster. It holds no secret.
     stack_text: Mapped[dict[str, Any] | None] = mapped_column(Json, deferred=True)
     api_address: Mapped[Text255 | None]
     coe_version: Mapped[Text255 | None]
     container_version: Mapped[Text255 | None]
 
-    #: The conductor that works on this row, until when (the database's clock), and when the row is
-    #: next due. While it is held `check_at` is null, unless somebody asks for one more look
-    #: meanwhile.
+    #: The lease: its holder, a name that is new for each claim, and its end by the clock of the
+    #: database.
     leased_by: Mapped[Text255 | None]
     leased_until: Mapped[datetime.datetime | None] = mapped_column(index=True)
+    #: When a conductor is to look at the row. Null: never, or the row is leased. A request that
+    #: comes while it is leased sets this, so the row is due again as soon as it is released.
     check_at: Mapped[datetime.datetime | None] = mapped_column(index=True)
-    #: Somebody looks at the progress of its operation: until then resources are counted at each
-    #: look.
+    #: A client polls the operation. Until then, conductors count the resources of the stacks.
     polled_until: Mapped[datetime.datetime | None]
-    #: Outside calls that failed in a row: what the back-off grows with.
+    #: Calls to the cloud that have failed in a row. The back-off grows with it; success resets it.
     failures: Mapped[int] = mapped_column(default=0)
 
     template: Mapped[ClusterTemplate] = relationship(lazy='raise', viewonly=True)
@@ -216,7 +236,7 @@ class Cluster(Base):
 
     @property
     def owners(self) -> list[Cluster | NodeGroup]:
-        """Whoever has a stack of its own: the cluster first, then its further nodegroups."""
+        """The rows with a stack of their own: the cluster, then its nodegroups but the defaults."""
         return [self, *(group for group in self.nodegroups if not group.is_default)]
 
     @property
@@ -226,33 +246,34 @@ class Cluster(Base):
 
     @property
     def node_count(self) -> int:
-        """Nodes of all nodegroups that are not masters."""
+        """Nodes of all other nodegroups."""
         return sum(group.node_count for group in self.nodegroups if group.role != 'master')
 
     @property
     def master_addresses(self) -> list[str]:
-        """Addresses of the masters, as far as they are known."""
+        """The known addresses of the masters."""
         return [
-            a
+            address
             for group in self.nodegroups
             if group.role == 'master'
-            for a in group.node_addresses or ()
+            for address in group.node_addresses or ()
         ]
 
     @property
     def node_addresses(self) -> list[str]:
-        """Addresses of the workers, as far as they are known."""
+        """The known addresses of the workers."""
         return [
-            a
+            address
             for group in self.nodegroups
             if group.role != 'master'
-            for a in group.node_addresses or ()
+            for address in group.node_addresses or ()
         ]
 
 
 class NodeGroup(Base):
-    """Nodes that share role, image and flavor. Two come with every cluster: `default-master`,
-    `default-worker`."""
+    """Nodes that share role, image and flavor.
+
+    Every cluster has two of them from the beginning: `default-master` and `default-worker`."""
 
     __tablename__ = 'nodegroups'
     __table_args__ = (sa.UniqueConstraint('cluster_id', 'name'), Base.__table_args__)
@@ -274,16 +295,18 @@ class NodeGroup(Base):
     max_node_count: Mapped[int | None]
     node_labels: Mapped[Labels]
     node_taints: Mapped[list[dict[str, str]]] = mapped_column(Json, default=list)
-    #: The number that the next member gets. It never goes back: a removed number is not used again.
+    #: The number that the next member gets. It only grows: no number is used twice.
     next_number: Mapped[int] = mapped_column(default=0)
-    #: Members of an older rollout than their nodegroup's are replaced, so many at a time.
+    #: Number of the node specification. A request that replaces the members adds 1, and so does
+    #: each phase of a rotation. Members of an older rollout than this are replaced.
     rollout: Mapped[int] = mapped_column(default=1)
+    #: How many of them are replaced at the same time.
     batch_size: Mapped[int] = mapped_column(default=1)
     status: Mapped[str] = mapped_column(sa.String(20))
     status_reason: Mapped[str | None] = mapped_column(sa.Text)
     error_code: Mapped[ErrorCode | None]
-    #: The root stack that holds the members: the cluster's own for the two defaults. The next three
-    #: are as on `Cluster`, for a stack of its own.
+    #: The root stack that holds the members. For the two defaults it is the stack of the cluster,
+    #: and the next three columns are unused. Else they are as on `Cluster`.
     stack_id: Mapped[Text255 | None] = mapped_column(index=True)
     stack_text: Mapped[dict[str, Any] | None] = mapped_column(Json, deferred=True)
     sent_generation: Mapped[int] = mapped_column(default=0)
@@ -298,14 +321,14 @@ class NodeGroup(Base):
 
     @property
     def stack_role(self) -> str:
-        """What its members are to the templates of a driver: `worker`, whatever users call the
-        role, or `master`."""
+        """The role in the templates of a driver: `master`, or `worker` for any other role."""
         return 'master' if self.role == 'master' else 'worker'
 
 
 class Node(Base):
-    """One member of a nodegroup, which is one server in Nova. Its number is its name in the stack,
-    for ever."""
+    """One member of a nodegroup, which is one server in Nova.
+
+    Its number is its name in the stack and never changes."""
 
     __tablename__ = 'nodes'
     __table_args__ = (sa.UniqueConstraint('nodegroup_id', 'number'), Base.__table_args__)
@@ -316,8 +339,10 @@ class Node(Base):
     number: Mapped[int]
     #: Name of the server in Nova and of the node in the engine: a DNS label.
     name: Mapped[str] = mapped_column(sa.String(63))
+    #: The rollout of the nodegroup when this member was added.
     rollout: Mapped[int] = mapped_column(default=1)
-    #: DELETE_IN_PROGRESS: it is not wanted any more, and the row goes when its stack has let it go.
+    #: DELETE_IN_PROGRESS: it is not wanted any more. The row is deleted when the stack no longer
+    #: has the member.
     status: Mapped[str] = mapped_column(sa.String(20))
     status_reason: Mapped[str | None] = mapped_column(sa.Text)
     error_code: Mapped[ErrorCode | None]
@@ -329,11 +354,10 @@ class Node(Base):
 
 
 class Operation(Base):
-    """A change that a caller asked for: who, what, when, and how it ended. Read by people; never a
-    queue.
+    """A request for work on a cluster: by whom, for what, when, and how it ended.
 
-    It outlives its cluster, so there is no foreign key.
-    """
+    Users read it. It is no queue: conductors work from the row of the cluster. It outlives its
+    cluster, so it has no foreign key."""
 
     __tablename__ = 'operations'
 
@@ -343,27 +367,26 @@ class Operation(Base):
     user_id: Mapped[Text255]
     request_id: Mapped[Text255 | None]
     kind: Mapped[str] = mapped_column(sa.String(20))
-    #: The generation of the cluster that this change asked for.
+    #: The generation that this request gave the cluster.
     generation: Mapped[int]
     begun_at: Mapped[datetime.datetime | None]
     ended_at: Mapped[datetime.datetime | None]
     #: `complete`, `failed` or `superseded`; null while it runs.
     outcome: Mapped[str | None] = mapped_column(sa.String(20))
-    #: A name of `errors.CODES` when it failed.
+    #: A key of `errors.CODES` if it failed.
     code: Mapped[ErrorCode | None]
     text: Mapped[str | None] = mapped_column(sa.Text)
-    #: Driver and nodes of the cluster when this was asked for: how long such things took tells how
-    #: long this takes.
+    #: Driver and number of nodes of the cluster at the request. `db.estimate_duration_s` compares
+    #: operations by them.
     driver: Mapped[Text255 | None]
     node_count: Mapped[int | None]
-    #: Resources of its stacks, while somebody watches.
+    #: Resources of the stacks, counted while a client polls.
     resources_done: Mapped[int | None]
     resources_total: Mapped[int | None]
 
 
 class Key(Base):
-    """A key pair of a cluster. The certificate is public; `private_key` is what the key store made
-    of the key."""
+    """A key pair of a cluster. The certificate is public; `keystore` encrypts `private_key`."""
 
     __tablename__ = 'cluster_keys'
     __table_args__ = (sa.UniqueConstraint('cluster_id', 'purpose', 'is_next'), Base.__table_args__)
@@ -371,9 +394,9 @@ class Key(Base):
     cluster_id: Mapped[Uuid] = mapped_column(
         sa.ForeignKey('clusters.uuid', ondelete='CASCADE'), index=True
     )
-    #: A name under `keys` of the driver's manifest, or one of `keystore`'s own.
+    #: A name under `keys` of the driver's manifest, or `keystore.CLOUD_USER`.
     purpose: Mapped[str] = mapped_column(sa.String(40))
-    #: It takes the place of the other one of its purpose when the exchange of authorities is over.
+    #: It replaces the other pair of its purpose when the rotation ends.
     is_next: Mapped[bool] = mapped_column(default=False)
     #: PEM: a certificate for an authority, a public key for a bare key pair.
     certificate: Mapped[str] = mapped_column(sa.Text)
@@ -385,8 +408,8 @@ class Key(Base):
 class Quota(Base):
     """How many of a resource a project may have.
 
-    A null limit means the configured default: the row is there to be locked while a project's use
-    is counted."""
+    A null limit means the configured default. Such a row exists to be locked while the resources of
+    the project are counted, and is made in a transaction of its own."""
 
     __tablename__ = 'quotas'
     __table_args__ = (sa.UniqueConstraint('project_id', 'resource'), Base.__table_args__)
@@ -397,18 +420,16 @@ class Quota(Base):
 
 
 class Receipt(Base):
-    """The answer to a request that came with an `Idempotency-Key`, written in the transaction that
-    did what it asked.
+    """The response to a request with an `Idempotency-Key`.
 
-    So either both are there or neither, wherever the process dies.
-    """
+    It is written in the transaction that carries the request out. So a process that dies leaves
+    either both or neither."""
 
     __tablename__ = 'receipts'
 
-    #: SHA-256 of project, user and key: one column of known length that no database compares in a
-    #: way of its own.
+    #: SHA-256 of project, user and key: of known length, and compared alike by all databases.
     digest: Mapped[str] = mapped_column(sa.String(64), unique=True)
-    #: SHA-256 of what was asked for. The same key with another one is a mistake of the caller.
+    #: SHA-256 of the request. The same key with another fingerprint is a mistake of the client.
     fingerprint: Mapped[str] = mapped_column(sa.String(64))
     headers: Mapped[dict[str, str]] = mapped_column(Json, default=dict)
     body: Mapped[Any | None] = mapped_column(Json)
@@ -416,8 +437,9 @@ class Receipt(Base):
 
 
 class Service(Base):
-    """A conductor that reports in. Operators see it with `openstack coe service list`; nothing
-    decides by it."""
+    """A conductor that reports that it is alive.
+
+    For `openstack coe service list`. No decision of this service depends on it."""
 
     __tablename__ = 'services'
     __table_args__ = (sa.UniqueConstraint('host', 'binary'), Base.__table_args__)
