@@ -1,10 +1,9 @@
-"""Which members a nodegroup is to have: pure functions on rows that are loaded, with no database
-and no cloud.
+"""Which members a nodegroup is to have: pure functions on loaded rows, no database, no cloud.
 
-A member is a `Node` row. Its number is its name in the stack for ever, so nothing is ever
-renumbered: a member that is not wanted any more is marked DELETE_IN_PROGRESS, and its row goes when
-Heat has let it go. The API changes what is wanted with these functions, the conductor replaces
-members of an older rollout, both inside a transaction of theirs."""
+A member is a `Node` row. Its number is its name in the stack and never changes. A member that is no
+longer wanted is marked DELETE_IN_PROGRESS, and its row is deleted when Heat has deleted its server.
+The API changes the wanted members with these functions, and the conductor replaces failed members
+and those of an older rollout. Both call them inside a transaction and write the rows afterwards."""
 
 from __future__ import annotations
 
@@ -15,24 +14,23 @@ from magnum_lite import errors, states
 from magnum_lite.models import Cluster, Node, NodeGroup
 
 
-def node_name(cluster: Cluster, group: NodeGroup, number: int) -> str:
-    """The name of a member's server: a DNS label of at most 53 characters (Heat's limit), unlike
-    any other's.
+def make_node_name(cluster: Cluster, group: NodeGroup, number: int) -> str:
+    """Make the unique name of a member's server: a DNS label of at most 53 characters.
 
-    The engine's node has the same name, because volumes and load balancers are found by it.
-    """
-    kind = _slug(group.name.removeprefix('default-'), 15)
-    # Two names of nodegroups can have one slug, so the uuid of a further one is in it.
+    53 is Heat's limit. The engine's node has the same name, because volumes and load balancers are
+    looked up by it."""
+    kind = _make_slug(group.name.removeprefix('default-'), 15)
+    # Names of two nodegroups can have the same slug, so a further one is told apart by its uuid.
     owner = cluster.uuid[:8] if group.is_default else group.uuid[:8]
-    return f'{name_prefix(cluster)}{owner}-{kind or "n"}-{number}'
+    return f'{make_name_prefix(cluster)}{owner}-{kind or "n"}-{number}'
 
 
-def name_prefix(cluster: Cluster) -> str:
-    """What the names of all members that a cluster has, or ever had, begin with."""
-    return f'{_slug(cluster.name, 20) or "c"}-'
+def make_name_prefix(cluster: Cluster) -> str:
+    """Make the prefix of the names of all members that a cluster has or ever had."""
+    return f'{_make_slug(cluster.name, 20) or "c"}-'
 
 
-def _slug(value: str, length: int) -> str:
+def _make_slug(value: str, length: int) -> str:
     return re.sub(r'[^a-z0-9]+', '-', value.lower())[:length].strip('-')
 
 
@@ -45,7 +43,7 @@ def add(cluster: Cluster, group: NodeGroup, count: int) -> None:
             Node(
                 nodegroup_id=group.uuid,
                 number=number,
-                name=node_name(cluster, group, number),
+                name=make_node_name(cluster, group, number),
                 image_id=group.image_id,
                 rollout=group.rollout or 1,
                 status=states.CREATE_IN_PROGRESS,
@@ -54,88 +52,68 @@ def add(cluster: Cluster, group: NodeGroup, count: int) -> None:
 
 
 def list_wanted(group: NodeGroup) -> list[Node]:
-    """The members that are to be, in the order of their numbers."""
+    """List the members that are wanted, in the order of their numbers."""
     return [node for node in group.nodes if node.status != states.DELETE_IN_PROGRESS]
 
 
-def next_members(group: NodeGroup, there: Collection[int], most: int) -> list[Node]:
-    """The members that a stack is to have next: those that it has (`there`), and the first of the
-    others.
+def next_members(group: NodeGroup, in_stack: Collection[int], limit: int) -> list[Node]:
+    """List the members of the next version of the stack: those that it has, and new ones.
 
-    Of workers at most `most` come at once, counted with those that are still coming; 0: all. A
-    compute service that is asked for hundreds of servers at once has no room for others' requests.
-    """
+    `in_stack`: the numbers that the stack has now. At most `limit` workers start at the same time,
+    including those of the stack that are still starting; 0: no limit. A compute service that is
+    asked for hundreds of servers at once cannot serve anything else."""
     nodes = list_wanted(group)
-    if not most or group.role == 'master':
+    if not limit or group.role == 'master':
         return nodes
-    coming = [node for node in nodes if node.number not in there]
-    room = most - sum(
-        node.number in there and node.status == states.CREATE_IN_PROGRESS for node in nodes
-    )
-    later = {node.number for node in coming[max(room, 0) :]}
-    return [node for node in nodes if node.number not in later]
+    new = [node for node in nodes if node.number not in in_stack]
+    starting = [
+        node
+        for node in nodes
+        if node.number in in_stack and node.status == states.CREATE_IN_PROGRESS
+    ]
+    room = max(limit - len(starting), 0)
+    postponed = {node.number for node in new[room:]}
+    return [node for node in nodes if node.number not in postponed]
 
 
 def mark_unwanted(nodes: Iterable[Node]) -> None:
-    """Want these members no more."""
+    """Mark members as no longer wanted."""
     for node in nodes:
-        node.status, node.status_reason, node.error_code = states.DELETE_IN_PROGRESS, None, None
+        node.status = states.DELETE_IN_PROGRESS
+        node.status_reason = None
+        node.error_code = None
 
 
 def resize(cluster: Cluster, group: NodeGroup, count: int, remove: Sequence[str] = ()) -> None:
-    """Want `count` members, and not those that `remove` names by number, by name or by the id of
-    their server.
+    """Change the wanted members to `count`, without those that `remove` names.
 
-    What is still too many goes too: first what has failed, then what is outdated, then the newest.
-    Raises Invalid for a name that no member has."""
-    known = {
-        name: node
-        for node in list_wanted(group)
-        for name in (str(node.number), node.name, node.server_id)
-        if name
-    }
-    unknown = [name for name in remove if name not in known]
+    `remove` holds numbers, names or ids of servers. Of what is still too many, failed members are
+    removed first, then outdated ones, then the newest. Raises Invalid for a name without member."""
+    by_name: dict[str, Node] = {}
+    for node in list_wanted(group):
+        for name in (str(node.number), node.name, node.server_id):
+            if name:
+                by_name[name] = node
+    unknown = ', '.join(repr(name) for name in remove if name not in by_name)
     if unknown:
         raise errors.Invalid(
-            f'Nodegroup {group.name} has no node {", ".join(map(repr, unknown))!s:.200}. Its nodes '
+            f'Nodegroup {group.name} has no node {unknown:.200}. Its nodes '
             'have a number, a name and the id of their server.'
         )
-    mark_unwanted(known[name] for name in remove)
-    left = sorted(
+    mark_unwanted(by_name[name] for name in remove)
+    remaining = sorted(
         list_wanted(group),
-        key=lambda node: (not states.is_failed(node.status), node.rollout, -node.number),
+        key=lambda node: (not _has_failed(node), node.rollout, -node.number),
     )
-    mark_unwanted(left[: max(len(left) - count, 0)])
-    add(cluster, group, max(count - len(left), 0))
+    excess = len(remaining) - count
+    mark_unwanted(remaining[: max(excess, 0)])
+    add(cluster, group, max(-excess, 0))
     group.node_count = count
-
-
-def list_to_replace(group: NodeGroup) -> list[Node]:
-    """The members that are to be replaced, in the order in which masters go: failed, then outdated,
-    oldest first.
-
-    Of failed ones the newest goes first: it may never have come to be.
-    """
-    return sorted(
-        (node for node in list_wanted(group) if _has_failed(node) or is_outdated(node, group)),
-        key=lambda node: (
-            not _has_failed(node),
-            -node.number if _has_failed(node) else node.number,
-        ),
-    )
-
-
-def list_up_to_date(group: NodeGroup) -> list[Node]:
-    """The members that are there and are not to be replaced."""
-    return [
-        node
-        for node in list_wanted(group)
-        if node.status == states.CREATE_COMPLETE and not is_outdated(node, group)
-    ]
 
 
 def is_outdated(node: Node, group: NodeGroup) -> bool:
     """Whether a member is of an older rollout than its nodegroup."""
+    # The default of a column is set when its row is stored, so a new row has None.
     return (node.rollout or 1) < (group.rollout or 1)
 
 
@@ -143,9 +121,36 @@ def _has_failed(node: Node) -> bool:
     return states.is_failed(node.status or '')
 
 
+def _list_failed(group: NodeGroup) -> list[Node]:
+    return [node for node in list_wanted(group) if _has_failed(node)]
+
+
+def _list_outdated(group: NodeGroup) -> list[Node]:
+    """List the outdated members that have not failed, oldest first."""
+    return [
+        node for node in list_wanted(group) if is_outdated(node, group) and not _has_failed(node)
+    ]
+
+
+def list_to_replace(group: NodeGroup) -> list[Node]:
+    """List the members to replace in the order in which masters are: failed ones, then outdated.
+
+    The newest failed one comes first, because it may never have worked; the oldest outdated one
+    comes first."""
+    return _list_failed(group)[::-1] + _list_outdated(group)
+
+
+def list_up_to_date(group: NodeGroup) -> list[Node]:
+    """List the members that are complete and not to be replaced."""
+    return [
+        node
+        for node in list_wanted(group)
+        if node.status == states.CREATE_COMPLETE and not is_outdated(node, group)
+    ]
+
+
 def has_outdated_masters(cluster: Cluster) -> bool:
-    """Whether a master is outdated: engines allow no node that is newer than their masters, so
-    workers come later."""
+    """Whether a master is outdated. Engines allow no node newer than its masters: workers wait."""
     return any(
         is_outdated(node, group)
         for group in cluster.nodegroups
@@ -155,35 +160,35 @@ def has_outdated_masters(cluster: Cluster) -> bool:
 
 
 def replace(cluster: Cluster, group: NodeGroup, room: int | None = None) -> None:
-    """Have the members replaced that have failed, and of those of an older rollout `batch_size` at
-    most.
+    """Replace the failed members, and of the outdated ones so many that `batch_size` go at once.
 
-    `room`: as many can come now, if that is limited; more that are outdated would be gone before
-    others have come.
+    `room`: how many new members can start now, None for any number. More outdated members than
+    that would be removed before their successors come.
 
-    A failed one has a new number then: what it has reported to its stack would fail whatever takes
-    its place there. Masters come before workers, one at a time: a new one comes, and when it is
-    there one goes, so that there is never one too few."""
+    The successor of a failed member has a new number: what the failed one has reported to its stack
+    would fail any member in its place. Masters are replaced before workers and one at a time: a new
+    one is added, and one is removed when it is complete, so that there is never one too few."""
     if group.role == 'master':
         _replace_next_master(cluster, group)
         return
     if has_outdated_masters(cluster):
         return
-    failed = [node for node in list_wanted(group) if _has_failed(node)]
-    old = [node for node in list_wanted(group) if is_outdated(node, group) and node not in failed]
-    most = group.batch_size if room is None else min(group.batch_size, room)
-    gone = failed + old[: max(most - len(failed), 0)]
-    mark_unwanted(gone)
-    add(cluster, group, len(gone))
+    failed = _list_failed(group)
+    batch_size = group.batch_size if room is None else min(group.batch_size, room)
+    outdated = _list_outdated(group)[: max(batch_size - len(failed), 0)]
+    mark_unwanted(failed + outdated)
+    add(cluster, group, len(failed) + len(outdated))
 
 
 def _replace_next_master(cluster: Cluster, group: NodeGroup) -> None:
-    """The next step towards as many masters as there are to be, none of them outdated; none while
-    one is to come."""
-    there, out = list_wanted(group), list_to_replace(group)
-    if any(node.status == states.CREATE_IN_PROGRESS for node in there):
+    """Take the next step towards the wanted number of masters, none failed or outdated.
+
+    No step while a master is starting."""
+    masters = list_wanted(group)
+    if any(node.status == states.CREATE_IN_PROGRESS for node in masters):
         return
-    if len(there) > group.node_count:
-        mark_unwanted((out or there)[:1])
-    elif out or len(there) < group.node_count:
+    to_replace = list_to_replace(group)
+    if len(masters) > group.node_count:
+        mark_unwanted((to_replace or masters)[:1])
+    elif to_replace or len(masters) < group.node_count:
         add(cluster, group, 1)

@@ -1,8 +1,9 @@
-"""The statuses of a cluster and the one table of how it gets from one to the next. Pure: no
-database, no clock.
+"""The statuses of a cluster, and the one table of its transitions.
 
-`db.move` is the only writer of a status and follows this table; the tests walk every pair. Health
-is not a status. Resize, upgrade, rotation and changes of nodegroups are all `update`."""
+`db.move` follows the table and is the only writer of a cluster's status; the API and the conductor
+read the names and the predicates. Nodegroups and nodes use the same names, without the table. Pure:
+no database, no clock. Health is not a status. Resize, upgrade, rotation and changes of nodegroups
+are all the event `update`. The tests walk every pair of status and event."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ DELETE_IN_PROGRESS = 'DELETE_IN_PROGRESS'
 DELETE_COMPLETE = 'DELETE_COMPLETE'
 DELETE_FAILED = 'DELETE_FAILED'
 
-#: Every status that we set.
+#: Every status that this service sets.
 STATUSES = (
     CREATE_IN_PROGRESS,
     CREATE_COMPLETE,
@@ -28,7 +29,7 @@ STATUSES = (
     DELETE_COMPLETE,
     DELETE_FAILED,
 )
-#: Names that Magnum also had and that clients may still know; nothing here ever sets them.
+#: Statuses of Magnum that clients may still know. This service never sets them.
 FOREIGN_STATUSES = (
     'RESUME_COMPLETE',
     'RESUME_FAILED',
@@ -41,16 +42,16 @@ FOREIGN_STATUSES = (
     'ADOPT_COMPLETE',
 )
 
-#: event -> {status it may leave: status it enters}
+#: event -> {status before: status after}
 TRANSITIONS: dict[str, dict[str, str]] = {
-    # Asked for by a caller. An update is taken while one runs (it is applied next), and after a
-    # failed create nothing but a delete makes sense.
+    # Requested by a caller. An update is accepted while another one runs, and is applied after it.
+    # After a failed create only a delete makes sense.
     'update': {
         status: UPDATE_IN_PROGRESS
         for status in (CREATE_COMPLETE, UPDATE_COMPLETE, UPDATE_FAILED, UPDATE_IN_PROGRESS)
     },
     'delete': {status: DELETE_IN_PROGRESS for status in STATUSES if status != DELETE_COMPLETE},
-    # Found out by a conductor.
+    # Observed by a conductor.
     'done': {
         CREATE_IN_PROGRESS: CREATE_COMPLETE,
         UPDATE_IN_PROGRESS: UPDATE_COMPLETE,
@@ -63,7 +64,7 @@ TRANSITIONS: dict[str, dict[str, str]] = {
     },
 }
 
-#: What a caller can do instead whose change is refused in this status.
+#: What a caller can do instead when an update is refused in this status.
 ADVICE = {
     CREATE_IN_PROGRESS: 'Wait until it is CREATE_COMPLETE.',
     CREATE_FAILED: 'Delete it and create it anew.',
@@ -72,15 +73,15 @@ ADVICE = {
 
 
 def is_busy(status: str) -> bool:
-    """Whether a change is under way."""
+    """Whether a change is in progress."""
     return status.endswith('_IN_PROGRESS')
 
 
-def again(status: str) -> str:
-    """The status of what has failed and is tried again."""
-    return status.replace('_FAILED', '_IN_PROGRESS')
-
-
 def is_failed(status: str) -> bool:
-    """Whether the last change of the cluster failed."""
+    """Whether the last change failed."""
     return status.endswith('_FAILED')
+
+
+def to_in_progress(status: str) -> str:
+    """Return the status of a failed change that is tried again: *_FAILED as *_IN_PROGRESS."""
+    return status.replace('_FAILED', '_IN_PROGRESS')
