@@ -1,24 +1,23 @@
-"""Every exception of this project, with the HTTP status it becomes and the title a caller reads.
+"""Every exception of this project, with the HTTP status and the title that a client gets.
 
     HttpError            what an API call can end with; `code` is the status
       Invalid 400   Forbidden 403   OverQuota 403   NotFound 404   MethodNotAllowed 405
       NotAcceptable 406   Conflict 409   PreconditionFailed 412
       TooLarge 413   UnsupportedMediaType 415
       Unprocessable 422   Unavailable 503
-    Repeated             the request was carried out already, by another process at the same time
-    Retry                the conductor: the world is not ready, look again later
-    Failed               the conductor: this will not get better, the operation has failed
-    LeaseLost            the conductor: another one holds this cluster now, drop the work
-    DriverError          a driver folder is not what it should be (an operator reads this)
+    Repeated             another process has carried out the same request at the same time
+    Retry                in a conductor: nothing is wrong, look at the cluster again later
+    Failed               in a conductor: the operation has failed, and trying again will not help
+    LeaseLost            in a conductor: another one holds this cluster now, so drop the work
+    DriverError          a driver folder is invalid (an operator reads this)
 
-Nothing here imports anything of ours. A message says what happened, to which thing, and what to do
-next; its first sentence has no dot inside, because clients show the text up to the first dot as the
-title."""
+Any module may raise these; this one imports no other of the project. A message says what happened,
+to which object, and what to do next. Its first sentence has no dot inside, because clients show the
+text up to the first dot as the title."""
 
 from __future__ import annotations
 
-#: What `operations.code` can hold when an operation failed, with the sentence that explains it to a
-#: user.
+#: Values of `operations.code` for an operation that failed, each with its explanation to a user.
 CODES = {
     'NO_VALID_HOST': 'No compute host has room for a server of this flavor',
     'QUOTA_EXCEEDED': 'A quota of the project does not allow this cluster',
@@ -39,8 +38,7 @@ CODES = {
 
 
 class HttpError(Exception):
-    """An answer other than success. `str()` of it is the whole text; `code` is the HTTP status, an
-    int."""
+    """An error response. `str()` of it is the whole text, and `code` the HTTP status."""
 
     code = 500
 
@@ -51,32 +49,31 @@ class HttpError(Exception):
 
 
 class Invalid(HttpError):
-    """The request is wrong in itself. `problems` may hold several sentences; each is a finding of
-    the same look."""
+    """The request is invalid, whatever the state of the cluster. The text lists all problems."""
 
     code = 400
 
 
 class Forbidden(HttpError):
-    """The caller may see the thing but not do this to it."""
+    """The caller may see the object but may not do this to it."""
 
     code = 403
 
 
 class OverQuota(HttpError):
-    """The project has all it may have."""
+    """The quota of the project is used up."""
 
     code = 403
 
 
 class NotFound(HttpError):
-    """It is not there, or the caller may not know that it is."""
+    """The object does not exist, or the caller must not learn that it does."""
 
     code = 404
 
 
 class MethodNotAllowed(HttpError):
-    """The path exists, the method does not. `allowed` goes into the `Allow` header."""
+    """The path exists, but not for this method. `allowed` goes into the `Allow` header."""
 
     code = 405
 
@@ -86,57 +83,55 @@ class MethodNotAllowed(HttpError):
 
 
 class NotAcceptable(HttpError):
-    """The caller wants a microversion or a content type that is not offered."""
+    """The caller asks for a microversion or a content type that is not offered."""
 
     code = 406
 
 
 class Conflict(HttpError):
-    """It makes no sense in the state the thing is in, or the name fits more than one."""
+    """The state of the object does not allow the request, or several objects have the name."""
 
     code = 409
 
 
 class PreconditionFailed(HttpError):
-    """The thing is not any more what the caller believes it to be (`If-Match`)."""
+    """The object has changed since the caller read it (`If-Match`)."""
 
     code = 412
 
 
 class TooLarge(HttpError):
-    """A body that is larger than we read."""
+    """The body is larger than the limit."""
 
     code = 413
 
 
 class UnsupportedMediaType(HttpError):
-    """A body that does not say it is JSON."""
+    """The body is not declared as JSON."""
 
     code = 415
 
 
 class Unprocessable(HttpError):
-    """An `Idempotency-Key` that belongs to another request of the same user."""
+    """The `Idempotency-Key` belongs to another request of the same user."""
 
     code = 422
 
 
 class Unavailable(HttpError):
-    """Something we need is away; the same request may succeed later."""
+    """A service that is needed does not respond. The same request may succeed later."""
 
     code = 503
 
 
 class Repeated(Exception):
-    """A request with the same `Idempotency-Key` was committed first. Nothing of this one is
-    stored."""
+    """A request with the same `Idempotency-Key` was committed first, so this one is rolled back."""
 
 
 class Retry(Exception):
     """Nothing is wrong: look at the cluster again in `delay_s` seconds.
 
-    Only the due time of the row changes.
-    """
+    Only the due time of the row changes."""
 
     def __init__(self, delay_s: float) -> None:
         super().__init__(f'again in {delay_s:.1f} s')
@@ -144,7 +139,7 @@ class Retry(Exception):
 
 
 class Failed(Exception):
-    """The operation cannot succeed. `code` is a key of `CODES`, the text is what the user reads."""
+    """The operation cannot succeed. `code` is a key of `CODES`; the text is for the user."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
@@ -152,10 +147,8 @@ class Failed(Exception):
 
 
 class LeaseLost(Exception):
-    """Another conductor holds the cluster, or the cluster moved on: whatever was being done must
-    not be written."""
+    """Another conductor holds the cluster, or the cluster has changed: write nothing more."""
 
 
 class DriverError(Exception):
-    """A driver folder cannot be loaded or rendered. The text names the folder and the place in
-    it."""
+    """A driver folder cannot be loaded or rendered. The text names folder and place."""

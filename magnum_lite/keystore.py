@@ -1,9 +1,11 @@
-"""Where the private keys of clusters rest. Only conductors use this: an API process never sees one.
+"""The encrypted store of the private keys of clusters. Used by conductors, the doctor and the CLI.
+
+An API process must not open it: it never sees a private key.
 
 Backend `database`: each key is a row of `cluster_keys`, encrypted with Fernet (AES-128-CBC and
-HMAC-SHA256) under the keys of `[keystore] key_file`, newest first, so that a new line can be put on
-top while old rows stay readable. The cluster and the purpose are encrypted along: a row moved to
-another cluster does not open."""
+HMAC-SHA256) under the keys of `[keystore] key_file`. The newest key is the first line, so a new
+line can be put on top while old rows stay readable. Cluster and purpose are encrypted with the key:
+a row that was moved to another cluster does not decrypt."""
 
 from __future__ import annotations
 
@@ -19,30 +21,29 @@ from sqlalchemy import orm
 from magnum_lite import certs, db, models
 
 BACKEND = 'database'
-#: Purpose of what is no key of a driver: the password of the user that a cluster has in the cloud.
-#: What may be shown of it is the user's id, '' until it is known.
+#: Purpose of the one row that is no key of a driver: the password of the user that a cluster has in
+#: the cloud. Its public part is the id of the user, '' until that is known.
 CLOUD_USER = 'cloud-user'
 
 
 class KeyStoreError(Exception):
-    """The key file cannot be used, or a key does not open. The text says which and what to do."""
+    """The key file is unusable, or a key does not decrypt. The text says which and what to do."""
 
 
-def new_key() -> str:
-    """A line for the key file."""
+def generate_key() -> str:
+    """Generate a line for the key file."""
     return fernet.Fernet.generate_key().decode()
 
 
 def create_key_file(path: str) -> bool:
-    """Make a key file that only its owner can read, unless there is one. Returns whether it was
-    made."""
+    """Create a key file that only its owner can read, unless it exists. Returns whether created."""
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return False
     with os.fdopen(handle, 'w') as f:
-        f.write(new_key() + '\n')
+        f.write(generate_key() + '\n')
     return True
 
 
@@ -50,8 +51,10 @@ class KeyStore:
     """Private keys, by cluster and purpose."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
-        """Read the key file. Raises KeyStoreError with what to do when it is missing, open to
-        others or malformed."""
+        """Read the key file.
+
+        Raises KeyStoreError, saying what to do, if the file is missing, readable by others or
+        malformed."""
         path = conf.keystore.key_file
         try:
             if os.stat(path).st_mode & 0o077:
@@ -72,7 +75,7 @@ class KeyStore:
                 'keystore-key prints them'
             ) from e
 
-    def put(
+    def store_pair(
         self,
         session: orm.Session,
         cluster_id: str,
@@ -81,52 +84,54 @@ class KeyStore:
         *,
         is_next: bool = False,
     ) -> None:
-        """Store a new pair in the caller's transaction; `is_next`: beside the one that it is to
-        replace."""
-        sealed = self._cipher.encrypt(
-            json.dumps([cluster_id, purpose, pair.private_key]).encode()
-        ).decode()
+        """Encrypt and store a new pair in the caller's transaction.
+
+        `is_next`: beside the pair of its purpose that it will replace when a rotation ends."""
+        plaintext = json.dumps([cluster_id, purpose, pair.private_key])
         session.add(
             models.Key(
                 cluster_id=cluster_id,
                 purpose=purpose,
                 is_next=is_next,
                 certificate=pair.certificate,
-                private_key=sealed,
+                private_key=self._cipher.encrypt(plaintext.encode()).decode(),
                 backend=BACKEND,
             )
         )
 
-    def open(self, key: models.Key) -> certs.Pair:
-        """Decrypt one pair. Raises KeyStoreError if no key of the key file opens it, or it belongs
-        elsewhere."""
+    def decrypt(self, key: models.Key) -> certs.Pair:
+        """Decrypt one row.
+
+        Raises KeyStoreError if no key of the key file decrypts it, or if it was encrypted for
+        another cluster or purpose."""
         try:
-            cluster_id, purpose, private_key = json.loads(
-                self._cipher.decrypt(key.private_key.encode())
-            )
+            plaintext = self._cipher.decrypt(key.private_key.encode())
         except fernet.InvalidToken as e:
             raise KeyStoreError(
                 f'The key {key.purpose} of cluster {key.cluster_id} does not open with any key of '
                 '[keystore] key_file. Put the key it was made with back into that file.'
             ) from e
+        cluster_id, purpose, private_key = json.loads(plaintext)
         if (cluster_id, purpose) != (key.cluster_id, key.purpose):
             raise KeyStoreError(
                 f'The key {key.purpose} of cluster {key.cluster_id} was made for another one.'
             )
         return certs.Pair(key.certificate, private_key)
 
-    def load(self, database: db.Database, cluster: models.Cluster) -> dict[str, certs.Pair]:
-        """The pairs of a cluster by purpose; the phase of its rotation says who signs and who is
-        trusted beside."""
+    def load_pairs(self, database: db.Database, cluster: models.Cluster) -> dict[str, certs.Pair]:
+        """Load and decrypt the pairs of a cluster, by purpose.
+
+        While its authorities are rotated there are two of a purpose. The phase decides which one
+        signs, and whether the other one is trusted as well (`certs.Pair.beside`)."""
         pairs: dict[str, certs.Pair] = {}
         for key in db.list_keys(database, cluster.uuid):
-            pair, other = self.open(key), pairs.get(key.purpose)
-            if other is None:
+            pair = self.decrypt(key)
+            current = pairs.get(key.purpose)
+            # The next pair of a purpose is listed after the current one.
+            if current is None or cluster.rotation_phase == 3:
                 pairs[key.purpose] = pair
             elif cluster.rotation_phase == 1:
-                pairs[key.purpose] = dataclasses.replace(other, beside=pair.certificate)
+                pairs[key.purpose] = dataclasses.replace(current, beside=pair.certificate)
             elif cluster.rotation_phase == 2:
-                pairs[key.purpose] = dataclasses.replace(pair, beside=other.certificate)
-            elif cluster.rotation_phase == 3:
-                pairs[key.purpose] = pair
+                pairs[key.purpose] = dataclasses.replace(pair, beside=current.certificate)
         return pairs
