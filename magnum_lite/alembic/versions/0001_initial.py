@@ -1,5 +1,5 @@
-"""The first schema: templates, clusters with nodegroups and nodes, operations, keys, quotas,
-services.
+"""Create the first tables: cluster templates, clusters and all that belongs to these, operations,
+quotas, services.
 
 Revision ID: 0001
 Revises:
@@ -18,7 +18,7 @@ branch_labels = None
 depends_on = None
 
 TIME = UTCDateTime()
-# Names differ by case and accents, as they do on the other databases: hence the binary collation.
+# The binary collation makes names differ by case and accents, as they do on other databases.
 INNODB: dict[str, Any] = {
     'mysql_engine': 'InnoDB',
     'mysql_charset': 'utf8mb4',
@@ -27,7 +27,7 @@ INNODB: dict[str, Any] = {
 
 
 def upgrade() -> None:
-    """Make all tables, those that others refer to first."""
+    """Create all tables, those that others refer to first."""
     op.create_table(
         'cluster_templates',
         sa.Column('uuid', sa.String(36), nullable=False),
@@ -252,7 +252,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop all tables, the other way round."""
+    """Drop all tables in the reverse order."""
     for table in (
         'nodes',
         'nodegroups',

@@ -1,5 +1,7 @@
-"""Changes of running clusters: revisions of stacks, epochs of members, stop requests, error codes,
-health, progress.
+"""Add what changes of running clusters need.
+
+These are revisions of stacks, epochs of members (today rollouts: see 0005), cancellation, error
+codes, health and progress.
 
 Revision ID: 0002
 Revises: 0001
@@ -56,8 +58,7 @@ INDEXES = {'clusters': ('leased_until', 'health_at'), 'nodegroups': ('stack_id',
 
 
 def upgrade() -> None:
-    """Add the columns; what runs already keeps its meaning: no revision, and members of the first
-    epoch."""
+    """Add the columns. Existing clusters have no revision, and members of the first epoch."""
     for table, columns in _columns().items():
         with op.batch_alter_table(table) as batch:
             for column in columns:
@@ -68,7 +69,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take them away again."""
+    """Drop the columns and indexes."""
     for table, names in INDEXES.items():
         for name in names:
             op.drop_index(f'ix_{table}_{name}', table)

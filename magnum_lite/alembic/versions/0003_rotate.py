@@ -1,5 +1,4 @@
-"""Exchange of the authorities of a cluster: how far it is, and the next key pairs beside the old
-ones.
+"""Add the rotation of a cluster's authorities: its phase, and next key pairs beside the old ones.
 
 Revision ID: 0003
 Revises: 0002
@@ -13,12 +12,12 @@ down_revision = '0002'
 branch_labels = None
 depends_on = None
 
-#: One of each purpose, as before, and one that is to follow it.
+#: Columns of the unique constraint: one key of each purpose, and later one next key as well.
 OLD, NEW = ('cluster_id', 'purpose'), ('cluster_id', 'purpose', 'is_next')
 
 
 def upgrade() -> None:
-    """Add the columns; what runs already has no exchange under way."""
+    """Add the columns. Existing clusters have no rotation in progress."""
     with op.batch_alter_table('clusters') as batch:
         batch.add_column(sa.Column('rotation', sa.Integer(), nullable=False, server_default='0'))
     with op.batch_alter_table('cluster_keys') as batch:
@@ -30,7 +29,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take them away again, and the keys that were to follow."""
+    """Drop the columns, and delete the next keys."""
     keys = sa.table('cluster_keys', sa.column('is_next', sa.Boolean()))
     op.execute(sa.delete(keys).where(keys.c.is_next))
     with op.batch_alter_table('cluster_keys') as batch:

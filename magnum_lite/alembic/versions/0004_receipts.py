@@ -1,4 +1,4 @@
-"""Receipts of requests that came with an Idempotency-Key.
+"""Add the receipts of requests with an Idempotency-Key.
 
 Revision ID: 0004
 Revises: 0003
@@ -18,7 +18,7 @@ TIME = UTCDateTime()
 
 
 def upgrade() -> None:
-    """Add the table."""
+    """Create the table."""
     op.create_table(
         'receipts',
         sa.Column('id', sa.Integer(), nullable=False, autoincrement=True),
@@ -39,5 +39,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take it away again."""
+    """Drop the table."""
     op.drop_table('receipts')

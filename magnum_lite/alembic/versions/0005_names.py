@@ -1,4 +1,4 @@
-"""Columns get the names of what they hold: rollout, rotation_phase, polled_until.
+"""Rename columns to what they hold: rollout, rotation_phase, polled_until.
 
 Revision ID: 0005
 Revises: 0004
@@ -15,14 +15,14 @@ down_revision = '0004'
 branch_labels = None
 depends_on = None
 
-#: (table, name until now, name from now on)
+#: (table, old name, new name)
 RENAMED = (
     ('clusters', 'rotation', 'rotation_phase'),
     ('clusters', 'watched_until', 'polled_until'),
     ('nodegroups', 'epoch', 'rollout'),
     ('nodes', 'epoch', 'rollout'),
 )
-#: What the columns are besides: MariaDB has a column described anew when it is renamed.
+#: The full descriptions of the columns, which MariaDB needs to rename them.
 NUMBER: dict[str, Any] = {'existing_type': sa.Integer(), 'existing_nullable': False}
 #: Not models.UTCDateTime: Alembic cannot rename a column of a decorated type on SQLite.
 TIME = sa.DateTime().with_variant(mysql.DATETIME(fsp=6), 'mysql', 'mariadb')
@@ -34,14 +34,14 @@ DESCRIPTIONS: dict[str, dict[str, Any]] = {
 
 
 def upgrade() -> None:
-    """Rename the columns. Values stay."""
+    """Rename the columns. Their values stay."""
     for table, old, new in RENAMED:
         with op.batch_alter_table(table) as batch:
             batch.alter_column(old, new_column_name=new, **DESCRIPTIONS[new])
 
 
 def downgrade() -> None:
-    """Give them their old names again."""
+    """Give the columns their old names back."""
     for table, old, new in RENAMED:
         with op.batch_alter_table(table) as batch:
             batch.alter_column(new, new_column_name=old, **DESCRIPTIONS[new])
