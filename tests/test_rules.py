@@ -130,8 +130,6 @@ LARGE_FUNCTIONS = {
     'cli.py _until_told',
     'cli.py drivers_list',
     'cli.py drivers_render',
-    'conductor/steps.py blame',
-    'conductor/steps.py send',
     'drivers.py __init__',
     'drivers.py _check_sizes',
     'drivers.py check_cluster',

@@ -1,9 +1,13 @@
-"""Why a stack failed: one walk through its nested stacks, from which a code and a sentence for the
-user come.
+"""Why a stack failed: one walk through its nested stacks, which yields a code and a sentence for
+the user.
 
-Heat passes a failure upwards through every nested stack; the leaf is where it happened, and the
-only place that says which server and which fault, and, if a node reported it, which step of its
-script with the last lines. Codes are those of `errors.CODES`."""
+`stacks` calls `explain` for a stack that Heat reports as failed, and `reconcile` words reasons with
+`write_sentence`. Only reads from the cloud; writes nothing.
+
+Heat passes a failure upwards through every nested stack. The leaf is where it happened, and the
+only place that names the server and the fault and, if a node reported it, the step of its script
+with the last lines. Codes are those of `errors.CODES`.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,20 @@ import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from magnum_lite import clients, errors, models
+from magnum_lite.conductor.task import Task
 
-if TYPE_CHECKING:
-    from magnum_lite.conductor import steps
-
-#: What a leaf's reason, type or name must match to have a code. The first that fits counts, so the
-#: order matters.
+#: The patterns of a leaf's type and reason, and the code that each means. The first that matches
+#: counts, so the order matters; of several leaves, that of the earliest pattern.
 SIGNS = (
+    # Limits of Heat itself.
+    (
+        'STACK_LIMIT',
+        re.compile(
+            r'maximum (resources per stack|nested depth|stacks)|request limit exceeded', re.I
+        ),
+    ),
     ('NO_VALID_HOST', re.compile(r'no valid host', re.I)),
     ('QUOTA_EXCEEDED', re.compile(r'quota|maximum number of|exceeds the limit', re.I)),
     ('NODE_TIMEOUT', re.compile(r'WaitConditionTimeout|of \d+ received', re.I)),
@@ -37,11 +45,10 @@ SIGNS = (
     ('LOADBALANCER', re.compile(r'OS::Octavia::')),
     ('NETWORK', re.compile(r'OS::Neutron::|networks? .*(not found|could not be found)', re.I)),
 )
-LIMIT = re.compile(
-    r'maximum (resources per stack|nested depth|stacks)|request limit exceeded', re.I
-)
-#: `status_reason` holds at most this much: a TEXT column of MariaDB has 64 KiB, and people read it.
-LONGEST = 4000
+#: Codes in the order in which they count. INTERNAL, which no pattern has, is last.
+RANKS = (*(code for code, _ in SIGNS), 'INTERNAL')
+#: Characters of a stored reason. A TEXT column of MariaDB holds 64 KiB, but people read this.
+MAX_REASON = 4000
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Why it failed: a key of `errors.CODES`, the sentence for the user, and the leaves.
+    """Why a stack failed: a key of `errors.CODES`, the sentence for the user, and the leaves.
 
     `members` are the leaves of each member, by its role and number.
     """
@@ -66,103 +73,105 @@ class Diagnosis:
         default_factory=dict
     )
 
-    def of(self, group: models.NodeGroup, node: models.Node) -> Fault | None:
-        """What failed of a member: what is in its own stack, or names its server; None if nothing
-        does."""
-        found = [*self.members.get((group.stack_role, node.number), ())]
-        found += [
-            leaf
-            for leaf in self.leaves
-            if leaf not in found
-            and (
-                node.name in (leaf.name, leaf.stack_name)
-                or re.search(rf'\b{re.escape(node.name)}\b', leaf.reason)
-            )
-        ]
-        return (
-            Fault(_code(found), '; '.join(dict.fromkeys(leaf.reason for leaf in found)))
-            if found
-            else None
-        )
+    def list_faults(self, group: models.NodeGroup) -> list[tuple[models.Node, Fault]]:
+        """List the members of a nodegroup that failed, each with its fault, in their order.
+
+        A member failed if a leaf is in its own stack, or names its server."""
+        faults = []
+        for node in group.nodes:
+            leaves = list(self.members.get((group.stack_role, node.number), ()))
+            for leaf in self.leaves:
+                if leaf not in leaves and _is_named(node.name, leaf):
+                    leaves.append(leaf)
+            if leaves:
+                reasons = dict.fromkeys(leaf.reason for leaf in leaves)
+                faults.append((node, Fault(_find_first_code(leaves), '; '.join(reasons))))
+        return faults
 
 
-def code_of(text: str) -> str:
-    """The code that a reason deserves, INTERNAL if nothing is known of it."""
-    if LIMIT.search(text):
-        return 'STACK_LIMIT'
-    return next((code for code, sign in SIGNS if sign.search(text)), 'INTERNAL')
+def _is_named(name: str, leaf: clients.FailedResource) -> bool:
+    """Whether a leaf has the name of a server, or mentions it."""
+    is_its_name = name in (leaf.name, leaf.stack_name)
+    return is_its_name or bool(re.search(rf'\b{re.escape(name)}\b', leaf.reason))
 
 
-def explain(task: steps.Task, stack: clients.Stack) -> Diagnosis:
-    """Walk the failed resources of a stack once. Raises `clients.CloudError`; a stack that is gone
-    explains itself."""
+def find_code(text: str) -> str:
+    """Return the code that a reason means, INTERNAL if no pattern matches."""
+    for code, sign in SIGNS:
+        if sign.search(text):
+            return code
+    return 'INTERNAL'
+
+
+def explain(task: Task, stack: clients.Stack) -> Diagnosis:
+    """Walk the failed resources of a stack once. Raises `clients.CloudError`.
+
+    Of a stack without failed resources, or that does not exist any more, the reason that was listed
+    has to do."""
     try:
         failed = task.stacks.failures(stack.id)
     except clients.NotFound:
         failed = []
-    # A nested stack repeats what its members say. Its type is the name of a template file.
-    leaves = [f for f in failed if '::' in f.type]
-    # What only failed because its neighbour did is no reason.
-    leaves = [f for f in leaves if 'aborted' not in f.reason.lower()] or leaves
+    # A nested stack, whose type is the name of a template file, repeats what its members report.
+    leaves = [resource for resource in failed if '::' in resource.type]
+    # A resource that was aborted failed only because its neighbour did.
+    leaves = [leaf for leaf in leaves if 'aborted' not in leaf.reason.lower()] or leaves
     if not leaves:
         text = stack.reason or 'Heat gives no reason'
-        code = code_of(text) if not re.search(r'timed out', text, re.I) else 'NODE_TIMEOUT'
-        return Diagnosis(code, sentence(code, text))
-    code = _code(leaves)
+        code = 'NODE_TIMEOUT' if re.search(r'timed out', text, re.I) else find_code(text)
+        return Diagnosis(code, write_sentence(code, text))
+    code = _find_first_code(leaves)
     reasons = list(dict.fromkeys(f'{leaf.name}: {leaf.reason}' for leaf in leaves))
     if stack.status == 'DELETE_FAILED':
-        reasons += _blockers(task, leaves)
-    return Diagnosis(
-        code, sentence(code, '; '.join(reasons)), leaves, _by_member(task, failed, leaves)
-    )
+        reasons += _list_blockers(task, leaves)
+    text = write_sentence(code, '; '.join(reasons))
+    return Diagnosis(code, text, leaves, _sort_by_member(task, failed, leaves))
 
 
-def _blockers(task: steps.Task, leaves: Sequence[clients.FailedResource]) -> list[str]:
-    """Who uses what could not be deleted, as far as somebody can say."""
-    found: dict[str, None] = {}
+def _list_blockers(task: Task, leaves: Sequence[clients.FailedResource]) -> list[str]:
+    """List what uses the resources that could not be deleted, as far as the cloud can tell."""
+    blockers: list[str] = []
     for leaf in leaves:
-        with contextlib.suppress(clients.CloudError):  # it is only said what is known
-            found.update(
-                dict.fromkeys(
-                    task.services.cloud.blockers(
-                        task.cluster.project_id, leaf.type, leaf.physical_id, as_admin=task.as_admin
-                    )
-                )
+        with contextlib.suppress(clients.CloudError):
+            blockers += task.services.cloud.blockers(
+                task.cluster.project_id, leaf.type, leaf.physical_id, as_admin=task.as_admin
             )
-    return list(found)
+    return list(dict.fromkeys(blockers))
 
 
-def _by_member(
-    task: steps.Task,
+def _sort_by_member(
+    task: Task,
     failed: Sequence[clients.FailedResource],
     leaves: Sequence[clients.FailedResource],
 ) -> dict[tuple[str, int], list[clients.FailedResource]]:
-    """The leaves by role and number of the member in whose stack they are: a nested stack whose
-    name is a number."""
-    nested = {
-        f.physical_id.rpartition('/')[2]: f for f in failed if '::' not in f.type and f.physical_id
-    }
+    """Sort the leaves by role and number of the member in whose stack they are.
+
+    A member's stack is the nearest nested stack whose name is a number."""
+    nested_stacks = {}
+    for resource in failed:
+        if '::' not in resource.type and resource.physical_id:
+            nested_stacks[resource.physical_id.rpartition('/')[2]] = resource
     members: dict[tuple[str, int], list[clients.FailedResource]] = {}
     for leaf in leaves:
-        holder = nested.get(leaf.stack_id)
-        while holder is not None and not holder.name.isdigit():
-            holder = nested.get(holder.stack_id)
-        role = task.driver.texts.role_of(holder.type) if holder else None
-        if holder and role:
-            members.setdefault((role, int(holder.name)), []).append(leaf)
+        parent = nested_stacks.get(leaf.stack_id)
+        while parent is not None and not parent.name.isdigit():
+            parent = nested_stacks.get(parent.stack_id)
+        role = task.driver.texts.role_of(parent.type) if parent else None
+        if parent and role:
+            members.setdefault((role, int(parent.name)), []).append(leaf)
     return members
 
 
-def _code(leaves: Sequence[clients.FailedResource]) -> str:
-    return min((code_of(f'{leaf.type} {leaf.reason}') for leaf in leaves), key=_rank)
+def _find_first_code(leaves: Sequence[clients.FailedResource]) -> str:
+    """Return the code that counts most among those of the leaves."""
+    codes = [find_code(f'{leaf.type} {leaf.reason}') for leaf in leaves]
+    return min(codes, key=RANKS.index)
 
 
-def _rank(code: str) -> int:
-    order = ['STACK_LIMIT', *(code for code, _ in SIGNS)]
-    return order.index(code) if code in order else len(order)
-
-
-def sentence(code: str | None, detail: str | None) -> str:
-    """What the code means, and then the detail, in one line."""
-    meaning, text = errors.CODES[code or 'INTERNAL'], ' '.join((detail or '').split())
-    return (text if text.startswith(meaning) else f'{meaning}: {text}')[:LONGEST]
+def write_sentence(code: str | None, detail: str | None) -> str:
+    """Return what the code means, followed by the detail, in one line."""
+    meaning = errors.CODES[code or 'INTERNAL']
+    text = ' '.join((detail or '').split())
+    if not text.startswith(meaning):
+        text = f'{meaning}: {text}'
+    return text[:MAX_REASON]

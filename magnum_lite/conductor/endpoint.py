@@ -1,4 +1,9 @@
-"""What a conductor does when a message comes: as little as possible."""
+"""The methods of a conductor that the API calls through the broker: the nudge, and the signing of
+client certificates.
+
+`service` runs an `Endpoint` in a thread of its own. It reads the database and the key store, and
+writes neither. All other work is started by the rows that the conductor finds due.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from oslo_db import exception as db_exc
 from oslo_log import log
 
 from magnum_lite import certs, db, errors, keystore
-from magnum_lite.conductor import steps
+from magnum_lite.conductor.task import Services
 
 LOG = log.getLogger(__name__)
 
@@ -21,12 +26,13 @@ class Endpoint:
 
     target = oslo_messaging.Target(version='1.1')
 
-    def __init__(self, wake: threading.Event, services: steps.Services) -> None:
-        self._wake, self._services = wake, services
+    def __init__(self, wake: threading.Event, services: Services) -> None:
+        self._wake = wake
+        self._services = services
 
     @oslo_messaging.expose
     def nudge(self, context: Any, uuid: str) -> None:
-        """A cluster wants a look. Which one, the database knows better."""
+        """Wake the conductor: a cluster has become due. The database tells which one."""
         self._wake.set()
 
     @oslo_messaging.expose
@@ -44,9 +50,9 @@ class Endpoint:
     ) -> dict[str, Any]:
         """Sign a request for a client certificate by an authority of a cluster of that project.
 
-        Returns `pem`, `serial`, `subject` and `until` (ISO 8601). What is wrong comes back as
-        `code` (HTTP status) and `text`, and never as an exception. The user is who asked; that is
-        for the log."""
+        Returns `pem`, `serial`, `subject` and `until` (ISO 8601), or `code` (HTTP status) and
+        `text` of an error. Raises nothing. `life_s` is in seconds; `user_id`, the user who made the
+        request, and `request_id` are for the log."""
         try:
             issued = sign(
                 self._services,
@@ -94,7 +100,7 @@ class Endpoint:
 
 
 def sign(
-    services: steps.Services,
+    services: Services,
     scope: db.Scope,
     cluster_uuid: str,
     purpose: str,
@@ -102,11 +108,10 @@ def sign(
     *,
     life: datetime.timedelta,
 ) -> certs.Issued:
-    """Sign a request by an authority. Raises NotFound, Conflict if the authority is missing,
-    Invalid for the request.
+    """Sign a request by an authority of a cluster.
 
-    Raises KeyStoreError, too.
-    """
+    Raises NotFound for the cluster, Conflict if it has no such authority that signs, Invalid for
+    the request, and KeyStoreError."""
     cluster = db.get_cluster(services.db, scope, cluster_uuid)
     driver = services.drivers.get(cluster.driver)
     pairs = services.keystore.load(services.db, cluster)

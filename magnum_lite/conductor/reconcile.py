@@ -1,30 +1,34 @@
-"""The loop's body: one leased cluster, from what its row asks for to what may be written about it.
+"""The body of the conductor's loop: one leased cluster, from what its row asks for to what may be
+recorded about it. Begin reading here.
 
-There is no code for recovery. Whoever claims a row runs the steps of its status from the first one;
-those that were done find so and go on. What a step raises decides how the visit ends:
+`service` calls `reconcile_leased` in a thread of its pool, for each cluster that is due. It calls
+the steps in `steps` and `stacks`, records how they ended, and gives the lease back. It writes to
+the cluster's row only by `db.move`, `db.release` and the lease's transactions.
 
-    Retry          look again later                    LeaseLost   drop it, another one has it
-    Unreachable           the cloud is not there: back off    Failed      the operation has failed
-    anything else  a mistake of ours: log it, back off
+There is no code for recovery. Whichever conductor has the lease runs the steps of the row's status
+from the first one; those that were done find so and return. What a step raises decides how the
+visit ends: see `conclude`.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NoReturn
 
 import sqlalchemy as sa
 from oslo_db import exception as db_exc
 from oslo_log import log
 from sqlalchemy import orm
 
-from magnum_lite import clients, db, errors, models, notify, states
-from magnum_lite.conductor import diagnose, steps
+from magnum_lite import clients, context, db, errors, models, notify, states
+from magnum_lite.conductor import diagnose, stacks, steps
+from magnum_lite.conductor.task import Services, Snapshot, StackOwner, Task, update_nodegroup
 
 LOG = log.getLogger(__name__)
 
-#: A look that is asked for later than now is for what `db.release` says, and stays.
+#: The columns of a cluster that is given back with its operation ended. A `check_at` in the future
+#: stays: a conductor that had lost the lease set it, to have its work checked (see `db.release`).
 RELEASED = {
     'leased_by': None,
     'leased_until': None,
@@ -32,177 +36,204 @@ RELEASED = {
     'polled_until': None,
     'check_at': sa.case((models.Cluster.check_at > db.now(), models.Cluster.check_at), else_=None),
 }
-#: After so many calls in a row that did not work out, a delete that is forced goes on without them.
+#: A forced delete gives up on the cloud after this many failed visits in a row.
 FORCED_AFTER = 3
 
 
-def visit(task: steps.Task) -> None:
-    """Do for one cluster what can be done now, and give it back.
+def reconcile_leased(
+    services: Services,
+    holder: str,
+    uuid: str,
+    snapshot: Snapshot,
+    as_admin: bool = False,
+) -> None:
+    """Load a cluster and reconcile it. Do nothing if `holder` does not hold its lease any more.
 
-    Raises nothing but oslo.db's DBConnectionError when the database is away: the lease then runs
-    out."""
-    _give_back(task, lambda: _try(VISITS.get(task.cluster.status, _rest), task))
+    `snapshot` and `as_admin` are those of `task.Task`. Raises oslo.db's DBConnectionError if the
+    database is away: the lease then runs out."""
+    for cluster in db.list_leased(services.db, holder, [uuid]):
+        # Of a cluster with a stack, `watch` has found out whether its project is closed.
+        may_be_closed = cluster.status == states.DELETE_IN_PROGRESS and cluster.stack_id is None
+        try:
+            if cluster.failures and may_be_closed:
+                as_admin = services.cloud.project_state(cluster.project_id) != 'enabled'
+        except clients.CloudError as e:
+            conclude(Task(services, cluster, holder, snapshot), e)
+            continue
+        with context.working_on(cluster.uuid, *db.find_running_operation(services.db, cluster)):
+            reconcile(Task(services, cluster, holder, snapshot, as_admin))
 
 
-def back_off_from(task: steps.Task, error: Exception) -> None:
-    """Give one cluster back after a call that was made for it, and others, did not work out. Raises
-    as `visit` does."""
-    _give_back(task, lambda: error)
-
-
-def _give_back(task: steps.Task, work: Callable[[], Exception | None]) -> None:
-    """Do the work on a cluster, and give the cluster back as its end says."""
-    cluster = task.cluster
+def reconcile(task: Task) -> None:
+    """Do for one cluster what can be done now, and give it back. Raises as `reconcile_leased`
+    does."""
+    step = BY_STATUS.get(task.cluster.status, _restore_if_stale)
+    ended_by = None
     try:
-        ended_by = work()
-        if isinstance(ended_by, errors.Failed):
-            _fail(task, ended_by)
-        elif isinstance(ended_by, errors.Retry):
+        step(task)
+    except Exception as e:
+        ended_by = e
+    conclude(task, ended_by)
+
+
+def conclude(task: Task, ended_by: Exception | None) -> None:
+    """Record how a visit ended, and give the cluster back.
+
+    `ended_by` is what a step has raised, None if all is done and recorded. It is handed over as a
+    value, because oslo.log prints the active exception behind every line that is logged inside of
+    an `except` block."""
+    try:
+        _record_end(task, ended_by)
+    except (errors.LeaseLost, db_exc.DBDeadlock) as e:
+        # The record itself can lose the lease or deadlock. What these end in raises neither.
+        _record_end(task, e)
+
+
+def _record_end(task: Task, ended_by: Exception | None) -> None:
+    cluster = task.cluster
+    match ended_by:
+        case None:
+            pass
+        case errors.Retry():
             if cluster.failures:
                 task.update(failures=0)
-            db.release(task.services.db, cluster, task.holder, check_in_s=ended_by.delay_s)
-        elif ended_by is not None:
-            back_off(task, ended_by)
-    except errors.LeaseLost:  # perhaps from what was to be written about the others
-        LOG.info(
-            'Cluster %s: somebody else has it now, or it was asked for something else', cluster.uuid
-        )
-        db.release(task.services.db, cluster, task.holder, check_in_s=0)
-    except db_exc.DBDeadlock:  # nothing was written: as if we had died before it
-        LOG.info(
-            'Cluster %s: the database gave a write up for the sake of another one; it is looked '
-            'at again',
-            cluster.uuid,
-        )
-        db.release(task.services.db, cluster, task.holder, check_in_s=0)
+            _release(task, ended_by.delay_s)
+        case errors.Failed():
+            _fail(task, ended_by)
+        case errors.LeaseLost():
+            LOG.info(
+                'Cluster %s: somebody else has it now, or it was asked for something else',
+                cluster.uuid,
+            )
+            _release(task, 0)
+        case db_exc.DBDeadlock():
+            # Nothing was written: the same as if this conductor had died before the write.
+            LOG.info(
+                'Cluster %s: the database gave a write up for the sake of another one; it is '
+                'looked at again',
+                cluster.uuid,
+            )
+            _release(task, 0)
+        case db_exc.DBConnectionError():
+            # Nothing can be recorded.
+            raise ended_by
+        case _:
+            _back_off(task, ended_by)
 
 
-def _try(step: Callable[..., None], *args: Any) -> Exception | None:
-    """What a step ended with, None if it did all.
-
-    Raises LeaseLost, and oslo.db's error if the database is away or gave up a write for another
-    one's sake.
-
-    Dealt with outside of the `except`, where the log would write every line's exception a second
-    time."""
-    try:
-        step(*args)
-    except (
-        errors.LeaseLost,
-        db_exc.DBConnectionError,
-        db_exc.DBDeadlock,
-    ):  # nothing can be written about it
-        raise
-    except Exception as e:
-        return e
-    return None
+def _release(task: Task, check_in_s: float | None) -> None:
+    """Give the cluster back, due again in so many seconds; None: when something is requested."""
+    db.release(task.services.db, task.cluster, task.holder, check_in_s=check_in_s)
 
 
-def back_off(task: steps.Task, error: Exception) -> None:
-    """Give a cluster back after a call that did not work out: due again later, and the later the
-    longer it lasts.
+def _back_off(task: Task, error: Exception) -> None:
+    """Give a cluster back after a failed call or an unexpected error: due later, and the later
+    the more visits have failed in a row.
 
-    When the operation's time is over the operation has failed. Raises LeaseLost.
-    """
-    conf, cluster = task.services.conf.conductor, task.cluster
-    if isinstance(error, clients.Unreachable):  # which `clients` says once a minute for all
-        LOG.debug(
-            'Cluster %s: %s. It is tried again (failure %s).',
-            cluster.uuid,
-            error,
-            cluster.failures + 1,
-        )
-    elif isinstance(error, clients.CloudError):
-        LOG.warning(
-            'Cluster %s: %s. It is tried again (failure %s).',
-            cluster.uuid,
-            error,
-            cluster.failures + 1,
-        )
-    else:
-        LOG.error(
-            'Cluster %s: an unexpected error. It is tried again (failure %s).',
-            cluster.uuid,
-            cluster.failures + 1,
-            exc_info=error,
-        )
+    An operation whose time is over has failed. A forced delete goes on without the cloud. Raises
+    LeaseLost."""
+    cluster = task.cluster
+    _log_error(task, error)
     if cluster.delete_forced and cluster.failures >= FORCED_AFTER:
-        _forget(task, error)
+        _finish_delete(task, error)
         return
     if task.is_overdue():
         if isinstance(error, clients.CloudError):
-            _fail(
-                task,
-                errors.Failed('CLOUD_UNAVAILABLE', f'{errors.CODES["CLOUD_UNAVAILABLE"]}: {error}'),
-            )
-        else:  # whose text is for the log: it may hold anything
+            reason = f'{errors.CODES["CLOUD_UNAVAILABLE"]}: {error}'
+            _fail(task, errors.Failed('CLOUD_UNAVAILABLE', reason))
+        else:
+            # The error's text is for the log only: it may hold anything.
             _fail(task, errors.Failed('INTERNAL', errors.CODES['INTERNAL']))
         return
     delay_s = getattr(error, 'retry_after_s', None)
     if delay_s is None:
-        delay_s = min(conf.retry_interval * 2 ** min(cluster.failures, 16), conf.retry_interval_max)
+        conf = task.services.conf.conductor
+        doubled_s = conf.retry_interval * 2 ** min(cluster.failures, 16)
+        delay_s = min(doubled_s, conf.retry_interval_max)
     delay_s *= random.uniform(1, 1.25)
     task.update(failures=cluster.failures + 1)
-    db.release(task.services.db, cluster, task.holder, check_in_s=delay_s)
+    _release(task, delay_s)
 
 
-def _converge(task: steps.Task) -> None:
-    """Make every stack of a cluster what the rows want. They go on beside each other; one that
-    fails stops no other."""
-    waits: list[float] = []
-    # Nodegroups whose stacks have failed at an earlier visit, when others still had work.
-    failed = [
-        (group.error_code or 'INTERNAL', diagnose.sentence(group.error_code, group.status_reason))
-        for group in task.cluster.nodegroups
-        if states.is_failed(group.status)
-    ]
-    for owner in task.cluster.owners:
-        ended_by = _try(steps.ensure_members, task, owner)
-        if isinstance(ended_by, errors.Retry):
-            waits.append(ended_by.delay_s)
-        elif isinstance(ended_by, errors.Failed):
-            steps.note_failure(task, owner, ended_by)
-            failed.append((ended_by.code, str(ended_by)))
-        elif ended_by is not None:
-            raise ended_by
-    if waits:
-        raise errors.Retry(min(waits))
-    if failed:
-        raise errors.Failed(
-            failed[0][0], '; '.join(dict.fromkeys(text for _, text in failed))[: diagnose.LONGEST]
+def _log_error(task: Task, error: Exception) -> None:
+    uuid = task.cluster.uuid
+    failures = task.cluster.failures + 1
+    if isinstance(error, clients.CloudError):
+        # `clients` itself warns of an unreachable service, once a minute for all clusters.
+        level = log.DEBUG if isinstance(error, clients.Unreachable) else log.WARNING
+        LOG.log(level, 'Cluster %s: %s. It is tried again (failure %s).', uuid, error, failures)
+    else:
+        LOG.error(
+            'Cluster %s: an unexpected error. It is tried again (failure %s).',
+            uuid,
+            failures,
+            exc_info=error,
         )
-    if 0 < task.cluster.rotation_phase < models.ROTATION_PHASES:
-        steps.advance_rotation(task)
-    _done(task)
 
 
-def _update(task: steps.Task) -> None:
-    steps.ensure_keys(task)
-    _converge(task)
+# -- what each status asks for ---------------------------------------------------------------------
 
 
-def _create(task: steps.Task) -> None:
+def _create(task: Task) -> None:
     if task.is_cancelled:
-        _undo(task)
+        _undo_create(task)
     steps.ensure_project_role(task)
     steps.ensure_keys(task)
     steps.ensure_cluster_user(task)
     _converge(task)
 
 
-def _undo(task: steps.Task) -> None:
-    """A create that is to be stopped: take away what there is of it. Raises Retry meanwhile, and
-    then Failed."""
+def _update(task: Task) -> None:
+    steps.ensure_keys(task)
+    _converge(task)
+
+
+def _converge(task: Task) -> None:
+    """Make every stack of a cluster what the rows want. They advance side by side: one that fails
+    stops no other.
+
+    Raises Retry while any stack has work left, and only then Failed."""
+    waits_s = []
+    # The nodegroups whose stacks failed at an earlier visit, while others still had work.
+    failures = [
+        errors.Failed(
+            group.error_code or 'INTERNAL',
+            diagnose.write_sentence(group.error_code, group.status_reason),
+        )
+        for group in task.cluster.nodegroups
+        if states.is_failed(group.status)
+    ]
+    for owner in task.cluster.owners:
+        failure = None
+        try:
+            stacks.ensure_members(task, owner)
+        except errors.Retry as e:
+            waits_s.append(e.delay_s)
+        except errors.Failed as e:
+            failure = e
+        # Outside of the `except` block, as this logs: see `conclude`.
+        if failure:
+            stacks.record_stack_failure(task, owner, failure)
+            failures.append(failure)
+    if waits_s:
+        raise errors.Retry(min(waits_s))
+    if failures:
+        texts = dict.fromkeys(str(failure) for failure in failures)
+        raise errors.Failed(failures[0].code, '; '.join(texts)[: diagnose.MAX_REASON])
+    if 0 < task.cluster.rotation_phase < models.ROTATION_PHASES:
+        stacks.advance_rotation(task)
+    _finish(task)
+
+
+def _undo_create(task: Task) -> NoReturn:
+    """Remove what a cancelled create has made. Raises Retry until it is gone, and then Failed."""
     cluster = task.cluster
     steps.ensure_no_cluster_user(task)
     if cluster.stack_text is not None:
-        steps.ensure_gone(task, cluster)
+        stacks.ensure_gone(task, cluster)
         with task.transaction(stack_id=None, stack_text=None) as session:
-            session.execute(
-                sa.update(models.NodeGroup)
-                .where(models.NodeGroup.cluster_id == cluster.uuid)
-                .values(stack_id=None)
-            )
+            for group in cluster.nodegroups:
+                update_nodegroup(session, group, stack_id=None)
     raise errors.Failed(
         'CANCELLED',
         f'{errors.CODES["CANCELLED"]}. Nothing of the cluster is left in the cloud. '
@@ -210,66 +241,51 @@ def _undo(task: steps.Task) -> None:
     )
 
 
-def _delete(task: steps.Task) -> None:
-    ended_by = _try(_empty, task)
-    if ended_by is not None and not (
-        isinstance(ended_by, errors.Failed) and task.cluster.delete_forced
-    ):
-        raise ended_by
-    _forget(task, ended_by)
+def _delete(task: Task) -> None:
+    blocked_by = None
+    try:
+        _remove_from_cloud(task)
+    except errors.Failed as e:
+        if not task.cluster.delete_forced:
+            raise
+        blocked_by = e
+    _finish_delete(task, blocked_by)
 
 
-def _forget(task: steps.Task, blocked_by: Exception | None) -> None:
-    """Remove the row. What is then still in the cloud, because an admin forced it, is told by the
-    operation."""
-    cluster, left = task.cluster, None
-    if blocked_by is not None:
-        names = ', '.join(owner.stack_id or task.stack_name(owner) for owner in task.cluster.owners)
-        left = (
-            f'Deleted by force. What is left in the cloud is in these stacks: {names}. The reason: '
-            f'{blocked_by}'
-        )
-        LOG.warning('Cluster %s: %s', cluster.uuid, left)
-    with task.services.db.write() as session:
-        db.move(session, cluster, 'done', holder=task.holder)
-        ended = db.end_operations(session, cluster, 'complete', text=left)
-        db.delete_cluster_row(session, cluster)
-    LOG.info('Cluster %s is deleted', cluster.uuid)
-    _tell(task, ended, states.DELETE_COMPLETE)
-
-
-def _empty(task: steps.Task) -> None:
-    """Have nothing of the cluster left in the cloud: what was made inside it, further nodegroups,
-    its own stack."""
+def _remove_from_cloud(task: Task) -> None:
+    """Delete all that the cluster has in the cloud: its user, the load balancers that it has
+    created, the stacks of further nodegroups, its own stack. Raises Retry until it is gone."""
     steps.ensure_no_cluster_user(task)
-    if task.cluster.stack_text is not None:  # else nothing was ever sent to Heat
+    # Without a stored text nothing was ever sent to Heat.
+    if task.cluster.stack_text is not None:
         steps.ensure_project_role(task)
         steps.ensure_no_load_balancers(task)
-        waits: list[float] = []
+        waits_s: list[float] = []
+        # The cluster's own stack comes last, because the others use its network.
         for owner in reversed(task.cluster.owners):
-            if owner is task.cluster and waits:
+            if owner is task.cluster and waits_s:
                 break
             try:
-                steps.ensure_gone(task, owner)
+                stacks.ensure_gone(task, owner)
             except errors.Retry as e:
-                waits.append(e.delay_s)
-        if waits:
-            raise errors.Retry(min(waits))
+                waits_s.append(e.delay_s)
+        if waits_s:
+            raise errors.Retry(min(waits_s))
     steps.ensure_project_left(task)
 
 
-def _rest(task: steps.Task) -> None:
-    """Nothing is asked for. But somebody who slept through his lease may have sent Heat a text that
-    was out of date.
+def _restore_if_stale(task: Task) -> None:
+    """Start an update if a stack has another text than the stored one, else give the cluster back.
 
-    What then is another one than the stored text is put right as any change is; it is no operation,
-    as nobody asked."""
+    No operation is pending. But a conductor that was suspended for longer than its lease may have
+    sent Heat an outdated text. The update that restores the stored text is an update like any
+    other, without an operation, as no caller requested it."""
     cluster = task.cluster
-    stale = [owner for owner in task.cluster.owners if _is_stale(task, owner)]
+    stale = [owner for owner in cluster.owners if _is_stale(task, owner)]
     if not stale:
         if cluster.failures:
             task.update(failures=0)
-        db.release(task.services.db, cluster, task.holder, check_in_s=None)
+        _release(task, None)
         return
     with task.services.db.write() as session:
         db.move(
@@ -280,15 +296,15 @@ def _rest(task: steps.Task) -> None:
             generation=cluster.generation + 1,
             **RELEASED | {'check_at': db.now()},
         )
-        session.execute(
-            sa.update(models.NodeGroup)
-            .where(
-                models.NodeGroup.id.in_(
-                    [group.id for owner in stale for group in task.groups_of(owner)]
+        for owner in stale:
+            for group in task.list_groups(owner):
+                update_nodegroup(
+                    session,
+                    group,
+                    status=states.UPDATE_IN_PROGRESS,
+                    status_reason=None,
+                    error_code=None,
                 )
-            )
-            .values(status=states.UPDATE_IN_PROGRESS, status_reason=None, error_code=None)
-        )
     LOG.warning(
         'Cluster %s: its stacks %s have another text than they should, from a conductor that was '
         'stopped for longer than its lease. They are put right.',
@@ -297,33 +313,34 @@ def _rest(task: steps.Task) -> None:
     )
 
 
-def _is_stale(task: steps.Task, owner: steps.Owner) -> bool:
-    """Whether a stack that is done has another text than the stored one. Older stacks bear no
-    number.
+def _is_stale(task: Task, owner: StackOwner) -> bool:
+    """Whether a complete stack has another text than the stored one.
 
-    Where an exchange of authorities has failed or was stopped, nothing is begun that would go on
-    with it."""
-    stack = task.stack(owner)
-    return (
-        task.cluster.status in states.TRANSITIONS['update']
-        and not task.cluster.rotation_phase
-        and stack is not None
-        and stack.revision not in (0, owner.revision)
-        and all(group.status.endswith('_COMPLETE') for group in task.groups_of(owner))
-    )
+    Not where a rotation of authorities has failed or was cancelled: an update would go on with it.
+    Stacks of older releases have no revision; it then reads as 0."""
+    if task.cluster.status not in states.TRANSITIONS['update'] or task.cluster.rotation_phase:
+        return False
+    stack = task.find_stack(owner)
+    if stack is None or stack.revision in (0, owner.revision):
+        return False
+    return all(group.status.endswith('_COMPLETE') for group in task.list_groups(owner))
 
 
-#: What a status asks for. What is not here asks for nothing; somebody only wants it looked at.
-VISITS = {
+#: What each status asks for. With any other status nothing is pending, and the cluster is only
+#: looked at.
+BY_STATUS = {
     states.CREATE_IN_PROGRESS: _create,
     states.UPDATE_IN_PROGRESS: _update,
     states.DELETE_IN_PROGRESS: _delete,
 }
 
 
-def _done(task: steps.Task) -> None:
-    """Every stack is as the rows want it: write down that the operation is over. One
-    transaction."""
+# -- how an operation ends -------------------------------------------------------------------------
+
+
+def _finish(task: Task) -> None:
+    """Record, in one transaction, that the operation is complete: every stack is as the rows
+    want it."""
     cluster = task.cluster
     with task.services.db.write() as session:
         db.move(
@@ -340,14 +357,35 @@ def _done(task: steps.Task) -> None:
         if cluster.rotation_phase:
             db.end_rotation(session, cluster)
         ended = db.end_operations(session, cluster, 'complete')
-    LOG.info('Cluster %s is %s', cluster.uuid, states.TRANSITIONS['done'][cluster.status])
-    _tell(task, ended, states.TRANSITIONS['done'][cluster.status])
+    status = states.TRANSITIONS['done'][cluster.status]
+    LOG.info('Cluster %s is %s', cluster.uuid, status)
+    _notify(task, ended, status)
 
 
-def _fail(task: steps.Task, failure: errors.Failed) -> None:
-    """The operation has failed: write down why, for the cluster and for each nodegroup that does
-    not know yet."""
-    cluster, reason = task.cluster, str(failure)
+def _finish_delete(task: Task, blocked_by: Exception | None) -> None:
+    """Remove the row. What a forced delete has left in the cloud is recorded with the operation."""
+    cluster = task.cluster
+    left = None
+    if blocked_by is not None:
+        names = ', '.join(owner.stack_id or task.name_stack(owner) for owner in cluster.owners)
+        left = (
+            f'Deleted by force. What is left in the cloud is in these stacks: {names}. The reason: '
+            f'{blocked_by}'
+        )
+        LOG.warning('Cluster %s: %s', cluster.uuid, left)
+    with task.services.db.write() as session:
+        db.move(session, cluster, 'done', holder=task.holder)
+        ended = db.end_operations(session, cluster, 'complete', text=left)
+        db.delete_cluster_row(session, cluster)
+    LOG.info('Cluster %s is deleted', cluster.uuid)
+    _notify(task, ended, states.DELETE_COMPLETE)
+
+
+def _fail(task: Task, failure: errors.Failed) -> None:
+    """Record, in one transaction, that the operation has failed and why, for the cluster and for
+    each nodegroup that is not failed already."""
+    cluster = task.cluster
+    reason = str(failure)
     with task.services.db.write() as session:
         db.move(
             session,
@@ -360,22 +398,17 @@ def _fail(task: steps.Task, failure: errors.Failed) -> None:
         )
         for group in cluster.nodegroups:
             if states.is_busy(group.status):
-                steps.blame(session, group, failure)
+                stacks.record_failure(session, group, failure)
         ended = db.end_operations(session, cluster, 'failed', code=failure.code, text=reason)
-    LOG.warning(
-        'Cluster %s is %s (%s): %s',
-        cluster.uuid,
-        states.TRANSITIONS['fail'][cluster.status],
-        failure.code,
-        reason,
-    )
-    _tell(task, ended, states.TRANSITIONS['fail'][cluster.status], failure.code)
+    status = states.TRANSITIONS['fail'][cluster.status]
+    LOG.warning('Cluster %s is %s (%s): %s', cluster.uuid, status, failure.code, reason)
+    _notify(task, ended, status, failure.code)
 
 
-def _tell(
-    task: steps.Task, ended: Sequence[models.Operation], status: str, code: str | None = None
+def _notify(
+    task: Task, ended: Sequence[models.Operation], status: str, code: str | None = None
 ) -> None:
-    """Notify whoever listens of the operations that have ended."""
+    """Send a notification for each operation that has ended."""
     orm.attributes.set_committed_value(task.cluster, 'status', status)
     for operation in ended:
         task.services.notifier.cluster(

@@ -1,12 +1,17 @@
-"""The conductor process: a loop that claims due clusters, and a pool of threads that visits them.
+"""The conductor process: a loop that claims due clusters, and a pool of threads that reconciles
+them.
 
-`run()` is the main thread's; `stop()` may be called from a signal handler. To stop means: claim
-nothing more, let calls under way finish for a few seconds, and hand the rest back, due now, for
-another conductor."""
+`cli` makes a `Conductor` and calls `run()` in the main thread; `stop()` may be called from a signal
+handler. To stop means: claim nothing more, let calls in progress finish for a few seconds, and give
+the rest back, due now, for another conductor. Talks to the database only; `watch` and `reconcile`
+talk to the cloud.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import operator
 import os
 import threading
 import time
@@ -19,30 +24,31 @@ from oslo_db import exception as db_exc
 from oslo_log import log
 
 from magnum_lite import db, outage, rpc
-from magnum_lite.conductor import endpoint, health, steps, watch
+from magnum_lite.conductor import endpoint, health, reconcile, watch
+from magnum_lite.conductor.task import Services, Snapshot
 
 LOG = log.getLogger(__name__)
 
-BINARY = 'magnum-conductor'  # the name that clients of Magnum look for
+#: The name that clients of Magnum look for in the list of services.
+BINARY = 'magnum-conductor'
 #: Seconds between reports that this conductor is alive.
 REPORT_INTERVAL_S = 30
-#: Receipts of requests that are removed at each report: a site would have to ask 33 times a second
-#: to outrun this.
+#: Expired receipts that are deleted at each report: more pile up only above 33 requests a second.
 RECEIPTS_DROPPED = 1000
-#: Seconds between two rounds at least, when rows are due but no worker is free or another conductor
-#: is faster.
+#: Least seconds between two rounds, when rows are due but no worker is free or another conductor
+#: was faster.
 SHORTEST_PAUSE_S = 0.2
 
 
 class Conductor:
-    """One conductor. Several in one process do no harm, as several processes do none."""
+    """One conductor. Any number may run, in one process or in many."""
 
-    def __init__(self, services: steps.Services) -> None:
+    def __init__(self, services: Services) -> None:
         self._services = services
         self._conf = services.conf.conductor
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        #: The visits under way, and the holder of each one's leases.
+        #: What the pool works on, and the holder of the leases of each.
         self._visits: dict[futures.Future[None], str] = {}
         self._pool = futures.ThreadPoolExecutor(self._conf.workers, thread_name_prefix='visit')
         self._reported_at = float('-inf')
@@ -51,81 +57,98 @@ class Conductor:
         )
 
     def stop(self) -> None:
-        """Have `run()` come to its end. Returns at once; may be called from a signal handler, and
+        """Make `run()` return soon. Returns at once; may be called from a signal handler, and
         twice."""
         self._stopping.set()
         self._wake.set()
 
     def run(self) -> None:
-        """Work until `stop()`. A broker or a database that is away is waited for, not died of."""
+        """Work until `stop()`. While the broker or the database is away, wait for it."""
         LOG.info('Conductor %s has started', self._services.conf.host)
-        for name, make in (('rpc', self._nudges), ('heat', self._notifications)):
-            threading.Thread(target=self._listen, args=(make,), name=name, daemon=True).start()
         prober = health.Prober(self._services)
-        threading.Thread(
-            target=prober.run, args=(self._stopping,), name='health', daemon=True
-        ).start()
+        for name, target, argument in (
+            ('rpc', self._listen, self._make_rpc_server),
+            ('heat', self._listen, self._make_heat_listener),
+            ('health', prober.run, self._stopping),
+        ):
+            threading.Thread(target=target, args=(argument,), name=name, daemon=True).start()
         while not self._stopping.is_set():
             self._wake.clear()
+            pause_s = self._conf.tick
             try:
                 self._report()
-                pause_s = self.round()
+                pause_s = self.run_round()
                 self._database.works()
             except db_exc.DBError as e:
                 self._database.failed(str(e.inner_exception or e))
-                pause_s = self._conf.tick
             except Exception:
                 LOG.exception(
                     'No look for due clusters. It is tried again in %s s.', self._conf.tick
                 )
-                pause_s = self._conf.tick
             self._wake.wait(pause_s)
         self._shut_down()
 
-    def round(self) -> float:
-        """Claim what is due, as far as there are free workers, and have it visited.
+    def run_round(self) -> float:
+        """Claim what is due, as far as workers are free, and have it reconciled.
 
-        Returns the seconds until the next round, unless a message or a worker that becomes free
-        wakes us before."""
+        Returns the seconds until the next round, unless a message, or a worker that gets free,
+        starts it earlier."""
         free = self._conf.workers - len(self._visits)
         if free <= 0:
             return float(self._conf.tick)
-        fresh_in_s, followed_in_s = db.due_in_s(self._services.db)
-        if fresh_in_s <= 0:
-            holder = self._holder()
+        unstarted_in_s, watched_in_s = db.due_in_s(self._services.db)
+        if unstarted_in_s <= 0:
+            holder = self._make_holder()
             for uuid in db.claim_unstarted(
                 self._services.db, holder, limit=free, lease_s=self._conf.lease
             ):
-                self._submit(watch.visit, self._services, holder, uuid, {}, False, self._stopping)
-        if followed_in_s <= 0:
-            holder = self._holder()
-            followed = db.claim_watched(
+                self._submit(holder, self._reconcile, uuid, {}, False)
+        if watched_in_s <= 0:
+            holder = self._make_holder()
+            watched = db.claim_watched(
                 self._services.db,
                 holder,
                 projects=free,
                 lease_s=self._conf.lease,
                 horizon_s=self._conf.watch_interval * watch.HORIZON,
             )
-            for clusters in by_project(followed):
-                self._submit(
-                    watch.follow, self._services, holder, clusters, self._submit, self._stopping
-                )
-        return min(max(min(fresh_in_s, followed_in_s), SHORTEST_PAUSE_S), self._conf.tick)
+            for clusters in group_by_project(watched):
+                self._submit(holder, self._check_stacks, clusters)
+        return min(max(min(unstarted_in_s, watched_in_s), SHORTEST_PAUSE_S), self._conf.tick)
 
-    def _holder(self) -> str:
+    def _make_holder(self) -> str:
+        """Return a new name for the leases of one claim."""
         return f'{self._services.conf.host}:{os.getpid()}:{uuidlib.uuid4().hex[:8]}'
 
-    def _submit(
-        self, work: Callable[..., None], services: steps.Services, holder: str, *args: Any
-    ) -> None:
-        """Have a thread of the pool do this for leases of `holder`; after `stop()` they are handed
-        back instead."""
-        with contextlib.suppress(RuntimeError):
-            future = self._pool.submit(work, services, holder, *args)
-            self._visits[future] = holder
-            future.add_done_callback(self._visited)
+    def _check_stacks(self, holder: str, clusters: Sequence[db.StackWatch]) -> None:
+        """Look at the stacks of one project's clusters, and have those reconciled that need it."""
+        if self._release_if_stopping(holder, [cluster.uuid for cluster in clusters]):
+            return
+        look = watch.check_stacks(self._services, holder, clusters)
+        for uuid in look.changed:
+            self._submit(holder, self._reconcile, uuid, look.snapshot, look.as_admin)
 
-    def _visited(self, future: futures.Future[None]) -> None:
+    def _reconcile(self, holder: str, uuid: str, snapshot: Snapshot, as_admin: bool) -> None:
+        if not self._release_if_stopping(holder, [uuid]):
+            reconcile.reconcile_leased(self._services, holder, uuid, snapshot, as_admin)
+
+    def _release_if_stopping(self, holder: str, uuids: Sequence[str]) -> bool:
+        """Give clusters back, due now, if the conductor is to stop. Returns whether it is."""
+        is_stopping = self._stopping.is_set()
+        if is_stopping:
+            db.release_unchanged(self._services.db, holder, uuids, check_in_s=0)
+        return is_stopping
+
+    def _submit(self, holder: str, work: Callable[..., None], *args: Any) -> None:
+        """Have a thread of the pool do this with leases of `holder`.
+
+        The pool takes nothing any more after `stop()`; `_shut_down` then gives the leases back."""
+        with contextlib.suppress(RuntimeError):
+            future = self._pool.submit(work, holder, *args)
+            self._visits[future] = holder
+            future.add_done_callback(self._end_visit)
+
+    def _end_visit(self, future: futures.Future[None]) -> None:
         self._visits.pop(future, None)
         error = None if future.cancelled() else future.exception()
         if isinstance(error, db_exc.DBError):
@@ -138,20 +161,24 @@ class Conductor:
         self._wake.set()
 
     def _report(self) -> None:
+        """Report now and then that this conductor is alive, and delete expired receipts."""
         if time.monotonic() - self._reported_at > REPORT_INTERVAL_S:
             db.report_service(self._services.db, self._services.conf.host, BINARY)
             db.delete_expired_receipts(self._services.db, limit=RECEIPTS_DROPPED)
             self._reported_at = time.monotonic()
 
-    def _nudges(self) -> Any:
+    def _make_rpc_server(self) -> Any:
         return rpc.server(self._services.conf, endpoint.Endpoint(self._wake, self._services))
 
-    def _notifications(self) -> Any:
-        return watch.listener(self._services, self._wake, self._stopping)
+    def _make_heat_listener(self) -> Any:
+        return watch.make_listener(self._services, self._wake, self._stopping)
 
     def _listen(self, make: Callable[[], Any]) -> None:
-        """Have messages wake us. While the broker is away, the ticks do."""
-        away = outage.Outage(
+        """Run what `make` returns until the conductor stops; None means that there is nothing to
+        run.
+
+        While the broker is away it is tried again, and clusters are found by the regular rounds."""
+        broker = outage.Outage(
             'Listening to the broker',
             'Clusters are found at the next tick. See [DEFAULT] '
             'transport_url and [heat_notifications]',
@@ -163,16 +190,17 @@ class Conductor:
                     return
                 server.start()
             except Exception as e:
-                away.failed(str(e))
+                broker.failed(str(e))
                 self._stopping.wait(self._conf.tick)
                 continue
-            away.works()
+            broker.works()
             self._stopping.wait()
             with contextlib.suppress(Exception):
                 server.stop()
             return
 
     def _shut_down(self) -> None:
+        """Wait for the calls in progress as long as is configured, and give all leases back."""
         LOG.info('Conductor %s is stopping', self._services.conf.host)
         visits = dict(self._visits)
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -183,9 +211,8 @@ class Conductor:
         LOG.info('Conductor %s has stopped', self._services.conf.host)
 
 
-def by_project(clusters: Sequence[db.StackWatch]) -> list[list[db.StackWatch]]:
-    """The clusters of each project: they share one look."""
-    projects: dict[str, list[db.StackWatch]] = {}
-    for cluster in clusters:
-        projects.setdefault(cluster.project_id, []).append(cluster)
-    return list(projects.values())
+def group_by_project(clusters: Sequence[db.StackWatch]) -> list[list[db.StackWatch]]:
+    """Group clusters by project: those of a project share one look at their stacks."""
+    by_project = operator.attrgetter('project_id')
+    groups = itertools.groupby(sorted(clusters, key=by_project), by_project)
+    return [list(group) for _, group in groups]
