@@ -18,7 +18,7 @@ import random
 import re
 import statistics
 import uuid as uuidlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -306,32 +306,12 @@ class Page:
     descending: bool = False
 
 
-def sort_keys(model: type[models.Base]) -> list[str]:
-    """The columns that a listing may be sorted by: those that every database can order and a user
-    may see."""
-    private = {
-        'public_key',
-        'stack_text',
-        'leased_by',
-        'leased_until',
-        'check_at',
-        'failures',
-        'generation',
-        'sent_generation',
-        'cancelled_generation',
-        'delete_forced',
-        'rotation_phase',
-        'revision',
-        'health_at',
-        'polled_until',
-        'next_number',
-        'rollout',
-        'batch_size',
-    }
+def sort_keys(model: type[models.Base], shown: Container[str]) -> list[str]:
+    """The columns by which a listing may be sorted: of those in `shown`, what databases order."""
     return [
         c.key
         for c in sa.inspect(model).columns
-        if not isinstance(c.type, sa.JSON) and c.key not in private
+        if c.key in shown and not isinstance(c.type, sa.JSON)
     ]
 
 
@@ -752,20 +732,20 @@ def request_update(
     scope: Scope,
     ident: str,
     operation: Operation,
-    change: Callable[[Cluster], None],
+    change: Callable[[Cluster], T],
     *,
     guard: Guard = None,
-    receipt: MakeReceipt[Cluster] = None,
-) -> Cluster:
+    receipt: MakeReceipt[tuple[Cluster, T]] = None,
+) -> tuple[Cluster, T]:
     """Ask for a change of a cluster. It is queued if another one runs: what is wanted is what the
     rows say last.
 
     `change` gets the locked cluster with template, nodegroups and nodes, writes on them what is
     wanted, sets the status of each nodegroup that has work to *_IN_PROGRESS, and may raise an
     HttpError, which undoes all. Nodegroups that have failed before are tried again. `operation` is
-    completed here. Raises NotFound, also for a template that has gone meanwhile; Conflict for one
-    that has changed, and where the cluster's status allows no change; and what `guard` and
-    `store_receipt` raise."""
+    completed here. Returns the cluster and what `change` returned. Raises NotFound, also for a
+    template that has gone meanwhile; Conflict for one that has changed, and where the cluster's
+    status allows no change; and what `guard` and `store_receipt` raise."""
     with _locked(db, scope, ident, guard) as (session, cluster):
         if cluster.status not in states.TRANSITIONS['update']:
             raise errors.Conflict(
@@ -773,7 +753,7 @@ def request_update(
                 f'{states.ADVICE.get(cluster.status, "")}'.strip()
             )
         before = cluster.cluster_template_id
-        change(cluster)
+        result = change(cluster)
         if cluster.cluster_template_id != before:
             _check_template(session, cluster.template)
         for group in cluster.nodegroups:
@@ -782,8 +762,8 @@ def request_update(
             if states.is_busy(group.status):
                 group.status_reason, group.error_code = None, None
         _ask(session, cluster, 'update', operation)
-        store_receipt(session, receipt, cluster)
-        return cluster
+        store_receipt(session, receipt, (cluster, result))
+        return cluster, result
 
 
 @transaction
@@ -791,7 +771,7 @@ def edit_cluster(
     db: Database,
     scope: Scope,
     ident: str,
-    change: Callable[[Cluster], None],
+    change: Callable[[Cluster], object],
     *,
     guard: Guard = None,
 ) -> Cluster:
