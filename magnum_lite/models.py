@@ -156,6 +156,7 @@ class Cluster(Base):
     project_id: Mapped[Text255] = mapped_column(index=True)
     user_id: Mapped[Text255]
     name: Mapped[Text255]
+    description: Mapped[str | None] = mapped_column(sa.String(1024))
     cluster_template_id: Mapped[Uuid] = mapped_column(
         sa.ForeignKey('cluster_templates.uuid'), index=True
     )

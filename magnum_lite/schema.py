@@ -1,17 +1,18 @@
 """The field engine: one `Field` line says all there is to say about an attribute on the wire.
 
-A `Resource` is a list of fields. From it come the check of a request body, the body of an answer,
-and the columns that a list may be sorted by. No noun of the API is known here; those stand in
-`api.resources`.
+`api.resources` defines the nouns of the API with it, handlers parse bodies and build answers by it,
+`api.openapi` describes both. A `Resource` is a list of fields. Fields have a second axis, the
+microversion: the check of a body, a patch, an answer and the sort keys know only the fields of the
+request's version. This module knows no noun of the API and does no I/O.
 
 `type` is a JSON Schema fragment, the language of OpenAPI 3.1. Two leniencies that every client
-relies on are built in (api.md 0.1): a null stands for "not given" in every field that may be left
-out, and numbers and booleans may come as strings."""
+relies on are built in (doc/contributor/wire-contract.md): a null means "not given" in every field
+that may be left out, and numbers and booleans may come as strings."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +20,14 @@ import jsonschema
 
 from magnum_lite import errors
 
-#: Nesting at which no value of ours is any more, and a parser is still far from its limits.
-DEEPEST = 25
-#: Values in one body: five times what the longest list of ours has. What is beyond takes too long
-#: to look at.
-MOST_VALUES = 50_000
-#: What one answer tells of: a body of a megabyte may have a hundred thousand mistakes.
-MOST_FINDINGS = 20
-#: `create`: what a POST does with the field.
+#: Levels of nesting in one body: more than any field needs, and far below the limits of a parser.
+MAX_DEPTH = 25
+#: Values in one body: five times as many as the longest list that a field allows. To inspect more
+#: takes too long.
+MAX_VALUES = 50_000
+#: Problems that one answer reports: a body of a megabyte may have a hundred thousand.
+MAX_PROBLEMS = 20
+#: Values of `Field.create`: what a POST does with the field.
 OPTIONAL, REQUIRED, IGNORED, REFUSED = 'optional', 'required', 'ignored', 'refused'
 
 TRUE = frozenset(('1', 't', 'true', 'y', 'yes', 'on'))
@@ -34,7 +35,7 @@ FALSE = frozenset(('0', 'f', 'false', 'n', 'no', 'off'))
 
 
 def text(maximum: int = 255, minimum: int = 1, pattern: str | None = None) -> dict[str, Any]:
-    """A string of so many characters."""
+    """A string of `minimum` to `maximum` characters."""
     fragment = {'type': 'string', 'minLength': minimum, 'maxLength': maximum}
     return fragment | ({'pattern': pattern} if pattern else {})
 
@@ -52,7 +53,7 @@ def one_of(*values: str) -> dict[str, Any]:
 BOOLEAN: dict[str, Any] = {'type': 'boolean'}
 TIME: dict[str, Any] = {'type': 'string', 'format': 'date-time'}
 STRINGS: dict[str, Any] = {'type': 'array', 'items': {'type': 'string'}}
-#: Label values may be any scalar and are stored as text: Go clients decode them as strings.
+#: Values of labels may be any scalar, and are stored as text: Go clients decode them as strings.
 LABELS: dict[str, Any] = {
     'type': 'object',
     'maxProperties': 200,
@@ -65,9 +66,9 @@ LABELS: dict[str, Any] = {
 class Field:
     """One attribute of a resource.
 
-    `since`/`until` are the microversions (minor numbers, inclusive) between which it is in answers;
-    `brief` whether the short listing has it; `read` where the value comes from if not from the
-    row's attribute of that name."""
+    `since` and `until` are the first and the last microversion (minor numbers) that know the field;
+    to any other it is an unknown attribute. `brief` says whether the short listing shows it. `read`
+    takes the value from the row where that has no attribute of the field's name."""
 
     name: str
     type: dict[str, Any]
@@ -80,61 +81,67 @@ class Field:
     read: Callable[[Any], Any] | None = None
 
     def show(self, row: Any) -> Any:
-        """The value as JSON can hold it."""
+        """The value in a form that JSON can hold."""
         value = self.read(row) if self.read else getattr(row, self.name)
         return value.isoformat() if isinstance(value, datetime.datetime) else value
 
 
 def coerce(fragment: Mapping[str, Any], value: Any) -> Any:
-    """Turn the spellings that clients send into the JSON type, where that cannot be mistaken; else
-    leave it."""
+    """Convert a value as clients spell it to its JSON type where only one reading is possible.
+
+    Any other value is returned as it is."""
     kind = fragment.get('type')
-    if kind == 'integer' and isinstance(value, str) and value.strip().lstrip('-').isascii():
-        digits = value.strip()
-        if digits.removeprefix('-').isdigit() and len(digits) < 20:
-            return int(digits)
-    if kind == 'integer' and isinstance(value, float) and value.is_integer():  # to JSON, 3.0 is 3
-        return int(value)
-    if kind == 'boolean':
-        word = str(value).lower() if isinstance(value, str | int) else ''
-        if word in TRUE | FALSE:
-            return word in TRUE
-    if fragment.get('additionalProperties') is LABELS['additionalProperties'] and isinstance(
-        value, dict
-    ):
+    if kind == 'integer':
+        return _coerce_integer(value)
+    if kind == 'boolean' and isinstance(value, str | int):
+        word = str(value).lower()
+        return word in TRUE if word in TRUE | FALSE else value
+    has_labels = fragment.get('additionalProperties') is LABELS['additionalProperties']
+    if has_labels and isinstance(value, dict):
         return {k: str(v) if isinstance(v, int | float) else v for k, v in value.items()}
     return value
 
 
-def nul_in(value: Any) -> bool:
-    """Whether a text in `value` holds a character that no database column takes: NUL or half a
-    surrogate pair."""
+def _coerce_integer(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # JSON does not tell 3.0 from 3
+    if isinstance(value, str):
+        text = value.strip()
+        digits = text.removeprefix('-')
+        # isdigit() alone also takes the digits of other scripts.
+        if digits.isascii() and digits.isdigit() and len(text) < 20:
+            return int(text)
+    return value
+
+
+def has_unstorable_text(value: Any) -> bool:
+    """Whether `value` holds text that no database column takes: NUL, or half a surrogate pair."""
     if isinstance(value, str):
         try:
-            return '\0' in value or (not value.isascii() and value.encode() is None)
+            value.encode()
         except UnicodeEncodeError:
             return True
+        return '\0' in value
     if isinstance(value, dict):
-        return any(nul_in(k) or nul_in(v) for k, v in value.items())
-    return isinstance(value, list) and any(nul_in(v) for v in value)
+        return any(has_unstorable_text(k) or has_unstorable_text(v) for k, v in value.items())
+    return isinstance(value, list) and any(has_unstorable_text(v) for v in value)
 
 
-def is_too_much(value: Any) -> str | None:
-    """Why a JSON value is more than we look at: nested more than `DEEPEST` deep, or of too many
-    values; else None.
+def find_excess(value: Any) -> str | None:
+    """Why a JSON value is too large to inspect, as the end of a sentence; None if it is not.
 
-    Without recursion, and without touching what is too many.
-    """
-    level, values = [value], 0
-    for _ in range(DEEPEST):
-        inner = [item for item in level if isinstance(item, dict | list)]
-        values += sum(map(len, inner))
-        if values > MOST_VALUES:
-            return f'holds more than {MOST_VALUES} values'
-        level = [
-            child for item in inner for child in (item.values() if isinstance(item, dict) else item)
-        ]
-    return f'is nested more than {DEEPEST} deep' if level else None
+    Counts level by level, without recursion, and stops before it touches too many values."""
+    level = [value]
+    values = 0
+    for _ in range(MAX_DEPTH):
+        containers = [item for item in level if isinstance(item, dict | list)]
+        values += sum(map(len, containers))
+        if values > MAX_VALUES:
+            return f'holds more than {MAX_VALUES} values'
+        level = []
+        for item in containers:
+            level.extend(item.values() if isinstance(item, dict) else item)
+    return f'is nested more than {MAX_DEPTH} deep' if level else None
 
 
 class Resource:
@@ -150,80 +157,85 @@ class Resource:
             if f.create != REFUSED
         }
 
-    def parse(self, body: Any) -> dict[str, Any]:
+    def list_shown(self, version: int, *, brief: bool = False) -> list[Field]:
+        """The fields that an answer has at this microversion, in order."""
+        return [f for f in self.fields if f.since <= version <= f.until and (f.brief or not brief)]
+
+    def parse(self, body: Any, version: int) -> dict[str, Any]:
         """Check the body of a POST and return the value of every field that a POST may set.
 
-        A field that was not given, or was null, has its default. Raises `errors.Invalid` with all
-        findings at once."""
+        A field that was not given, or was null, has its default. So has a field that this
+        microversion does not know, which is an unknown attribute in the body. Raises
+        `errors.Invalid` with all problems."""
         if not isinstance(body, dict):
             raise errors.Invalid(f'The body must be a JSON object that describes a {self.name}.')
+        known = {field.name: field for field in self.list_shown(version)}
         problems: list[str] = []
         for name in body:
-            field = self._by_name.get(name)
-            if field is None:
+            if name not in known:
                 problems.append(f'Unknown attribute {name!r:.80}.')
-            elif field.create == REFUSED:
+            elif known[name].create == REFUSED:
                 problems.append(f'Attribute {name!r} cannot be set.')
-            if len(problems) >= MOST_FINDINGS:
+            if len(problems) >= MAX_PROBLEMS:
                 break
         values = {
-            f.name: self._value(f, body, problems)
+            f.name: self._read(f, body, problems)
             for f in self.fields
             if f.create in (OPTIONAL, REQUIRED)
         }
-        for (
-            field
-        ) in self.fields:  # an ignored field is dropped, yet what is no status must not pass as one
+        # The value of an ignored field is dropped, but it must be a valid one.
+        for field in self.fields:
             if field.create == IGNORED:
-                self._value(field, body, problems)
+                self._read(field, body, problems)
         if problems:
-            raise errors.Invalid(' '.join(problems[:MOST_FINDINGS]))
+            raise errors.Invalid(' '.join(problems[:MAX_PROBLEMS]))
         return values
 
-    def _value(self, field: Field, body: Mapping[str, Any], problems: list[str]) -> Any:
-        given = body.get(field.name)
-        if given is None:
-            if field.create == REQUIRED:
-                problems.append(f'Attribute {field.name!r} is mandatory.')
-            return field.default() if callable(field.default) else field.default
-        most = field.type.get('maxProperties' if isinstance(given, dict) else 'maxItems')
-        if (
-            isinstance(given, dict | list) and most is not None and len(given) > most
-        ):  # it is not even looked at
-            problems.append(
-                f'Attribute {field.name!r} has {len(given)} entries and may have {most}.'
-            )
-            return given
-        value = coerce(field.type, given)
-        if nul_in(value):
-            problems.append(f'Attribute {field.name!r} holds a character that cannot be stored.')
-        for error in self._checks[field.name].iter_errors(value):
-            where = '/'.join([field.name, *map(str, error.absolute_path)])
-            problems.append(f'Attribute {where!r:.120} is wrong: {error.message:.200}.')
-            break
-        return value
-
     def check(self, name: str, value: Any) -> Any:
-        """The value of one attribute as a PATCH may set it; a null is its default. Raises
-        `errors.Invalid`."""
+        """The value of one attribute as a PATCH may set it; a null is its default.
+
+        Raises `errors.Invalid`."""
         problems: list[str] = []
-        checked = self._value(self._by_name[name], {name: value}, problems)
+        checked = self._read(self._by_name[name], {name: value}, problems)
         if problems:
             raise errors.Invalid(' '.join(problems))
         return checked
 
-    def shown(self, version: int, *, brief: bool = False) -> list[Field]:
-        """The fields that an answer has at this microversion, in order."""
-        return [f for f in self.fields if f.since <= version <= f.until and (f.brief or not brief)]
+    def _read(self, field: Field, body: Mapping[str, Any], problems: list[str]) -> Any:
+        """The value of a field in a body. Adds to `problems` what is wrong with it."""
+        value = body.get(field.name)
+        if value is None:
+            if field.create == REQUIRED:
+                problems.append(f'Attribute {field.name!r} is mandatory.')
+            return _get_default(field)
+        # The length is checked first, so that too long a container is not inspected.
+        if isinstance(value, dict | list):
+            limit = field.type.get('maxProperties' if isinstance(value, dict) else 'maxItems')
+            if limit is not None and len(value) > limit:
+                problems.append(
+                    f'Attribute {field.name!r} has {len(value)} entries and may have {limit}.'
+                )
+                return value
+        value = coerce(field.type, value)
+        if has_unstorable_text(value):
+            problems.append(f'Attribute {field.name!r} holds a character that cannot be stored.')
+        error = next(self._checks[field.name].iter_errors(value), None)
+        if error is not None:
+            where = '/'.join([field.name, *map(str, error.absolute_path)])
+            problems.append(f'Attribute {where!r:.120} is wrong: {error.message:.200}.')
+        return value
 
     def show(self, row: Any, version: int, *, brief: bool = False) -> dict[str, Any]:
         """The body for one row, without links."""
-        return {f.name: f.show(row) for f in self.shown(version, brief=brief)}
+        return {f.name: f.show(row) for f in self.list_shown(version, brief=brief)}
 
 
-# -- what stands in the document -------------------------------------------------------------------
-# A fragment with a `title` is shared by all that name it: the document has it once,
-# under that name.
+def _get_default(field: Field) -> Any:
+    return field.default() if callable(field.default) else field.default
+
+
+# -- schemas for the OpenAPI document --------------------------------------------------------------
+# A fragment with a `title` is shared: the document has it once, under that name.
 
 _LINKS = {
     'title': 'Links',
@@ -243,9 +255,9 @@ UUID_ONLY: dict[str, Any] = {
     'additionalProperties': False,
     'properties': {'uuid': {'type': 'string', 'format': 'uuid'}},
 }
-#: Of a POST or PATCH that needs no body.
+#: `Route.takes` of a POST or PATCH that needs no body.
 NO_BODY: dict[str, Any] = {}
-#: What bounds a request and says nothing of what is stored.
+#: Keywords that bound a request. Stored values may lie outside, so answers do not promise them.
 _BOUNDS = frozenset(
     (
         'minLength',
@@ -260,91 +272,101 @@ _BOUNDS = frozenset(
 )
 
 
-def posted(resource: Resource, *, name: str = '') -> dict[str, Any]:
-    """The schema of the body of a POST that `Resource.parse` reads. It says no word of the
-    leniencies."""
+def describe_post(resource: Resource, *, name: str = '') -> dict[str, Any]:
+    """The schema of the body of a POST that `Resource.parse` reads, without the leniencies."""
     fields = [f for f in resource.fields if f.create != REFUSED]
     return {
-        'title': (name or _title(resource)) + 'Request',
+        'title': (name or _make_title(resource)) + 'Request',
         'type': 'object',
         'additionalProperties': False,
         'required': [f.name for f in fields if f.create == REQUIRED],
         'properties': {
-            f.name: _property(f, f.type if f.create == REQUIRED else _nullable(f.type))
+            f.name: _describe_field(f, f.type if f.create == REQUIRED else _allow_null(f.type))
             for f in fields
         },
     }
 
 
-def patched(resource: Resource, settable: Iterable[str]) -> dict[str, Any]:
-    """The schema of a patch that may set these attributes: as a whole, and by key where the
-    attribute has keys."""
-    fields = [f for f in resource.fields if f.name in set(settable)]
-    ways = [_way(fields, remove=True), *(_way([f], remove=False) for f in fields)]
+def describe_patch(resource: Resource, settable: Collection[str]) -> dict[str, Any]:
+    """The schema of a patch that may set these attributes, or one key of those that have keys."""
+    fields = [f for f in resource.fields if f.name in settable]
+    # One kind of operation unsets any of them; one kind for each sets it or one of its keys.
+    ways = [_describe_operation(one_of('remove'), fields), *map(_describe_set, fields)]
     return {
-        'title': f'{_title(resource)}Patch',
+        'title': f'{_make_title(resource)}Patch',
         'type': 'array',
         'maxItems': 100,
         'items': {'anyOf': ways},
     }
 
 
-def _way(fields: list[Field], *, remove: bool) -> dict[str, Any]:
-    """One kind of operation in a patch: to unset these attributes or their keys, or to set this one
-    or a key of it."""
-    paths = [
-        f'{f.name}(/[A-Za-z0-9_-]+)?' if f.type.get('type') == 'object' else f.name for f in fields
-    ]
-    made: dict[str, Any] = {
-        'op': one_of('remove') if remove else one_of('add', 'replace'),
+def _describe_set(field: Field) -> dict[str, Any]:
+    """The patch operations that set this attribute or one of its keys."""
+    types = [field.type]
+    if field.type.get('type') == 'object':
+        types.append({'type': ['string', 'number', 'boolean']})
+    value = {'anyOf': types, 'description': field.doc}
+    return _describe_operation(one_of('add', 'replace'), [field], value=value)
+
+
+#: The path of one key of an attribute, in a pattern.
+_KEY = '(/[A-Za-z0-9_-]+)?'
+
+
+def _describe_operation(op: dict[str, Any], fields: list[Field], **more: Any) -> dict[str, Any]:
+    paths = [f.name + (_KEY if f.type.get('type') == 'object' else '') for f in fields]
+    properties = {
+        'op': op,
         'path': {'type': 'string', 'pattern': f'^/({"|".join(paths)})$'},
+        **more,
     }
-    if not remove:
-        fragment = fields[0].type
-        scalars = (
-            [{'type': ['string', 'number', 'boolean']}] if fragment.get('type') == 'object' else []
-        )
-        made['value'] = {'anyOf': [fragment, *scalars], 'description': fields[0].doc}
     return {
         'type': 'object',
-        'required': list(made),
+        'required': list(properties),
         'additionalProperties': False,
-        'properties': made,
+        'properties': properties,
     }
 
 
-def one(
+def list_paths(pattern: str) -> list[str]:
+    """The paths that a pattern of `describe_patch` matches, `{key}` for any key."""
+    names = pattern.removeprefix('^/(').removesuffix(')$').split('|')
+    return [f'/{name.replace(_KEY, "[/{key}]")}' for name in names]
+
+
+def describe_row(
     resource: Resource, *, brief: bool = False, linked: bool = True, **more: dict[str, Any]
 ) -> dict[str, Any]:
-    """The schema of a body that shows one row; `more` are properties that it need not have.
+    """The schema of a body that shows one row. `more` are optional properties.
 
-    What a version does not show need not be there either, and says so.
-    """
+    A field that some versions do not show is optional as well, and names its versions."""
     fields = [f for f in resource.fields if f.brief or not brief]
     always = [f.name for f in fields if f.since == 1 and f.until == Field.until]
     links = {'links': _LINKS} if linked else {}
     kind = 'Brief' if brief else 'InFull' if more else ''
     return {
-        'title': _title(resource) + kind,
+        'title': _make_title(resource) + kind,
         'type': 'object',
         'additionalProperties': False,
         'required': [*always, *links],
-        'properties': {f.name: _property(f, _nullable(_unbound(f.type))) for f in fields}
+        'properties': {
+            f.name: _describe_field(f, _allow_null(_drop_bounds(f.type))) for f in fields
+        }
         | links
         | more,
     }
 
 
-def many(
+def describe_listing(
     resource: Resource, plural: str, *, brief: bool = False, linked: bool = True
 ) -> dict[str, Any]:
-    """The schema of a listing; `next` leads to the next page if there is one."""
+    """The schema of a listing. `next` is the address of the next page, if there is one."""
     return {
         'type': 'object',
         'required': [plural],
         'additionalProperties': False,
         'properties': {
-            plural: {'type': 'array', 'items': one(resource, brief=brief, linked=linked)},
+            plural: {'type': 'array', 'items': describe_row(resource, brief=brief, linked=linked)},
             'next': {
                 'type': 'string',
                 'format': 'uri',
@@ -354,29 +376,31 @@ def many(
     }
 
 
-def _title(resource: Resource) -> str:
+def _make_title(resource: Resource) -> str:
     return resource.name.title().replace(' ', '')
 
 
-def _property(field: Field, fragment: dict[str, Any]) -> dict[str, Any]:
-    made = fragment | {'description': field.doc}
+def _describe_field(field: Field, fragment: dict[str, Any]) -> dict[str, Any]:
+    fragment = fragment | {'description': field.doc}
     if field.create != REFUSED and field.default is not None:
-        made['default'] = field.default() if callable(field.default) else field.default
+        fragment['default'] = _get_default(field)
     if field.since > 1:
-        made['x-since'] = f'1.{field.since}'
+        fragment['x-since'] = f'1.{field.since}'
     if field.until < Field.until:
-        made['x-until'] = f'1.{field.until}'
-    return made
+        fragment['x-until'] = f'1.{field.until}'
+    return fragment
 
 
-def _nullable(fragment: dict[str, Any]) -> dict[str, Any]:
-    made = fragment | {'type': [fragment['type'], 'null']}
-    return made | {'enum': [*fragment['enum'], None]} if 'enum' in fragment else made
+def _allow_null(fragment: dict[str, Any]) -> dict[str, Any]:
+    fragment = fragment | {'type': [fragment['type'], 'null']}
+    if 'enum' in fragment:
+        fragment['enum'] = [*fragment['enum'], None]
+    return fragment
 
 
-def _unbound(fragment: dict[str, Any]) -> dict[str, Any]:
+def _drop_bounds(fragment: dict[str, Any]) -> dict[str, Any]:
     return {
-        key: _unbound(value) if isinstance(value, dict) else value
+        key: _drop_bounds(value) if isinstance(value, dict) else value
         for key, value in fragment.items()
         if key not in _BOUNDS
     }

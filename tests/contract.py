@@ -12,18 +12,19 @@ import webob
 from magnum_lite import errors
 from magnum_lite.api import openapi, routes
 
+DOCUMENT = openapi.build(routes.ROUTES)
+
 
 @functools.cache
 def validator(path: str, method: str, status: int) -> jsonschema.Draft202012Validator | None:
     """What the document says of the body of an answer; None if there is none. Raises KeyError for
     no such answer."""
-    document = openapi.document()
-    answer = document['paths'][path][method.lower()]['responses'][str(status)]
+    answer = DOCUMENT['paths'][path][method.lower()]['responses'][str(status)]
     if '$ref' in answer:
-        answer = document['components']['responses'][answer['$ref'].rpartition('/')[2]]
+        answer = DOCUMENT['components']['responses'][answer['$ref'].rpartition('/')[2]]
     for media in answer.get('content', {}).values():
         return jsonschema.Draft202012Validator(
-            media['schema'] | {'components': document['components']}
+            media['schema'] | {'components': DOCUMENT['components']}
         )
     return None
 
@@ -52,7 +53,7 @@ def check(environ: dict[str, Any], response: webob.Response) -> None:
             f'{route.method} {route.path} {response.status_code}: {error.json_path}: '
             f'{error.message}\n{json.dumps(body)[:2000]}'
         )
-    declared = openapi.document()['paths'][route.path][route.method.lower()]['responses'][
+    declared = DOCUMENT['paths'][route.path][route.method.lower()]['responses'][
         str(response.status_code)
     ].get('headers', {})
     for name in ('Location', 'ETag', 'Warning'):

@@ -18,6 +18,8 @@ from conftest import AVAILABLE, scratch_database
 
 from magnum_lite import models
 
+VERSIONS = pathlib.Path(models.__file__).parent / 'alembic' / 'versions'
+
 
 @pytest.fixture(params=AVAILABLE)
 def url(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[str]:
@@ -68,7 +70,8 @@ def test_version_is_shown_and_a_second_upgrade_does_nothing(tmp_path: pathlib.Pa
     with scratch_database('sqlite', tmp_path) as url:
         for _ in range(2):
             run(url, tmp_path, 'db', 'upgrade')
-        assert '0005 (head)' in run(url, tmp_path, 'db', 'version')
+        newest = max(path.name for path in VERSIONS.glob('*.py'))[:4]
+        assert f'{newest} (head)' in run(url, tmp_path, 'db', 'version')
 
 
 def test_stamp_changes_nothing_but_the_version(tmp_path: pathlib.Path) -> None:

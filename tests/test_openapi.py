@@ -18,31 +18,36 @@ from conftest import Api
 
 from magnum_lite import schema
 from magnum_lite.api import app as api_app
-from magnum_lite.api import openapi, resources, routes, versions
+from magnum_lite.api import docs, openapi, resources, routes, versions
 from magnum_lite.api.request import Services
+from magnum_lite.api.route import Route
 
 FILE = pathlib.Path(__file__).parent.parent / 'doc' / 'openapi.json'
+DOCUMENT = openapi.build(routes.ROUTES)
 METHODS = [
     (path, method, operation)
-    for path, methods in openapi.document()['paths'].items()
+    for path, methods in DOCUMENT['paths'].items()
     for method, operation in methods.items()
 ]
 
 
-def lacks(route: routes.Route) -> list[str]:
+def lacks(route: Route) -> list[str]:
     """What a line of the table does not say and the document needs."""
     found = []
     if not (route.handler.__doc__ or '').strip():
         found.append('a docstring of its handler')
     if route.gives is None and route.status != 204:
-        found.append('gives: the schema of its answer (schema.one, schema.many)')
+        found.append(
+            'gives: the schema of its answer (schema.describe_row, schema.describe_listing)'
+        )
     if route.method in ('POST', 'PATCH', 'PUT') and route.takes is None:
         found.append(
-            'takes: the schema of its body (schema.posted, schema.patched, schema.NO_BODY)'
+            'takes: the schema of its body (schema.describe_post, schema.describe_patch, '
+            'schema.NO_BODY)'
         )
     if route.method == 'POST' and route.keyed is None:
         found.append(
-            'keyed: True if the handler gives Request.receipt to db, False if the answer is a '
+            'keyed: True if the handler gives changes.make_receipt to db, False if the answer is a '
             'secret'
         )
     found += [f'openapi.QUERY: what {name} is' for name in route.query if name not in openapi.QUERY]
@@ -55,7 +60,7 @@ def lacks(route: routes.Route) -> list[str]:
 
 
 @pytest.mark.parametrize('route', routes.ROUTES, ids=lambda route: f'{route.method} {route.path}')
-def test_every_line_says_all_there_is_to_say(route: routes.Route) -> None:
+def test_every_line_says_all_there_is_to_say(route: Route) -> None:
     assert lacks(route) == [], f'{route.method} {route.path} lacks these'
 
 
@@ -63,7 +68,7 @@ def test_line_that_says_nothing_is_told_what_it_lacks() -> None:
     def handler(req: Any) -> None:
         pass
 
-    found = lacks(routes.Route('POST', '/v1/things/{thing}', handler, 'x', query=('unheard',)))
+    found = lacks(Route('POST', '/v1/things/{thing}', handler, 'x', query=('unheard',)))
 
     assert [text.split(':')[0].split('.')[-1] for text in found] == [
         'a docstring of its handler',
@@ -80,7 +85,7 @@ def test_line_that_says_nothing_is_in_the_document_all_the_same() -> None:
         """Do a thing. It may fail."""
 
     made = openapi.build(
-        [routes.Route('POST', '/v1/things/{thing}', handler, 'x:y', since=9, query=('unheard',))]
+        [Route('POST', '/v1/things/{thing}', handler, 'x:y', since=9, query=('unheard',))]
     )
 
     operation = made['paths']['/v1/things/{thing}']['post']
@@ -95,7 +100,7 @@ def test_line_that_says_nothing_is_in_the_document_all_the_same() -> None:
 
 def test_file_is_fresh() -> None:
     """If this fails: magnum-lite openapi > doc/openapi.json"""
-    assert FILE.read_text() == json.dumps(openapi.document(), indent=1) + '\n'
+    assert FILE.read_text() == json.dumps(DOCUMENT, indent=1) + '\n'
 
 
 def test_all_lines_are_there() -> None:
@@ -112,35 +117,38 @@ def test_names_of_operations_are_unique() -> None:
 
 def test_handler_of_two_lines_has_two_names() -> None:
     lines = [
-        routes.Route(method, '/v1/a', openapi.serve, 'x') for method in ('GET', 'POST', 'PATCH')
+        Route(method, '/v1/a', docs.serve_document, 'x') for method in ('GET', 'POST', 'PATCH')
     ]
 
-    assert openapi.operation_ids(lines) == ['openapi.serve', 'openapi.serve.2', 'openapi.serve.3']
+    assert openapi.list_operation_ids(lines) == [
+        'docs.serve_document',
+        'docs.serve_document.2',
+        'docs.serve_document.3',
+    ]
 
 
 def test_schemas_are_json_schema() -> None:
-    for name, described in openapi.document()['components']['schemas'].items():
+    for name, described in DOCUMENT['components']['schemas'].items():
         jsonschema.Draft202012Validator.check_schema(described)
         assert described['title'] == name
 
 
 def test_references_lead_somewhere() -> None:
-    document = openapi.document()
-    references = set(re.findall(r'"\$ref": "#/components/(\w+)/(\w+)"', json.dumps(document)))
+    references = set(re.findall(r'"\$ref": "#/components/(\w+)/(\w+)"', json.dumps(DOCUMENT)))
 
     assert references
     for kind, name in references:
-        assert name in document['components'][kind]
+        assert name in DOCUMENT['components'][kind]
 
 
 def test_titles_are_unique() -> None:
     """Two fragments with one title and not the same content would be one in the document."""
     one, other = (
-        schema.one(resources.NODE),
-        schema.one(resources.NODE, brief=True) | {'title': 'Node'},
+        schema.describe_row(resources.NODE),
+        schema.describe_row(resources.NODE, brief=True) | {'title': 'Node'},
     )
     lines = [
-        routes.Route('GET', f'/v1/{name}', openapi.serve, 'x', gives=gives)
+        Route('GET', f'/v1/{name}', docs.serve_document, 'x', gives=gives)
         for name, gives in (('a', one), ('b', other))
     ]
 
@@ -169,9 +177,9 @@ def test_titles_are_unique() -> None:
 def test_body_that_the_document_has_is_taken(
     resource: schema.Resource, body: dict[str, Any]
 ) -> None:
-    jsonschema.validate(body, schema.posted(resource))
+    jsonschema.validate(body, schema.describe_post(resource))
 
-    resource.parse(body)
+    resource.parse(body, versions.MAXIMUM)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +194,7 @@ def test_body_that_the_document_has_is_taken(
 )
 def test_patch_has_the_paths_that_can_be_set(path: str, fits: bool) -> None:
     patch = jsonschema.Draft202012Validator(
-        schema.patched(resources.CLUSTER, ('node_count', 'health_status_reason'))
+        schema.describe_patch(resources.CLUSTER, ('node_count', 'health_status_reason'))
     )
 
     assert patch.is_valid([{'op': 'replace', 'path': path, 'value': 1}]) == fits
@@ -196,7 +204,7 @@ def test_patch_has_the_paths_that_can_be_set(path: str, fits: bool) -> None:
 
 
 def test_versions_are_said_where_they_gate() -> None:
-    shown = openapi.document()['components']['schemas']['Cluster']
+    shown = DOCUMENT['components']['schemas']['Cluster']
 
     assert shown['properties']['cluster_id']['x-since'] == '1.13'
     assert 'stack_id' in shown['required'] and 'cluster_id' not in shown['required']
@@ -283,7 +291,35 @@ def test_policy_of_the_page_allows_its_style_and_nothing_else(services: Services
 def test_page_tells_of_every_operation(services: Services) -> None:
     found = Page(page(services, 'http://localhost').text)
 
-    assert set(openapi.operation_ids(routes.ROUTES)) <= found.places
+    assert set(openapi.list_operation_ids(routes.ROUTES)) <= found.places
+
+
+def test_page_fits_a_narrow_window(services: Services) -> None:
+    """No table is wider than the page, and no word in it is unbreakable."""
+    text = page(services, 'http://localhost').text
+
+    style = re.search('<style>(.*?)</style>', text, re.S)
+    assert style
+    assert 'body{overflow-wrap:anywhere}' in style[1]
+    assert 'white-space' not in style[1] and 'nowrap' not in style[1]
+    assert re.search(r'table{[^}]*width:100%;table-layout:fixed', style[1])
+    longest = max(len(name) for name in re.findall('<th><code>(.*?)</code></th>', text))
+    assert longest < 40, 'the pattern of all paths of a patch in one cell'
+
+
+def test_page_has_a_row_for_each_attribute_of_a_patch(services: Services) -> None:
+    text = page(services, 'http://localhost').text
+
+    section = text.partition('id="schema-ClusterPatch"')[2].partition('</section>')[0]
+    assert re.findall('<code>(/.*?)</code></th><td>(.*?)</td>', section) == [
+        (path, 'remove or add or replace')
+        for path in (
+            '/node_count',
+            '/health_status',
+            '/health_status_reason[/{key}]',
+            '/description',
+        )
+    ]
 
 
 def test_host_that_is_code_is_text(services: Services) -> None:

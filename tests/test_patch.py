@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from magnum_lite import errors, schema
-from magnum_lite.api import patch
+from magnum_lite import errors, models, schema
+from magnum_lite.api import patch, versions
 from magnum_lite.api.resources import CLUSTER, CLUSTER_TEMPLATE, NODEGROUP, TAINTS
 
 SETTABLE = ('node_count', 'health_status', 'health_status_reason')
@@ -33,11 +33,15 @@ GROUP_SETTABLE = ('min_node_count', 'max_node_count', 'node_labels', 'node_taint
 
 
 def changes(*operations: Any, **before: Any) -> dict[str, Any]:
-    return patch.changes(CLUSTER, BEFORE | before, list(operations), SETTABLE)
+    return patch.read_changes(
+        CLUSTER, BEFORE | before, list(operations), versions.MAXIMUM, SETTABLE
+    )
 
 
 def group_changes(*operations: Any, **before: Any) -> dict[str, Any]:
-    return patch.changes(NODEGROUP, GROUP | before, list(operations), GROUP_SETTABLE)
+    return patch.read_changes(
+        NODEGROUP, GROUP | before, list(operations), versions.MAXIMUM, GROUP_SETTABLE
+    )
 
 
 def put(path: str, value: Any, op: str = 'replace') -> dict[str, Any]:
@@ -106,9 +110,9 @@ def test_what_changes_of_a_nodegroup(operation: dict[str, Any], changed: dict[st
 
 def test_labels_are_taken_as_terraform_writes_them_and_nothing_else_is() -> None:
     def labels(text: str) -> Any:
-        return patch.changes(CLUSTER_TEMPLATE, {'labels': {}}, [put('/labels', text)], ['labels'])[
-            'labels'
-        ]
+        return patch.read_changes(
+            CLUSTER_TEMPLATE, {'labels': {}}, [put('/labels', text)], versions.MAXIMUM, ['labels']
+        )['labels']
 
     assert labels('a=1') == {'a': '1'}
     assert labels('a=1,b=x=y,c=') == {'a': '1', 'b': 'x=y', 'c': ''}
@@ -121,8 +125,13 @@ def test_what_is_kept_is_not_removed_and_its_parts_are() -> None:
     before = {'labels': {'a': '1'}, 'name': 'x'}
 
     def remove(path: str) -> dict[str, Any]:
-        return patch.changes(
-            CLUSTER_TEMPLATE, before, [{'op': 'remove', 'path': path}], before, ['labels', 'name']
+        return patch.read_changes(
+            CLUSTER_TEMPLATE,
+            before,
+            [{'op': 'remove', 'path': path}],
+            versions.MAXIMUM,
+            before,
+            ['labels', 'name'],
         )
 
     assert remove('/labels/a') == {'labels': {}}
@@ -148,10 +157,11 @@ def test_nothing_is_a_patch() -> None:
 def test_the_document_stays_as_it_is() -> None:
     before = BEFORE | {'health_status_reason': {'api': 'ok'}}
 
-    patch.changes(
+    patch.read_changes(
         CLUSTER,
         before,
         [put('/health_status_reason/n', '1', 'add'), put('/node_count', 3)],
+        versions.MAXIMUM,
         SETTABLE,
     )
 
@@ -224,7 +234,21 @@ def test_what_is_refused(operation: Any, reason: str) -> None:
 @pytest.mark.parametrize('body', [None, {}, {'op': 'replace'}, 'x', 3, True])
 def test_what_is_no_patch(body: Any) -> None:
     with pytest.raises(errors.Invalid, match='must be a list'):
-        patch.changes(CLUSTER, BEFORE, body, SETTABLE)
+        patch.read_changes(CLUSTER, BEFORE, body, versions.MAXIMUM, SETTABLE)
+
+
+@pytest.mark.parametrize('name', ['description', 'error_code'])
+def test_attribute_of_a_later_version_is_unknown(name: str) -> None:
+    before = patch.read_document(CLUSTER, models.Cluster(health_status_reason={}), 14)
+
+    assert 'description' not in before
+    with pytest.raises(errors.Invalid, match=f'There is no attribute {name!r}'):
+        patch.read_changes(CLUSTER, before, [put(f'/{name}', 'x')], 14, [name])
+
+
+def test_attributes_of_a_later_version_are_not_offered() -> None:
+    with pytest.raises(errors.Invalid, match=r'It can change: node_count\.$'):
+        patch.read_changes(CLUSTER, BEFORE, [put('/name', 'x')], 14, ('node_count', 'description'))
 
 
 def test_one_wrong_operation_spoils_all() -> None:
@@ -316,8 +340,8 @@ def test_depth_is_told_without_recursion() -> None:
     for _ in range(100_000):
         deep = [deep]
 
-    assert schema.is_too_much(deep) == 'is nested more than 25 deep'
-    assert schema.is_too_much([[[{'a': [1]}]]]) is None
+    assert schema.find_excess(deep) == 'is nested more than 25 deep'
+    assert schema.find_excess([[[{'a': [1]}]]]) is None
 
 
 LITERALS = [
@@ -338,14 +362,14 @@ def test_text_is_read_as_python_reads_it(text: str) -> None:
         expected = json.loads(json.dumps(ast.literal_eval(text)))
     except (SyntaxError, ValueError, TypeError):
         with pytest.raises(errors.Invalid):
-            patch._literal('x', text)
+            patch._parse_literal('x', text)
     else:
-        assert patch._literal('x', text) == expected
+        assert patch._parse_literal('x', text) == expected
 
 
 def test_text_of_more_pieces_than_ten_thousand_entries_is_not_compiled() -> None:
     entries = {f'{number}': 'x' for number in range(10_000)}
 
-    assert patch._literal('x', str(entries)) == entries
+    assert patch._parse_literal('x', str(entries)) == entries
     with pytest.raises(errors.Invalid):
-        patch._literal('x', '[' + '1,' * 40_000 + ']')
+        patch._parse_literal('x', '[' + '1,' * 40_000 + ']')

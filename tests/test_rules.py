@@ -120,12 +120,6 @@ MOST_NODES_OF_A_FUNCTION = 200
 MOST_NODES_OF_A_LINE = 4.5
 #: Functions that are larger. This list may only shrink.
 LARGE_FUNCTIONS = {
-    'api/app.py dispatch',
-    'api/app.py _handle',
-    'api/nodegroups.py update',
-    'api/offline.py shapes',
-    'api/patch.py changes',
-    'api/preflight.py look',
     'cli.py _add_commands',
     'cli.py _until_told',
     'cli.py drivers_list',

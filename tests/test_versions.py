@@ -1,4 +1,4 @@
-"""Each microversion gates what Magnum's does, and no more (api.md 1.3)."""
+"""Each microversion gates what Magnum's does, and no more (doc/contributor/wire-contract.md)."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def test_only_these_fields_come_later() -> None:
     assert later == {
         ('cluster', 'cluster_id'): 13,
         ('cluster', 'error_code'): 100,
+        ('cluster', 'description'): 100,
         ('nodegroup', 'error_code'): 100,
     }
 

@@ -1,2 +1,5 @@
-"""The REST API: Magnum's v1 contract. `routes` is its map, `app.dispatch` what every request goes
-through."""
+"""The REST API: Magnum's v1 contract.
+
+`routes` is the table of its operations, `app.dispatch` serves every request, and one module for
+each noun holds the handlers. It writes rows through `db` and nudges the conductors, which do the
+work."""

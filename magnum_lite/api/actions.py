@@ -1,4 +1,7 @@
-"""Handlers of /v1/clusters/{ident}/actions: resize and upgrade."""
+"""Handlers of /v1/clusters/{ident}/actions: resize and upgrade.
+
+Called by `app` through the route table. Write only through `changes`, look into the cloud only
+through `preflight`."""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 from sqlalchemy import orm
 
 from magnum_lite import db, drivers, errors, members, models
-from magnum_lite.api import clusters, nodegroups, preflight, request, versions
+from magnum_lite.api import changes, clusters, nodegroups, preflight, request, versions
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import RESIZE, UPGRADE
 
@@ -15,17 +18,17 @@ from magnum_lite.api.resources import RESIZE, UPGRADE
 def resize(req: Request) -> Answer:
     """Ask for another number of nodes. With the same number, those of `nodes_to_remove` are
     replaced."""
-    values = RESIZE.parse(req.body)
+    values = RESIZE.parse(req.body, req.version)
     count = values['node_count']
     if count == 0:
         nodegroups.check_zero(req)
 
     def change(cluster: models.Cluster) -> None:
-        group = nodegroups.workers(cluster, values['nodegroup'])
+        group = nodegroups.get_workers(cluster, values['nodegroup'])
         nodegroups.check_bounds(group, count)
         nodegroups.resize(req, cluster, group, count, values['nodes_to_remove'])
 
-    return req.ask(req.path['ident'], 'resize', change)
+    return changes.request_change(req, req.path['ident'], 'resize', change)
 
 
 def upgrade(req: Request) -> Answer:
@@ -39,14 +42,14 @@ def upgrade(req: Request) -> Answer:
     nodes that are newer than their masters."""
     if req.version < versions.UPGRADE:
         raise errors.Invalid(f'The upgrade of a cluster needs version 1.{versions.UPGRADE}.')
-    values = UPGRADE.parse(req.body)
+    values = UPGRADE.parse(req.body, req.version)
     cluster = db.get_cluster(req.services.db, req.scope, req.path['ident'])
-    template = _template(req, cluster, values['cluster_template'])
-    group = nodegroups.workers(cluster, values['nodegroup'])
-    driver = _driver(req, cluster, template)
+    template = _get_template(req, cluster, values['cluster_template'])
+    group = nodegroups.get_workers(cluster, values['nodegroup'])
+    driver = _find_driver(req, cluster, template)
     labels = {**cluster.labels, **group.labels, **template.labels}
-    request.refuse(driver.check_labels(labels, req.conf))
-    found = preflight.look(
+    request.raise_problems(driver.check_labels(labels, req.conf))
+    found = preflight.look_up(
         req.services.cloud,
         req.caller,
         preflight.Names(
@@ -55,18 +58,16 @@ def upgrade(req: Request) -> Answer:
     )
 
     def change(cluster: models.Cluster) -> None:
-        _upgrade(req, cluster, driver, template, values)
+        _apply_upgrade(req, cluster, driver, template, values)
 
-    return req.ask(
-        cluster.uuid,
-        'upgrade',
-        change,
-        answer=lambda cluster: Answer({'uuid': cluster.uuid}, request.warnings(found.skipped)),
-    )
+    def answer(cluster: models.Cluster, _: None) -> Answer:
+        return Answer({'uuid': cluster.uuid}, request.build_warning(found.skipped))
+
+    return changes.request_change(req, cluster.uuid, 'upgrade', change, answer=answer)
 
 
-def _template(req: Request, cluster: models.Cluster, ident: str) -> models.ClusterTemplate:
-    """The template that a cluster is to follow: one that the caller may use, or its own."""
+def _get_template(req: Request, cluster: models.Cluster, ident: str) -> models.ClusterTemplate:
+    """The template to upgrade to: one that the caller may use, or the cluster's own."""
     if ident in (cluster.template.uuid, cluster.template.name):
         return cluster.template
     template = db.get_template(req.services.db, req.scope, ident)
@@ -74,16 +75,17 @@ def _template(req: Request, cluster: models.Cluster, ident: str) -> models.Clust
     return template
 
 
-def _driver(
+def _find_driver(
     req: Request, cluster: models.Cluster, template: models.ClusterTemplate
 ) -> drivers.Driver:
-    """The cluster's driver, if the template is for it. Raises Invalid if it is not."""
+    """The cluster's driver. Raises Invalid if the template is for another one."""
     for name in ('coe', 'server_type'):
-        theirs, ours = getattr(template, name), getattr(cluster.template, name)
-        if theirs != ours:
+        current = getattr(cluster.template, name)
+        new = getattr(template, name)
+        if new != current:
             raise errors.Invalid(
-                f'Cluster {cluster.uuid} has {name} {ours}, and template {template.uuid} is for '
-                f'{theirs}. Make a new cluster with it.'
+                f'Cluster {cluster.uuid} has {name} {current}, and template {template.uuid} is for '
+                f'{new}. Make a new cluster with it.'
             )
     if template.driver not in (None, cluster.driver):
         raise errors.Invalid(
@@ -99,80 +101,90 @@ def _driver(
     )
 
 
-def _upgrade(
+def _apply_upgrade(
     req: Request,
     cluster: models.Cluster,
     driver: drivers.Driver,
     template: models.ClusterTemplate,
     values: dict[str, Any],
 ) -> None:
-    """Write on the locked rows that the nodes of this nodegroup are outdated."""
-    group = nodegroups.workers(cluster, values['nodegroup'])
+    """Write on the locked rows which nodes the upgrade replaces. Raises Conflict, Invalid."""
+    group = nodegroups.get_workers(cluster, values['nodegroup'])
     nodegroups.check_alive(group)
-    if group.is_default:
-        masters = _check_engine(req, cluster, driver, template)
-        cluster.cluster_template_id, cluster.labels = (
-            template.uuid,
-            {**cluster.labels, **template.labels},
-        )
-        orm.attributes.set_committed_value(
-            cluster, 'template', template
-        )  # for the driver; it is stored already
-        request.refuse(driver.check_cluster(req.conf, cluster))
-        for master in masters:
-            _outdate(master, template)
-    elif template.uuid != cluster.cluster_template_id:
+    group.batch_size = values['max_batch_size']
+    if not group.is_default:
+        _check_follows(req, cluster, group, driver, template)
+        _outdate_group(group, template)
+        request.raise_problems(driver.check_cluster(req.conf, cluster, group))
+        return
+    masters = _list_replaceable_masters(req, cluster, driver, template)
+    cluster.cluster_template_id = template.uuid
+    cluster.labels = {**cluster.labels, **template.labels}
+    # The driver reads it. Set as loaded, because the template is stored already.
+    orm.attributes.set_committed_value(cluster, 'template', template)
+    request.raise_problems(driver.check_cluster(req.conf, cluster))
+    for outdated in (*masters, group):
+        _outdate_group(outdated, template)
+
+
+def _check_follows(
+    req: Request,
+    cluster: models.Cluster,
+    group: models.NodeGroup,
+    driver: drivers.Driver,
+    template: models.ClusterTemplate,
+) -> None:
+    """Raise Conflict unless the template gives a further nodegroup what its cluster has already."""
+    if template.uuid != cluster.cluster_template_id:
         raise errors.Conflict(
             f'Nodegroup {group.name} can only follow the template of its cluster. Upgrade the '
             'workers that came with the cluster first.'
         )
-    elif (asked := driver.engine_version(req.conf, {**group.labels, **template.labels})) != (
-        there := driver.engine_version(req.conf, cluster.labels)
-    ):
+    current = driver.engine_version(req.conf, cluster.labels)
+    new = driver.engine_version(req.conf, {**group.labels, **template.labels})
+    if new != current:
         raise errors.Conflict(
-            f'Nodegroup {group.name} would have version {asked}, and its cluster {cluster.uuid} '
-            f'has {there}. Upgrade the cluster first.'
+            f'Nodegroup {group.name} would have version {new}, and its cluster {cluster.uuid} '
+            f'has {current}. Upgrade the cluster first.'
         )
-    group.batch_size = values['max_batch_size']
-    _outdate(group, template)
-    if not group.is_default:
-        request.refuse(driver.check_cluster(req.conf, cluster, group))
 
 
-def _outdate(group: models.NodeGroup, template: models.ClusterTemplate) -> None:
-    """Want the nodes of a nodegroup replaced by such of a template."""
-    group.image_id, group.labels = template.image_id, {**group.labels, **template.labels}
+def _outdate_group(group: models.NodeGroup, template: models.ClusterTemplate) -> None:
+    """Have the nodes of a nodegroup replaced by nodes of this template."""
+    group.image_id = template.image_id
+    group.labels = {**group.labels, **template.labels}
     group.rollout += 1
-    nodegroups.start(group)
+    nodegroups.mark_busy(group)
 
 
-def _check_engine(
+def _list_replaceable_masters(
     req: Request, cluster: models.Cluster, driver: drivers.Driver, template: models.ClusterTemplate
 ) -> list[models.NodeGroup]:
-    """The nodegroups of masters to be replaced, none if this cluster cannot do that.
+    """The nodegroups of masters that the upgrade replaces; none where masters cannot be replaced.
 
-    Raises Conflict for a version that the engine does not allow next, or that the masters could not
-    follow to."""
-    masters = [group for group in cluster.nodegroups if group.role == 'master']
+    Raises Conflict for a version to which the engine cannot go from here, or the masters cannot."""
     labels = {**cluster.labels, **template.labels}
-    there, asked = (driver.engine_version(req.conf, found) for found in (cluster.labels, labels))
-    fixed = driver.replaceable(cluster, 'master')
-    if there != asked:
+    current = driver.engine_version(req.conf, cluster.labels)
+    new = driver.engine_version(req.conf, labels)
+    obstacle = driver.replaceable(cluster, 'master')
+    if current != new:
         if problems := driver.check_upgrade(req.conf, cluster.labels, labels):
             raise errors.Conflict(
-                f'Cluster {cluster.uuid} has version {there}, and template {template.uuid} asks '
-                f'for {asked}. {". ".join(problems)}.'
+                f'Cluster {cluster.uuid} has version {current}, and template {template.uuid} asks '
+                f'for {new}. {". ".join(problems)}.'
             )
-        if fixed:
+        if obstacle:
             raise errors.Conflict(
-                f'{fixed} Nodes cannot be newer than their masters, and template {template.uuid} '
-                f'asks for version {asked} instead of {there}. Make a new cluster with it, or use '
-                f'a template with version {there}.'
+                f'{obstacle} Nodes cannot be newer than their masters, and template '
+                f'{template.uuid} asks for version {new} instead of {current}. Make a new cluster '
+                f'with it, or use a template with version {current}.'
             )
         if members.has_outdated_masters(cluster):
             raise errors.Conflict(
-                f'The masters of cluster {cluster.uuid} are not all of version {there} yet. Wait '
+                f'The masters of cluster {cluster.uuid} are not all of version {current} yet. Wait '
                 'until its last upgrade is done, or, if that has failed, upgrade it to its own '
                 'template again.'
             )
-    return [] if fixed else masters
+    if obstacle:
+        return []
+    return [group for group in cluster.nodegroups if group.role == 'master']

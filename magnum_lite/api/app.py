@@ -1,13 +1,14 @@
-"""The WSGI application: middleware in plain Python, a Pecan root that hands everything to
-`dispatch`, and `dispatch`.
+"""The WSGI application: middleware, a Pecan root, and `dispatch`, which answers every request.
 
-A request goes through request id, proxy headers, CORS and Keystone's token check into Pecan, which
-leads to one exposed method. `dispatch` then finds the line in `routes`, checks version, policy,
-query and body, calls the handler and writes the answer, errors included: it is the only place that
-knows the envelope."""
+`wsgi`, the command and the tests call `make_app`. A request passes request id, proxy headers, CORS
+and Keystone's token check, and reaches Pecan, which calls one exposed method. `dispatch` finds the
+route, checks version, policy, query and body, calls the handler and writes the answer or the error.
+It is the only place that knows the error envelope. Handlers, not this module, use the database."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import ipaddress
 import json
 import math
@@ -25,8 +26,18 @@ from oslo_log import log
 from pecan import core
 
 from magnum_lite import context, db, drivers, errors, notify, outage, rpc, schema
-from magnum_lite.api import etags, healthcheck, idempotency, policies, preflight, routes, versions
-from magnum_lite.api.request import Answer, Request, Services
+from magnum_lite.api import (
+    docs,
+    etags,
+    healthcheck,
+    idempotency,
+    policies,
+    preflight,
+    routes,
+    versions,
+)
+from magnum_lite.api.request import Answer, Documents, Key, Request, Services
+from magnum_lite.api.route import Route
 
 LOG = log.getLogger(__name__)
 
@@ -34,13 +45,14 @@ WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 _DATABASE = outage.Outage(
     'The database', 'Requests are answered with 503 meanwhile. See [database] connection'
 )
-#: Braces and brackets in one body, those in texts included: far more than any client sends.
-_MOST_CONTAINERS = 10_000
+#: Braces and brackets in one body, those in texts included: far more than any client sends. To
+#: parse more takes longer than a request may.
+_MAX_CONTAINERS = 10_000
 HELP = 'https://docs.openstack.org/magnum/latest/contributor/api-microversion.html'
 
 
 class Root:
-    """Pecan's root. There is no tree below it: the table is the tree."""
+    """Pecan's root. It has no controllers below it, because `routes` is the only table."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -54,55 +66,65 @@ class Root:
 class Application(core.ExplicitPecan):
     """Pecan that leaves path, query and body to `dispatch`, which reads them once, with limits.
 
-    Its own search for a controller decodes all three first, at any length, and raises what it
-    cannot decode."""
+    Pecan's own search for a controller decodes all three first, at any length, and raises if it
+    cannot."""
 
     def find_controller(self, state: Any) -> tuple[Any, list[Any], dict[str, Any]]:
-        """The one that there is."""
+        """The only controller, `Root.serve`."""
         state.controller = self.root.serve
         return state.controller, [state.request, state.response], {}
 
 
 def make_services(conf: cfg.ConfigOpts) -> Services:
-    """What the API of this process works with. Raises DriverError for a driver folder that is
-    wrong."""
+    """The services of this process. Raises DriverError for a faulty driver folder."""
     return Services(
         conf=conf,
         db=db.Database(conf),
-        cloud=preflight.cloud(conf),
+        cloud=preflight.make_cloud(conf),
         drivers=drivers.load(conf),
         nudger=rpc.Nudger(conf),
         notifier=notify.Notifier(conf),
-        enforcer=policies.enforcer(conf),
+        enforcer=policies.make_enforcer(conf),
         signer=rpc.Signer(conf),
     )
 
 
+@functools.cache
+def _build_documents() -> Documents:
+    """Once per process and not per application, because tests make thousands of those."""
+    return docs.build(routes.ROUTES)
+
+
 def make_app(services: Services) -> WSGI:
-    """The whole stack."""
+    """The application with all its middleware."""
     conf = services.conf
-    app: WSGI = Application(
-        Root(services), request_cls=webob.Request
-    )  # Pecan's own hides what cannot be decoded
+    services = dataclasses.replace(services, documents=_build_documents())
+    # Pecan's own request class hides what cannot be decoded.
+    app: WSGI = Application(Root(services), request_cls=webob.Request)
     if conf.api.auth_strategy != 'noauth':
-        app = _public_beside(app, TokenCheck(app, {'oslo_config_config': conf}))
+        app = _bypass_for_public(app, TokenCheck(app, {'oslo_config_config': conf}))
     cors = oslo_middleware.CORS(app, conf)
-    if cors.allowed_origins:  # else it would answer every OPTIONS with 200
+    # Without origins it would answer every OPTIONS with 200.
+    if cors.allowed_origins:
         app = cors
     app = oslo_middleware.HTTPProxyToWSGI(app, conf)
     app = oslo_middleware.RequestId(app, conf)
-    app = healthcheck.Healthcheck(app, conf, healthcheck.Readiness(healthcheck.checks(services)))
-    # Outside of what reads proxy headers: those say what a caller likes.
-    return _believe_loopback(app) if conf.api.auth_strategy == 'noauth' else app
+    app = healthcheck.Healthcheck(
+        app, conf, healthcheck.Readiness(healthcheck.make_checks(services))
+    )
+    if conf.api.auth_strategy == 'noauth':
+        # Outside of the middleware that reads proxy headers, because a caller may forge those.
+        app = _require_loopback(app)
+    return app
 
 
 class TokenCheck(auth_token.AuthProtocol):
-    """Keystone's own, which lets through what it makes of an answer that is no token, such as an
-    HTML page with 200."""
+    """Keystone's token check, and a 503 where that raises other errors.
+
+    It raises them for an answer that is no token, such as an HTML page with status 200."""
 
     def fetch_token(self, token: str, **kwargs: Any) -> Any:
-        """What Keystone says of a token. Raises the 503 that keystonemiddleware has for a Keystone
-        that is away."""
+        """Keystone's answer on a token. Raises keystonemiddleware's 503 if it cannot be read."""
         try:
             return super().fetch_token(token, **kwargs)
         except (LookupError, TypeError, ValueError, AttributeError) as e:
@@ -114,36 +136,33 @@ class TokenCheck(auth_token.AuthProtocol):
             ) from e
 
 
-def _public_beside(app: WSGI, checked: WSGI) -> WSGI:
-    """Let the public documents past the token check, and nothing else."""
+def _bypass_for_public(app: WSGI, checked: WSGI) -> WSGI:
+    """Serve the public documents by `app`, everything else by `checked`, which needs a token."""
 
     def choose(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        return (app if environ.get('PATH_INFO', '') in routes.PUBLIC else checked)(
-            environ, start_response
-        )
+        is_public = environ.get('PATH_INFO', '') in routes.PUBLIC
+        return (app if is_public else checked)(environ, start_response)
 
     return choose
 
 
-def _believe_loopback(app: WSGI) -> WSGI:
-    """Without Keystone: callers are believed, so they must be on this machine."""
+def _require_loopback(app: WSGI) -> WSGI:
+    """Refuse callers on other machines: without Keystone, callers are not authenticated."""
 
     def check(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if not is_loopback(environ.get('REMOTE_ADDR', '')):
-            return webob.Response(
-                status=403,
-                json_body=_envelope(
-                    403, 'auth_strategy noauth serves loopback addresses only', 'client'
-                ),
-            )(environ, start_response)
-        return app(environ, start_response)
+        if is_loopback(environ.get('REMOTE_ADDR', '')):
+            return app(environ, start_response)
+        response = _make_response()
+        detail = 'auth_strategy noauth serves loopback addresses only'
+        _write_error(response, 403, detail, 'client')
+        return response(environ, start_response)
 
     return check
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is of this machine only. No name is but localhost: others may mean
-    anything."""
+    """Whether an address is of this machine only. Of names only localhost is: others may resolve
+    to any address."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
@@ -152,71 +171,78 @@ def is_loopback(address: str) -> bool:
 
 def dispatch(services: Services, raw: webob.Request) -> webob.Response:
     """Answer one request, whatever happens."""
-    response = webob.Response(content_type='application/json', charset='UTF-8')
+    response = _make_response()
     try:
-        answer, status = _handle(services, raw, response)
-        response.status_code = status
-        response.headers.update(answer.headers)
-        if answer.body is None:
-            del response.content_type, response.content_length
-        elif isinstance(answer.body, bytes):  # a document that is no JSON says itself what it is
-            response.body = answer.body
-        else:
-            response.body = json.dumps(answer.body).encode()
+        answer, status = _handle_request(services, raw, response)
+        _write_answer(response, answer, status)
     except versions.Unsupported as e:
-        _headers(response, e.asked)
-        response.status_code = e.code
-        response.json_body = {
-            'errors': [
-                {
-                    'code': 'magnum.microversion-unsupported',
-                    'title': 'Requested microversion is unsupported',
-                    'max_version': f'1.{versions.MAXIMUM}',
-                    'min_version': f'1.{versions.MINIMUM}',
-                    'links': [{'rel': 'help', 'href': HELP}],
-                }
-            ]
-        }
+        _write_unsupported(response, e)
     except errors.HttpError as e:
-        response.status_code = e.code
         if isinstance(e, errors.MethodNotAllowed):
             response.headers['Allow'] = ', '.join(e.allowed)
-        response.json_body = _envelope(
-            e.code,
-            str(e),
-            'client' if str(e) and e.code < 500 else 'server' if str(e) else '',
-            e.title,
-        )
+        code = 'client' if e.code < 500 else 'server'
+        _write_error(response, e.code, str(e), code if str(e) else '', e.title)
     except db_exc.DBConnectionError as e:
         _DATABASE.failed(str(e.inner_exception or e))
-        response.status_code = 503
-        response.json_body = _envelope(
-            503, 'The database does not answer. Try again later.', 'server'
-        )
+        _write_error(response, 503, 'The database does not answer. Try again later.', 'server')
     except Exception:
         LOG.exception('%s %s failed', raw.method, raw.path_info)
-        response.status_code = 500
         request_id = raw.environ.get('openstack.request_id', '')
-        response.json_body = _envelope(
-            500,
+        detail = (
             'The service made a mistake. Its log has the details under the request id '
-            f'{request_id}.',
-            'server',
+            f'{request_id}.'
         )
+        _write_error(response, 500, detail, 'server')
     return response
 
 
-def _envelope(status: int, detail: str, code: str, title: str | None = None) -> dict[str, Any]:
-    """Magnum's error body, plus `faultstring`, where openstacksdk looks for the text."""
-    if title is None:
-        title = detail.split('. ', 1)[0].rstrip('.')
-    return {
+def _make_response() -> webob.Response:
+    return webob.Response(content_type='application/json', charset='UTF-8')
+
+
+def _write_answer(response: webob.Response, answer: Answer, status: int) -> None:
+    response.status_code = status
+    response.headers.update(answer.headers)
+    if answer.body is None:
+        del response.content_type, response.content_length
+    elif isinstance(answer.body, bytes):
+        # Not JSON: the headers of the answer name the media type.
+        response.body = answer.body
+    else:
+        response.body = json.dumps(answer.body).encode()
+
+
+def _write_unsupported(response: webob.Response, error: versions.Unsupported) -> None:
+    """Write the error document of the microversion specification, which is not the envelope."""
+    _write_versions(response, error.version)
+    response.status_code = error.code
+    response.json_body = {
+        'errors': [
+            {
+                'code': 'magnum.microversion-unsupported',
+                'title': 'Requested microversion is unsupported',
+                'max_version': f'1.{versions.MAXIMUM}',
+                'min_version': f'1.{versions.MINIMUM}',
+                'links': [{'rel': 'help', 'href': HELP}],
+            }
+        ]
+    }
+
+
+def _write_error(
+    response: webob.Response, status: int, detail: str, code: str, title: str | None = None
+) -> None:
+    """Write Magnum's error body, plus `faultstring`, where openstacksdk looks for the text.
+
+    `code` is `client` or `server`. The title is the first sentence of `detail` unless given."""
+    response.status_code = status
+    response.json_body = {
         'errors': [
             {
                 'request_id': '',
                 'code': code,
                 'status': status,
-                'title': title,
+                'title': detail.split('. ', 1)[0].rstrip('.') if title is None else title,
                 'detail': detail,
                 'links': [],
             }
@@ -225,25 +251,25 @@ def _envelope(status: int, detail: str, code: str, title: str | None = None) -> 
     }
 
 
-def _headers(response: webob.Response, version: str) -> None:
-    for name, value in (('Minimum', f'1.{versions.MINIMUM}'), ('Maximum', f'1.{versions.MAXIMUM}')):
-        response.headers[f'OpenStack-API-{name}-Version'] = f'{versions.SERVICE} {value}'
-    response.headers[versions.HEADER] = f'{versions.SERVICE} {version}'
-    response.headers['Vary'] = versions.HEADER
+def _write_versions(response: webob.Response, version: str) -> None:
+    """Write the headers of the microversion specification."""
+    headers = response.headers
+    headers['OpenStack-API-Minimum-Version'] = f'{versions.SERVICE} 1.{versions.MINIMUM}'
+    headers['OpenStack-API-Maximum-Version'] = f'{versions.SERVICE} 1.{versions.MAXIMUM}'
+    headers[versions.HEADER] = f'{versions.SERVICE} {version}'
+    headers['Vary'] = versions.HEADER
 
 
-def _handle(services: Services, raw: webob.Request, response: webob.Response) -> tuple[Answer, int]:
-    """Check the request in the order that callers are told of mistakes, and call its handler."""
-    try:
-        path = raw.path_info
-    except UnicodeDecodeError:
-        raise errors.NotFound('') from None
-    if '\0' in path:  # PostgreSQL takes none, not even to compare with
-        raise errors.NotFound('')
+def _handle_request(
+    services: Services, raw: webob.Request, response: webob.Response
+) -> tuple[Answer, int]:
+    """Check the request and call its handler. The order of the checks is the order of precedence of
+    their errors. Returns the answer and its status."""
+    path = _read_path(raw)
     version = versions.MINIMUM
     if path not in routes.UNVERSIONED:
         version = versions.negotiate(raw.headers.get(versions.HEADER))
-        _headers(response, f'1.{version}')
+        _write_versions(response, f'1.{version}')
     route, variables = routes.match(raw.method, path or '/')
     if version < route.since:
         raise errors.NotAcceptable('')
@@ -251,33 +277,53 @@ def _handle(services: Services, raw: webob.Request, response: webob.Response) ->
         raise errors.NotAcceptable('')
     request = Request(
         services=services,
-        caller=_caller(services, raw, public=route.rule is None),
+        caller=_read_caller(services, raw, public=route.rule is None),
         version=version,
         path=variables,
-        query=_query(raw, route),
+        query=_read_query(raw, route),
         body=None,
         app_url=raw.application_url,
         rule=route.rule,
-        if_match=_if_match(raw, route),
+        if_match=_read_if_match(raw, route),
     )
     if route.rule is not None:
         request.authorize(route.rule)
-    body = _body(raw, int(services.conf.api.max_body))
-    request = Request(**vars(request) | {'body': body, 'key': _key(raw, route, request, body)})
+    body = _read_body(raw, int(services.conf.api.max_body))
+    key = _read_key(raw, route, request, body)
+    answer = _call_handler(route, dataclasses.replace(request, body=body, key=key))
+    # Routes without a rule do not use the database.
+    if route.rule is not None:
+        _DATABASE.works()
+    return answer, route.status
+
+
+def _call_handler(route: Route, request: Request) -> Answer:
+    """Call the handler, or replay its stored answer to the same `Idempotency-Key`."""
 
     def handle() -> Answer:
         answer = route.handler(request)
         return answer if isinstance(answer, Answer) else Answer(answer)
 
-    answer = idempotency.once(services.db, request.key, handle) if request.key else handle()
-    if route.rule is not None:  # the others do not ask it
-        _DATABASE.works()
-    return answer, route.status
+    if request.key is None:
+        return handle()
+    return idempotency.run_once(request.services.db, request.key, handle)
 
 
-def _if_match(raw: webob.Request, route: routes.Route) -> tuple[str, ...] | None:
-    """The tags that a change must find. Raises Invalid where there are none, for the caller relies
-    on them."""
+def _read_path(raw: webob.Request) -> str:
+    """The path of the address. Raises NotFound for one that no route can have."""
+    try:
+        path: str = raw.path_info
+    except UnicodeDecodeError:
+        raise errors.NotFound('') from None
+    # PostgreSQL refuses NUL, even in a comparison.
+    if '\0' in path:
+        raise errors.NotFound('')
+    return path
+
+
+def _read_if_match(raw: webob.Request, route: Route) -> tuple[str, ...] | None:
+    """The tags of `If-Match`. Raises Invalid where nothing has a tag: the caller relies on the
+    comparison, so the header must not be ignored."""
     header = raw.headers.get('If-Match')
     if header is None or route.method == 'GET':
         return None
@@ -288,11 +334,8 @@ def _if_match(raw: webob.Request, route: routes.Route) -> tuple[str, ...] | None
     return etags.parse(header)
 
 
-def _key(
-    raw: webob.Request, route: routes.Route, request: Request, body: Any
-) -> idempotency.Key | None:
-    """What the `Idempotency-Key` of a POST stands for. Raises Invalid where the answer holds what
-    is never stored."""
+def _read_key(raw: webob.Request, route: Route, request: Request, body: Any) -> Key | None:
+    """The `Idempotency-Key` of a POST. Raises Invalid where the answer is never stored."""
     header = raw.headers.get(idempotency.HEADER)
     if header is None or route.method != 'POST':
         return None
@@ -300,13 +343,13 @@ def _key(
         raise errors.Invalid(
             f'{idempotency.HEADER} is not taken here, because the answer is not kept.'
         )
-    return idempotency.key(
+    return idempotency.make_key(
         header, request.caller, route.method, raw.path_info, raw.query_string, request.version, body
     )
 
 
-def _caller(services: Services, raw: webob.Request, *, public: bool) -> context.Caller:
-    """Who asks. Raises Forbidden for a token that is not scoped to a project."""
+def _read_caller(services: Services, raw: webob.Request, *, public: bool) -> context.Caller:
+    """The caller. Raises Forbidden for a token that is not scoped to a project."""
     oslo = context.LogContext.from_environ(raw.environ)
     if not public and not (oslo.project_id and oslo.user_id):
         raise errors.Forbidden('The token is not scoped to a project.')
@@ -321,7 +364,7 @@ def _caller(services: Services, raw: webob.Request, *, public: bool) -> context.
     )
 
 
-def _query(raw: webob.Request, route: routes.Route) -> Mapping[str, str]:
+def _read_query(raw: webob.Request, route: Route) -> Mapping[str, str]:
     try:
         query = dict(raw.GET)
     except UnicodeDecodeError:
@@ -334,50 +377,55 @@ def _query(raw: webob.Request, route: routes.Route) -> Mapping[str, str]:
     return query
 
 
-def _body(raw: webob.Request, most: int) -> Any:
+def _read_body(raw: webob.Request, max_bytes: int) -> Any:
     """The JSON body, None if there is none. Raises TooLarge, UnsupportedMediaType, Invalid."""
-    if raw.content_length and raw.content_length > most:
-        raise errors.TooLarge(f'The body has {raw.content_length} bytes and may have {most}.')
+    if raw.content_length and raw.content_length > max_bytes:
+        raise errors.TooLarge(f'The body has {raw.content_length} bytes and may have {max_bytes}.')
     try:
-        text = raw.body_file.read(most + 1)
+        text = raw.body_file.read(max_bytes + 1)
     except OSError:
         raise errors.Invalid('The body is shorter than its Content-Length.') from None
     if not text:
         return None
-    if len(text) > most:
-        raise errors.TooLarge(f'The body has more than {most} bytes.')
+    if len(text) > max_bytes:
+        raise errors.TooLarge(f'The body has more than {max_bytes} bytes.')
     if raw.content_type not in ('application/json', 'application/javascript', 'text/javascript'):
         raise errors.UnsupportedMediaType(
             f'The body must be application/json, not {raw.content_type!r:.80}.'
         )
-    if (
-        text.count(b'{') + text.count(b'[') > _MOST_CONTAINERS
-    ):  # to make so many takes longer than a request may
-        raise errors.Invalid(f'The body holds more than {_MOST_CONTAINERS} objects and lists.')
+    if text.count(b'{') + text.count(b'[') > _MAX_CONTAINERS:
+        raise errors.Invalid(f'The body holds more than {_MAX_CONTAINERS} objects and lists.')
     try:
         body = json.loads(
-            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_parse_float,
+            object_pairs_hook=_build_object,
         )
     except (ValueError, RecursionError) as e:
         raise errors.Invalid(f'The body is not JSON: {e}.') from e
-    if much := schema.is_too_much(body):
-        raise errors.Invalid(f'The body {much}.')
+    excess = schema.find_excess(body)
+    if excess:
+        raise errors.Invalid(f'The body {excess}.')
     return body
 
 
 def _refuse_constant(name: str) -> Any:
+    """Raise ValueError for NaN and Infinity, which Python takes and JSON does not have."""
     raise ValueError(f'{name} is not a JSON value')
 
 
-def _finite(digits: str) -> float:
-    if math.isinf(value := float(digits)):
+def _parse_float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
         raise ValueError(f'{digits:.40} is too large')
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object. One that names something twice is something else to each reader (RFC 8259, 4)."""
-    made = dict(pairs)
-    if len(made) < len(pairs):
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a repeated name: parsers differ in which value they take
+    (RFC 8259, 4)."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
         raise ValueError('an object has a name twice')
-    return made
+    return result

@@ -1,8 +1,9 @@
 """Handlers of /v1/certificates and /v1/credentials, and of /v1/clusters/{ident}/kubeconfig.
 
-What is public of a cluster's authorities is read from the database. What has to be signed is
-checked here and signed by a conductor: no API process can read the key of an authority. Every
-member of the project may ask for it, not only whoever made the cluster."""
+Called by `app` through the route table. The public part of a cluster's authorities is read from the
+database. A certificate is requested here and signed by a conductor (`Services.signer`), because no
+API process can read the key of an authority. Every member of the project may have one signed, not
+only the user who made the cluster."""
 
 from __future__ import annotations
 
@@ -11,21 +12,21 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from magnum_lite import certs, db, drivers, errors, keystore, models, schema, states
-from magnum_lite.api import clusters, nodegroups, request
+from magnum_lite.api import changes, clusters, nodegroups, request
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CERTIFICATE, KUBECONFIG
 
 PLURAL = 'certificates'
-#: What is not known of a certificate is left out.
-SHOWN = schema.one(CERTIFICATE) | {
+#: The schema of an answer, in which unknown attributes are left out.
+SHOWN = schema.describe_row(CERTIFICATE) | {
     'title': 'CertificateShown',
     'required': ['cluster_uuid', 'pem', 'links'],
 }
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """What an answer has of a certificate; None is left out."""
+class _Certificate:
+    """What an answer shows of a certificate; None is left out."""
 
     cluster_uuid: str
     pem: str
@@ -37,36 +38,41 @@ def get(req: Request) -> dict[str, Any]:
     """Show the certificate of an authority of a cluster: while it is exchanged, the old and the new
     one."""
     cluster, authorities = db.list_certificates(req.services.db, req.scope, req.path['ident'])
-    driver = nodegroups.driver_of(req, cluster)
+    driver = nodegroups.get_driver(req, cluster)
     purpose = driver.signing.purpose(req.path.get('type', req.query.get('ca_cert_type')))
-    return _body(req, _Shown(cluster.uuid, _authority(cluster, driver, authorities, purpose)))
+    return _build_body(
+        req, _Certificate(cluster.uuid, _get_authority(cluster, driver, authorities, purpose))
+    )
 
 
 def create(req: Request) -> dict[str, Any]:
     """Have a request for a client certificate signed. Life and usages are the service's choice, the
     subject is not."""
-    values = CERTIFICATE.parse(req.body)
+    values = CERTIFICATE.parse(req.body, req.version)
     try:
         cluster, authorities = db.list_certificates(
             req.services.db, req.scope, values['cluster_uuid']
         )
-    except errors.NotFound as e:  # as Magnum: it is the body that is wrong
+    except errors.NotFound as e:
+        # As in Magnum: the address is right, the body is not.
         raise errors.Invalid(str(e)) from e
-    driver = nodegroups.driver_of(req, cluster)
+    driver = nodegroups.get_driver(req, cluster)
     purpose = driver.signing.purpose(values['ca_cert_type'])
-    _authority(cluster, driver, authorities, purpose)
+    _get_authority(cluster, driver, authorities, purpose)
     try:
         certs.read_request(values['csr'], takes_ed25519=driver.signing.takes_ed25519)
     except certs.InvalidRequest as e:
         raise errors.Invalid(f'{e}.') from e
-    issued = _sign(
+    issued = _sign_request(
         req,
         cluster,
         purpose,
         values['csr'],
         datetime.timedelta(days=req.conf.x509.term_of_validity),
     )
-    return _body(req, _Shown(cluster.uuid, issued['pem'], values['csr'], values['ca_cert_type']))
+    return _build_body(
+        req, _Certificate(cluster.uuid, issued['pem'], values['csr'], values['ca_cert_type'])
+    )
 
 
 def rotate(req: Request) -> Answer:
@@ -82,7 +88,7 @@ def rotate(req: Request) -> Answer:
         )
 
     def change(cluster: models.Cluster) -> None:
-        request.refuse(nodegroups.driver_of(req, cluster).check_rotation(cluster))
+        request.raise_problems(nodegroups.get_driver(req, cluster).check_rotation(cluster))
         if cluster.rotation_phase and states.is_busy(cluster.status):
             raise errors.Conflict(
                 f'The authorities of cluster {cluster.uuid} are being exchanged already: this is '
@@ -96,9 +102,11 @@ def rotate(req: Request) -> Answer:
             if group.status != states.DELETE_IN_PROGRESS:
                 nodegroups.check_alive(group)
                 group.rollout += 1
-                nodegroups.start(group)
+                nodegroups.mark_busy(group)
 
-    return req.ask(req.path['ident'], 'rotate', change, answer=clusters.tagged)
+    return changes.request_change(
+        req, req.path['ident'], 'rotate', change, answer=clusters.build_answer
+    )
 
 
 def rotate_credentials(req: Request) -> NoReturn:
@@ -125,14 +133,16 @@ def create_kubeconfig(req: Request) -> Answer:
     stored nowhere. That a certificate was issued is written down as an operation, before it is
     handed out."""
     cluster, authorities = db.list_certificates(req.services.db, req.scope, req.path['ident'])
-    driver = nodegroups.driver_of(req, cluster)
-    access = _access(cluster, driver)
-    authority = _authority(cluster, driver, authorities, access.authority)
-    group = next((group for rule, group in access.groups.items() if req.allows(rule)), None)
-    if group is None:
+    driver = nodegroups.get_driver(req, cluster)
+    access = _get_access(cluster, driver)
+    authority = _get_authority(cluster, driver, authorities, access.authority)
+    groups = [group for rule, group in access.groups.items() if req.is_allowed(rule)]
+    if not groups:
         raise errors.Forbidden(f'No group of cluster {cluster.uuid} goes with your roles.')
+    # The driver lists the group with the most rights first.
+    group = groups[0]
     pair = certs.make_request(common_name=req.caller.user_id, organization=group)
-    issued = _sign(
+    issued = _sign_request(
         req,
         cluster,
         access.authority,
@@ -146,7 +156,7 @@ def create_kubeconfig(req: Request) -> Answer:
         certificate=issued['pem'],
         private_key=pair.private_key,
     )
-    operation = req.operation('kubeconfig')
+    operation = req.new_operation('kubeconfig')
     db.record_finished(
         req.services.db,
         cluster,
@@ -154,7 +164,7 @@ def create_kubeconfig(req: Request) -> Answer:
         f'Certificate {issued["serial"]} for user {req.caller.user_id} in '
         f'group {group}, valid until {issued["until"]}',
     )
-    made = _Issue(
+    issue = _Issue(
         text,
         cluster.uuid,
         req.caller.user_id,
@@ -163,13 +173,13 @@ def create_kubeconfig(req: Request) -> Answer:
         datetime.datetime.fromisoformat(issued['until']),
     )
     return Answer(
-        KUBECONFIG.show(made, req.version), req.location(operation) | {'Cache-Control': 'no-store'}
+        KUBECONFIG.show(issue, req.version), req.locate(operation) | {'Cache-Control': 'no-store'}
     )
 
 
 @dataclass(frozen=True)
 class _Issue:
-    """What is handed out with a kubeconfig, in which there is a private key."""
+    """An issued kubeconfig. Its text holds a private key, so it is kept out of `repr`."""
 
     kubeconfig: str = field(repr=False)
     cluster_uuid: str
@@ -179,8 +189,8 @@ class _Issue:
     expires_at: datetime.datetime
 
 
-def _access(cluster: models.Cluster, driver: drivers.Driver) -> drivers.Access:
-    """How to get into a cluster. Raises Invalid if that cannot be, Conflict if it cannot be yet."""
+def _get_access(cluster: models.Cluster, driver: drivers.Driver) -> drivers.Access:
+    """How users access a cluster. Raises Invalid where they never can, Conflict if not yet."""
     if driver.access is None:
         raise errors.Invalid(
             f'Driver {driver.name} of cluster {cluster.uuid} has no kubeconfig to give.'
@@ -195,11 +205,11 @@ def _access(cluster: models.Cluster, driver: drivers.Driver) -> drivers.Access:
     return driver.access
 
 
-def _authority(
+def _get_authority(
     cluster: models.Cluster, driver: drivers.Driver, authorities: dict[str, str], purpose: str
 ) -> str:
-    """The certificates of an authority. Raises Invalid if clusters of the driver have none,
-    Conflict if not yet."""
+    """The certificates of an authority. Raises Invalid where the driver has no such authority,
+    Conflict where the cluster does not have it yet."""
     if purpose not in driver.keys:
         raise errors.Invalid(f'Driver {driver.name} of cluster {cluster.uuid} has no certificates.')
     if purpose not in authorities:
@@ -210,7 +220,7 @@ def _authority(
     return authorities[purpose]
 
 
-def _sign(
+def _sign_request(
     req: Request, cluster: models.Cluster, purpose: str, csr: str, life: datetime.timedelta
 ) -> dict[str, Any]:
     return req.services.signer.sign_certificate(
@@ -224,10 +234,7 @@ def _sign(
     )
 
 
-def _body(req: Request, shown: _Shown) -> dict[str, Any]:
-    body = {
-        name: value
-        for name, value in CERTIFICATE.show(shown, req.version).items()
-        if value is not None
-    }
-    return body | {'links': req.links(PLURAL, shown.cluster_uuid)}
+def _build_body(req: Request, shown: _Certificate) -> dict[str, Any]:
+    values = CERTIFICATE.show(shown, req.version)
+    body = {name: value for name, value in values.items() if value is not None}
+    return body | {'links': req.build_links(PLURAL, shown.cluster_uuid)}

@@ -1,4 +1,7 @@
-"""Handlers of /v1/clustertemplates."""
+"""Handlers of /v1/clustertemplates, and the row of a new template.
+
+Called by `app` through the route table; `offline` uses `check_values` and `make_template`. Writes
+only through `db`, looks into the cloud only through `preflight`."""
 
 from __future__ import annotations
 
@@ -9,14 +12,15 @@ from typing import Any
 from oslo_utils import uuidutils
 
 from magnum_lite import db, drivers, errors, models
-from magnum_lite.api import patch, preflight, request
+from magnum_lite.api import changes, paging, patch, preflight, request, versions
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CLUSTER_TEMPLATE
 
 PLURAL = 'clustertemplates'
-PATCHABLE = tuple(f.name for f in patch.known(CLUSTER_TEMPLATE))
-#: What a patch may replace and not remove (api.md 2.1), and the name, without which nobody would
-#: find it.
+#: Attributes that a patch may change.
+PATCHABLE = tuple(f.name for f in patch.list_patchable(CLUSTER_TEMPLATE, versions.MAXIMUM))
+#: Attributes that a patch may replace and not remove: those of Magnum
+#: (doc/contributor/wire-contract.md), and the name, by which users find the template.
 KEPT = (
     'name',
     'image_id',
@@ -35,24 +39,24 @@ KEPT = (
 def show(req: Request, template: models.ClusterTemplate) -> dict[str, Any]:
     """The body of one template."""
     return CLUSTER_TEMPLATE.show(template, req.version) | {
-        'links': req.links(PLURAL, template.uuid)
+        'links': req.build_links(PLURAL, template.uuid)
     }
 
 
 def index(req: Request) -> dict[str, Any]:
     """List the templates that the caller may see; there is no short form."""
-    return _index(req, PLURAL)
+    return _list_templates(req, PLURAL)
 
 
 def detail(req: Request) -> dict[str, Any]:
     """The same under the address that clients use for details."""
-    return _index(req, f'{PLURAL}/detail')
+    return _list_templates(req, f'{PLURAL}/detail')
 
 
-def _index(req: Request, path: str) -> dict[str, Any]:
-    scope, page = req.listing(models.ClusterTemplate)
+def _list_templates(req: Request, path: str) -> dict[str, Any]:
+    scope, page = paging.read_page(req, models.ClusterTemplate, CLUSTER_TEMPLATE)
     rows = db.list_templates(req.services.db, scope, page)
-    return req.collection(CLUSTER_TEMPLATE, PLURAL, rows, page, brief=False, path=path)
+    return paging.build_listing(req, CLUSTER_TEMPLATE, PLURAL, rows, page, brief=False, path=path)
 
 
 def get(req: Request) -> dict[str, Any]:
@@ -63,11 +67,11 @@ def get(req: Request) -> dict[str, Any]:
 def delete(req: Request) -> None:
     """Delete a template that no cluster uses. A public one of another project is its owner's to
     delete (403)."""
-    db.delete_template(req.services.db, req.scope, _own(req).uuid)
+    db.delete_template(req.services.db, req.scope, _get_own(req).uuid)
 
 
-def _own(req: Request) -> models.ClusterTemplate:
-    """The template of the address, if it is the caller's to change. Raises NotFound, Conflict,
+def _get_own(req: Request) -> models.ClusterTemplate:
+    """The template of the address, which the caller may change. Raises NotFound, Conflict,
     Forbidden."""
     scope = req.scope
     template = db.get_template(req.services.db, scope, req.path['ident'])
@@ -79,31 +83,33 @@ def _own(req: Request) -> models.ClusterTemplate:
 def update(req: Request) -> Answer:
     """Change a template. Only what changes is looked up, so that one whose image has gone can still
     be renamed."""
-    template = _own(req)
-    before = patch.document(CLUSTER_TEMPLATE, template)
-    changed = patch.changes(CLUSTER_TEMPLATE, before, req.body, PATCHABLE, KEPT)
+    template = _get_own(req)
+    before = patch.read_document(CLUSTER_TEMPLATE, template, req.version)
+    changed = patch.read_changes(CLUSTER_TEMPLATE, before, req.body, req.version, PATCHABLE, KEPT)
     if not changed:
         return Answer(show(req, template))
     if not changed.keys().isdisjoint(('public', 'hidden')):
         req.authorize('clustertemplate:publish')
-    check(changed, before | changed)
-    found = preflight.look(req.services.cloud, req.caller, _names(before, changed))
+    check_values(changed, before | changed)
+    found = preflight.look_up(req.services.cloud, req.caller, _list_names(before, changed))
     if 'image_id' in changed:
-        changed.setdefault('cluster_distro', _distro(found))
+        changed.setdefault('cluster_distro', _get_distro(found))
         if before['driver'] is None and found.image:
             changed.setdefault('driver', found.image.driver)
     _check_driver(req, before | changed, changed)
     template = db.update_template(req.services.db, req.scope, template, changed)
-    return Answer(show(req, template), request.warnings(found.skipped))
+    return Answer(show(req, template), request.build_warning(found.skipped))
 
 
-def _names(before: dict[str, Any], changed: dict[str, Any]) -> preflight.Names:
-    """What a change names in the cloud. Flavors count as changed when their disk begins to
-    matter."""
-    needs_disk = preflight.needs_disk((before | changed)['labels'])
-    flavors = (
-        before | changed if needs_disk and not preflight.needs_disk(before['labels']) else changed
-    )
+def _list_names(before: dict[str, Any], changed: dict[str, Any]) -> preflight.Names:
+    """The names of cloud resources that a change brings.
+
+    The flavors count as changed when nodes begin to boot from their disks, which may be empty."""
+    after = before | changed
+    needs_disk = preflight.needs_disk(after['labels'])
+    flavors = changed
+    if needs_disk and not preflight.needs_disk(before['labels']):
+        flavors = after
     return preflight.Names(
         image=changed.get('image_id'),
         flavor=flavors.get('flavor_id'),
@@ -115,8 +121,8 @@ def _names(before: dict[str, Any], changed: dict[str, Any]) -> preflight.Names:
     )
 
 
-def _distro(found: preflight.Found) -> str:
-    """What the image holds. Raises Unavailable if nobody could be asked."""
+def _get_distro(found: preflight.Found) -> str:
+    """The distribution of the image. Raises Unavailable where there is no image service."""
     if found.image is None or found.image.os_distro is None:
         raise errors.Unavailable(
             'The catalog has no image service, so nobody can say what the image holds.'
@@ -125,7 +131,7 @@ def _distro(found: preflight.Found) -> str:
 
 
 def _check_driver(req: Request, values: dict[str, Any], changed: dict[str, Any]) -> None:
-    """Raise Invalid if the driver, or what is found in its place, cannot do what has changed."""
+    """Raise Invalid if the driver of the changed template cannot make what has changed."""
     if changed.keys() <= db.LABELLING:
         return
     driver = drivers.find(
@@ -135,20 +141,25 @@ def _check_driver(req: Request, values: dict[str, Any], changed: dict[str, Any])
         coe=values['coe'],
         name=values['driver'],
     )
-    anew = not changed.keys().isdisjoint(('driver', 'server_type', 'cluster_distro', 'coe'))
-    labels = values['labels'] if anew or 'labels' in changed else {}
-    fields = values if anew else changed | {'labels': values['labels']}
-    request.refuse(driver.check_template(fields, req.conf) + driver.check_labels(labels, req.conf))
+    # Another driver may refuse what the last one allowed, so then all fields are checked.
+    may_be_another = not changed.keys().isdisjoint(
+        ('driver', 'server_type', 'cluster_distro', 'coe')
+    )
+    labels = values['labels'] if may_be_another or 'labels' in changed else {}
+    fields = values if may_be_another else changed | {'labels': values['labels']}
+    request.raise_problems(
+        driver.check_template(fields, req.conf) + driver.check_labels(labels, req.conf)
+    )
 
 
 def create(req: Request) -> Answer:
     """Create a template, after all that it names was found in the cloud and a driver for its image
     was found here."""
-    values = CLUSTER_TEMPLATE.parse(req.body)
+    values = CLUSTER_TEMPLATE.parse(req.body, req.version)
     if values['public'] or values['hidden']:
         req.authorize('clustertemplate:publish')
-    check(values, values)
-    found = preflight.look(
+    check_values(values, values)
+    found = preflight.look_up(
         req.services.cloud,
         req.caller,
         preflight.Names(
@@ -161,23 +172,24 @@ def create(req: Request) -> Answer:
             needs_disk=preflight.needs_disk(values['labels']),
         ),
     )
-    template = made(req, values, _distro(found), found.image.driver if found.image else None)
+    driver_name = found.image.driver if found.image else None
+    template = make_template(req, values, _get_distro(found), driver_name)
 
-    def answer(template: models.ClusterTemplate) -> Answer:
+    def respond(template: models.ClusterTemplate) -> Answer:
         body = show(req, template)
-        return Answer(
-            body, {'Location': body['links'][0]['href'], **request.warnings(found.skipped)}
-        )
+        location = body['links'][0]['href']
+        return Answer(body, {'Location': location, **request.build_warning(found.skipped)})
 
-    db.create_template(req.services.db, template, receipt=req.receipt(answer))
-    return answer(template)
+    db.create_template(req.services.db, template, receipt=changes.make_receipt(req, respond))
+    return respond(template)
 
 
-def made(
+def make_template(
     req: Request, values: dict[str, Any], distro: str, driver_name: str | None
 ) -> models.ClusterTemplate:
-    """The row of a new template whose image says this of itself. Raises Invalid for what its driver
-    cannot do."""
+    """The row of a new template. `distro` and `driver_name` are properties of its image.
+
+    Raises Invalid for what its driver cannot make."""
     values['driver'] = values['driver'] or driver_name
     driver = drivers.find(
         req.conf,
@@ -187,20 +199,21 @@ def made(
         name=values['driver'],
     )
     values = driver.template_defaults | {k: v for k, v in values.items() if v is not None}
-    request.refuse(
+    request.raise_problems(
         driver.check_template(values, req.conf) + driver.check_labels(values['labels'], req.conf)
     )
     values['uuid'] = str(uuidlib.UUID(values.get('uuid') or uuidutils.generate_uuid()))
-    values.setdefault('name', request.random_name('template'))
+    values.setdefault('name', request.make_name('template'))
     values['cluster_distro'] = distro
     return models.ClusterTemplate(
         project_id=req.caller.project_id, user_id=req.caller.user_id, **values
     )
 
 
-def check(given: dict[str, Any], values: dict[str, Any]) -> None:
-    """What the types of the fields cannot say of what is given; `values` has the rest as well.
-    Raises Invalid."""
+def check_values(given: dict[str, Any], values: dict[str, Any]) -> None:
+    """Check what the field types cannot express. Raises Invalid with all problems.
+
+    `given` are the attributes to check; `values` has the others as well."""
     problems = []
     servers = given.get('dns_nameserver')
     for address in servers.split(',') if servers else ():
@@ -214,4 +227,4 @@ def check(given: dict[str, Any], values: dict[str, Any]) -> None:
         preflight.check_docker_volume(
             values['docker_storage_driver'], values['docker_volume_size'], problems
         )
-    request.refuse(problems)
+    request.raise_problems(problems)

@@ -1,4 +1,8 @@
-"""Handlers of /v1/clusters."""
+"""Handlers of /v1/clusters, and the rows of a new cluster.
+
+Called by `app` through the route table; `offline` and `actions` use the parts that need no request
+to be served. Writes only through `db` and `changes`, looks into the cloud only through
+`preflight`."""
 
 from __future__ import annotations
 
@@ -8,13 +12,15 @@ from oslo_utils import uuidutils
 from sqlalchemy import orm
 
 from magnum_lite import db, drivers, errors, members, models, states
-from magnum_lite.api import etags, nodegroups, patch, preflight, request, versions
+from magnum_lite.api import changes, etags, nodegroups, paging, patch, preflight, request, versions
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CLUSTER
 
 PLURAL = 'clusters'
-MASTERS, WORKERS = 'default-master', 'default-worker'
-#: What a cluster takes from its template when the request does not say.
+#: Names of the nodegroups that come with a cluster.
+MASTERS = 'default-master'
+WORKERS = 'default-worker'
+#: Attributes that a cluster takes from its template where the request does not give them.
 INHERITED = (
     'docker_volume_size',
     'flavor_id',
@@ -24,21 +30,23 @@ INHERITED = (
     'floating_ip_enabled',
     'master_lb_enabled',
 )
-PATCHABLE = ('node_count', 'health_status', 'health_status_reason')
+#: Attributes that a patch may change.
+PATCHABLE = ('node_count', 'health_status', 'health_status_reason', 'description')
 
 
 def index(req: Request) -> dict[str, Any]:
     """List clusters, short."""
-    scope, page = req.listing(models.Cluster)
+    scope, page = paging.read_page(req, models.Cluster, CLUSTER)
     rows = db.list_clusters_brief(req.services.db, scope, page)
-    return req.collection(CLUSTER, PLURAL, rows, page, brief=True)
+    return paging.build_listing(req, CLUSTER, PLURAL, rows, page, brief=True)
 
 
 def detail(req: Request) -> dict[str, Any]:
     """List clusters with all attributes."""
-    scope, page = req.listing(models.Cluster)
+    scope, page = paging.read_page(req, models.Cluster, CLUSTER)
     rows = db.list_clusters(req.services.db, scope, page)
-    return req.collection(CLUSTER, PLURAL, rows, page, brief=False, path=f'{PLURAL}/detail')
+    path = f'{PLURAL}/detail'
+    return paging.build_listing(req, CLUSTER, PLURAL, rows, page, brief=False, path=path)
 
 
 def get(req: Request) -> Answer:
@@ -47,9 +55,8 @@ def get(req: Request) -> Answer:
     `ETag` stands for what is wanted of it: a status or a health that changes leaves it, and each
     change that somebody asks for changes it."""
     cluster = db.get_cluster(req.services.db, req.scope, req.path['ident'])
-    body: dict[str, Any] = CLUSTER.show(cluster, req.version) | {
-        'links': req.links(PLURAL, cluster.uuid)
-    }
+    body: dict[str, Any] = CLUSTER.show(cluster, req.version)
+    body['links'] = req.build_links(PLURAL, cluster.uuid)
     if states.is_failed(cluster.status):
         body['faults'] = {
             group.name: group.status_reason or ''
@@ -62,78 +69,100 @@ def get(req: Request) -> Answer:
 def delete(req: Request) -> Answer:
     """Ask for a cluster to be deleted, whatever state it is in. `force` gives up on what blocks
     that."""
-    if force := req.flag('force'):
+    force = req.read_flag('force')
+    if force:
         req.authorize('cluster:force_delete')
-    mine = req.operation('delete')
+    new = req.new_operation('delete')
     cluster, operation = db.request_delete(
         req.services.db,
         req.scope,
         req.path['ident'],
-        mine,
+        new,
         force=force,
-        guard=req.guard(etags.of_cluster),
+        guard=changes.make_guard(req, etags.of_cluster),
     )
-    if operation is mine:
-        return Answer(None, req.asked(cluster, mine))
-    req.services.nudger.nudge(cluster.uuid)
-    return Answer(None, req.location(operation) if operation else {})
+    if operation is new:
+        changes.announce(req, cluster, new)
+    else:
+        # A delete runs already: it was announced, and only needs another look.
+        req.services.nudger.nudge(cluster.uuid)
+    return Answer(None, req.locate(operation) if operation else {})
 
 
 def update(req: Request) -> Answer:
-    """Change the number of workers, or say how the engine is. The latter is no operation.
+    """Change the number of workers or the description, or say how the engine is. Only the first is
+    an operation.
 
     `rollback` is taken and does nothing: what fails is left as it is, and the next change goes on
     from there."""
     if 'rollback' in req.query and req.version < versions.ROLLBACK:
         raise errors.Invalid("Unknown argument: 'rollback'.")
-    req.flag('rollback')
+    req.read_flag('rollback')
     cluster = db.get_cluster(req.services.db, req.scope, req.path['ident'])
-    changed = patch.changes(CLUSTER, patch.document(CLUSTER, cluster), req.body, PATCHABLE)
+    document = patch.read_document(CLUSTER, cluster, req.version)
+    changed = patch.read_changes(CLUSTER, document, req.body, req.version, PATCHABLE)
     count = changed.pop('node_count', None)
     if count == 0:
         nodegroups.check_zero(req)
-    if changed:
+    if not changed.keys().isdisjoint(('health_status', 'health_status_reason')):
         req.authorize('cluster:update_health_status')
-    health = {
-        'health_status': cluster.health_status,
-        'health_status_reason': cluster.health_status_reason,
-    } | changed
+
+    if count is None:
+        return build_answer(_edit_cluster(req, cluster, changed))
 
     def change(cluster: models.Cluster) -> None:
-        cluster.health_status, cluster.health_status_reason = health.values()
-        group = nodegroups.workers(cluster)
+        _set_attributes(cluster, changed)
+        group = nodegroups.get_workers(cluster)
         nodegroups.check_bounds(group, count)
         nodegroups.resize(req, cluster, group, count)
 
-    if count is not None:
-        return req.ask(cluster.uuid, 'resize', change, answer=tagged)
+    return changes.request_change(req, cluster.uuid, 'resize', change, answer=build_answer)
+
+
+def _edit_cluster(req: Request, cluster: models.Cluster, changed: dict[str, Any]) -> models.Cluster:
+    """Change what needs no operation: description and health. Returns the cluster."""
+    guard = changes.make_guard(req, etags.of_cluster)
+    if 'description' in changed:
+        # `updated_at` stays: conductors measure from it how long the last operation has run.
+        return db.edit_cluster(
+            req.services.db,
+            req.scope,
+            cluster.uuid,
+            lambda cluster: _set_attributes(cluster, changed),
+            guard=guard,
+        )
     if changed:
-        status, reason = health.values()
         db.set_health(
             req.services.db,
             req.scope,
             cluster.uuid,
-            status=status,
-            reason=reason,
-            guard=req.guard(etags.of_cluster),
+            status=changed.get('health_status', cluster.health_status),
+            reason=changed.get('health_status_reason', cluster.health_status_reason),
+            guard=guard,
         )
     else:
-        req.check(etags.of_cluster(cluster))
-    return tagged(cluster)
+        changes.check_tag(req, etags.of_cluster(cluster))
+    return cluster
 
 
-def tagged(cluster: models.Cluster) -> Answer:
-    """The answer to most changes."""
+def _set_attributes(cluster: models.Cluster, changed: dict[str, Any]) -> None:
+    for name, value in changed.items():
+        setattr(cluster, name, value)
+
+
+def build_answer(cluster: models.Cluster, _: object = None) -> Answer:
+    """The answer to most changes: uuid and tag. For `changes.request_change`, hence the second
+    parameter."""
     return Answer({'uuid': cluster.uuid}, {'ETag': etags.of_cluster(cluster)})
 
 
 def create(req: Request) -> Answer:
     """Store a new cluster and have a conductor told. The 202 means that it is stored, not that it
     works."""
-    values = CLUSTER.parse(req.body)
-    template = _template(req, values['cluster_template_id'])
-    driver = checked(req, template, values)
-    found = preflight.look(
+    values = CLUSTER.parse(req.body, req.version)
+    template = _get_template(req, values['cluster_template_id'])
+    driver = complete_values(req, template, values)
+    found = preflight.look_up(
         req.services.cloud,
         req.caller,
         preflight.Names(
@@ -147,27 +176,28 @@ def create(req: Request) -> Answer:
             needs_disk=preflight.needs_disk(values['labels']),
         ),
     )
-    cluster = made(req, template, driver, found.public_key, values)
-    operation = req.operation('create')
+    cluster = make_cluster(req, template, driver, found.public_key, values)
+    operation = req.new_operation('create')
     answer = Answer(
-        {'uuid': cluster.uuid}, req.location(operation) | request.warnings(found.skipped)
+        {'uuid': cluster.uuid}, req.locate(operation) | request.build_warning(found.skipped)
     )
     db.create_cluster(
         req.services.db,
         cluster,
         operation,
         default_quota=req.conf.quotas.max_clusters_per_project,
-        receipt=req.receipt(lambda _: answer),
+        receipt=changes.make_receipt(req, lambda _: answer),
     )
-    req.asked(cluster, operation)
+    changes.announce(req, cluster, operation)
     return answer
 
 
-def checked(
+def complete_values(
     req: Request, template: models.ClusterTemplate, values: dict[str, Any]
 ) -> drivers.Driver:
-    """Fill in what a new cluster has from its template, and find its driver. Raises Invalid for
-    what cannot be."""
+    """Fill in what a new cluster takes from its template, and check it. Returns its driver.
+
+    Raises Invalid with all problems."""
     driver = drivers.find(
         req.conf,
         server_type=template.server_type,
@@ -179,34 +209,35 @@ def checked(
         if values[name] is None:
             values[name] = getattr(template, name)
     values['keypair'] = values['keypair'] or template.keypair_id
-    if 'create_timeout' not in req.body:  # a null is kept
+    # A null is kept.
+    if 'create_timeout' not in req.body:
         values['create_timeout'] = req.conf.cluster_heat.create_timeout
-    values['labels'] = _labels(template, values['labels'], values.pop('merge_labels'))
-    request.refuse(
-        _problems(req, template, values) + driver.check_labels(values['labels'], req.conf)
+    values['labels'] = _merge_labels(template, values['labels'], values.pop('merge_labels'))
+    request.raise_problems(
+        _list_problems(req, template, values) + driver.check_labels(values['labels'], req.conf)
     )
     return driver
 
 
-def made(
+def make_cluster(
     req: Request,
     template: models.ClusterTemplate,
     driver: drivers.Driver,
     public_key: str | None,
     values: dict[str, Any],
 ) -> models.Cluster:
-    """The rows of a new cluster with its nodes. Raises Invalid for limits that it would run
-    into."""
-    cluster = _cluster(req, template, driver.name, public_key, values)
-    request.refuse(driver.check_cluster(req.conf, cluster))
-    for group in cluster.nodegroups:  # only now: the counts may have been any number
+    """The rows of a new cluster with its nodes. Raises Invalid for limits that it would exceed."""
+    cluster = _make_rows(req, template, driver.name, public_key, values)
+    request.raise_problems(driver.check_cluster(req.conf, cluster))
+    # After the check, because until then the counts may be any number.
+    for group in cluster.nodegroups:
         members.add(cluster, group, group.node_count)
     return cluster
 
 
-def _template(req: Request, ident: str) -> models.ClusterTemplate:
-    """The template that a request names: 400 where there is none, 404 from 1.10 on. Hidden ones are
-    for admins."""
+def _get_template(req: Request, ident: str) -> models.ClusterTemplate:
+    """The template that a request names. Raises NotFound from version 1.10 on, before that Invalid;
+    Forbidden for a hidden one."""
     try:
         template = db.get_template(req.services.db, req.scope, ident)
     except errors.NotFound as e:
@@ -225,17 +256,21 @@ def check_hidden(req: Request, template: models.ClusterTemplate) -> None:
         )
 
 
-def _labels(
+def _merge_labels(
     template: models.ClusterTemplate, given: dict[str, str] | None, merge: bool
 ) -> dict[str, str]:
-    """The labels of a new cluster (api.md 6.3)."""
+    """The labels of a new cluster (doc/contributor/wire-contract.md)."""
     if not given:
         return dict(template.labels)
-    return {**template.labels, **given} if merge else given
+    if merge:
+        return {**template.labels, **given}
+    return given
 
 
-def _problems(req: Request, template: models.ClusterTemplate, values: dict[str, Any]) -> list[str]:
-    """What the types of the fields cannot say about a new cluster."""
+def _list_problems(
+    req: Request, template: models.ClusterTemplate, values: dict[str, Any]
+) -> list[str]:
+    """The problems of a new cluster that the field types cannot express."""
     problems: list[str] = []
     preflight.check_docker_volume(
         template.docker_storage_driver, values['docker_volume_size'], problems
@@ -252,20 +287,19 @@ def _problems(req: Request, template: models.ClusterTemplate, values: dict[str, 
     return problems
 
 
-def _cluster(
+def _make_rows(
     req: Request,
     template: models.ClusterTemplate,
     driver: str,
     public_key: str | None,
     values: dict[str, Any],
 ) -> models.Cluster:
-    """The rows of a new cluster: itself and its two nodegroups, as yet without nodes."""
+    """The rows of a new cluster and its two nodegroups, as yet without nodes."""
     uuid = uuidutils.generate_uuid()
-    masters, workers = values.pop('master_count'), values.pop('node_count')
-    values |= {
-        'name': values['name'] or request.random_name('cluster'),
-        'cluster_template_id': template.uuid,
-    }
+    master_count = values.pop('master_count')
+    node_count = values.pop('node_count')
+    values['name'] = values['name'] or request.make_name('cluster')
+    values['cluster_template_id'] = template.uuid
     cluster = models.Cluster(
         uuid=uuid,
         project_id=req.caller.project_id,
@@ -277,12 +311,11 @@ def _cluster(
         nodegroups=[],
         **values,
     )
-    orm.attributes.set_committed_value(
-        cluster, 'template', template
-    )  # for the driver; it is stored already
+    # The driver reads it. Set as loaded, because the template is stored already.
+    orm.attributes.set_committed_value(cluster, 'template', template)
     for name, role, flavor, count in (
-        (MASTERS, 'master', values['master_flavor_id'], masters),
-        (WORKERS, 'worker', values['flavor_id'], workers),
+        (MASTERS, 'master', values['master_flavor_id'], master_count),
+        (WORKERS, 'worker', values['flavor_id'], node_count),
     ):
         cluster.nodegroups.append(
             models.NodeGroup(

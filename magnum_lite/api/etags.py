@@ -1,9 +1,13 @@
 """Tags of clusters and nodegroups, for `ETag` and `If-Match` (RFC 9110, 8.8.3 and 13.1.1).
 
-A tag stands for what is wanted of a thing, not for how it is shown: a status, an address or a
-health that changes by itself leaves it as it is, and whatever somebody asks for changes it. So a
-caller who read a cluster an hour ago can tell whether anybody has decided something since. A tag is
-made from rows that are read anyway."""
+Handlers put a tag into their answers; `changes.make_guard` compares the tags of `If-Match` with the
+tag of the locked row. A tag is made from rows that are read anyway.
+
+A tag identifies the wanted state of a resource, not the observed one. Every change that a client
+requests changes the tag; a status, an address or a health that changes by itself does not. So a
+client that read a cluster an hour ago can tell whether anybody has changed its definition since.
+A change of `description` makes no new generation, so the description itself is a part of a
+cluster's tag."""
 
 from __future__ import annotations
 
@@ -11,20 +15,25 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 from magnum_lite import errors, models
 
-#: The tag of a cluster, or of something in it.
+#: Makes the tag of a cluster, or of something in it.
 Tag = Callable[[models.Cluster], str]
 ANY = '*'
 _TAG = r'(?:W/)?"[!#-~]*"'
-#: What the header may be.
+#: The form of the `If-Match` header.
 PATTERN = rf'^(\*|{_TAG}( *, *{_TAG})*)$'
 
 
 def of_cluster(cluster: models.Cluster) -> str:
-    """The tag of a cluster. Another one that has the name later has another tag."""
-    return f'"{cluster.uuid[:8]}-{cluster.generation}"'
+    """The tag of a cluster: generation and description. It starts with a part of the uuid, so that
+    a later cluster of the same name has another tag."""
+    tag = f'{cluster.uuid[:8]}-{cluster.generation}'
+    if cluster.description is not None:
+        tag += f'-{_hash(cluster.description)[:8]}'
+    return f'"{tag}"'
 
 
 def of_group(group: models.NodeGroup) -> str:
@@ -32,7 +41,7 @@ def of_group(group: models.NodeGroup) -> str:
 
     The number of the next member is a part, so that a nodegroup that grew and shrank again has
     another tag."""
-    wanted = [
+    state = [
         group.uuid,
         group.node_count,
         group.next_number,
@@ -45,19 +54,23 @@ def of_group(group: models.NodeGroup) -> str:
         group.labels,
         group.image_id,
     ]
-    return f'"{hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]}"'
+    return f'"{_hash(state)[:16]}"'
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def parse(header: str) -> tuple[str, ...]:
-    """The tags of an `If-Match` header. Raises Invalid for what is no list of tags."""
+    """The tags of an `If-Match` header. Raises Invalid for anything but a list of tags."""
     if len(header) > 4096 or not re.fullmatch(PATTERN, header.strip(' \t')):
         raise errors.Invalid('If-Match must be * or the ETag that an answer had, in its quotes.')
     return tuple(re.findall(_TAG, header)) or (ANY,)
 
 
-def check(wanted: tuple[str, ...], tag: str) -> None:
-    """Raise PreconditionFailed unless the tag is one of those. A weak tag never is."""
-    if wanted != (ANY,) and tag not in wanted:
+def check_match(tags: tuple[str, ...], tag: str) -> None:
+    """Raise PreconditionFailed unless `tag` is one of `tags`. A weak tag never matches."""
+    if tags != (ANY,) and tag not in tags:
         raise errors.PreconditionFailed(
             f'It has changed since it was read, and its tag is now {tag}. '
             'Read it again before you change it.'

@@ -1,7 +1,7 @@
-"""Handlers of /v1/federations, of which there are none.
+"""Handlers of /v1/federations, which always are an empty collection.
 
-Magnum has these addresses, and no release of it has ever made a federation: its conductor raises
-NotImplementedError. Here that is said at once."""
+Called by `app` through the route table. Magnum has these addresses, but no release of it has ever
+made a federation: its conductor raises NotImplementedError. These handlers refuse at once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from magnum_lite import errors
 from magnum_lite.api.request import Request
 
+#: The schema of the empty listing.
 NONE = {
     'type': 'object',
     'required': ['federations'],

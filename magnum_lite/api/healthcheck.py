@@ -1,10 +1,10 @@
-"""Whether this process lives, and whether what it needs is there: `/healthcheck` and
-`/healthcheck/ready`.
+"""`/healthcheck` and `/healthcheck/ready`: whether this process lives, and what it needs answers.
 
-The first is oslo.middleware's, for load balancers: it asks nobody, and says 503 only while the
-operator's file is there. The second says what does not answer of database, broker, Keystone and
-Heat, for those who watch. Both are outside of the token check, so errors, which have addresses and
-names of users in them, go into the log."""
+`app.make_app` puts `Healthcheck` in front of the application, outside of the token check. The first
+address is oslo.middleware's, for load balancers: it queries nothing, and answers 503 only while the
+operator's file exists. The second is for monitoring: it reports which of database, broker, Keystone
+and Heat does not answer. Callers have no token, so errors, which contain addresses and user names,
+go into the log and not into the answer."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from oslo_config import cfg
 from magnum_lite import config, db, outage, rpc
 from magnum_lite.api.request import Services
 
-#: Seconds that all checks of one look may take; they are made beside each other.
+#: Seconds that all checks of one report may take. They run in parallel.
 TIMEOUT_S = 5
-#: Seconds for which a look is good.
+#: Seconds for which a report is reused.
 CACHE_S = 2
-#: A cluster that has waited so many seconds for a conductor tells that there is none, or that it
-#: hangs.
+#: Seconds for which a due cluster may wait. Longer means that no conductor runs, or that all hang.
 OVERDUE_S = 300
-LIVE, READY = '/healthcheck', '/healthcheck/ready'
+LIVE = '/healthcheck'
+READY = '/healthcheck/ready'
 
 
 class Readiness:
-    """Looks at everything that is needed. Safe for threads; its own start with the first look,
-    after a fork."""
+    """Checks all dependencies. Thread-safe. Its own threads start with the first report, so after
+    a server has forked."""
 
     def __init__(
         self,
@@ -42,74 +42,79 @@ class Readiness:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`checks` are functions by the name of what they ask; one that raises, or takes too long,
-        says it is down."""
-        self._checks, self._clock = checks, clock
-        self._away = {
+        """`checks` are functions by the name of a dependency, which is down if its function raises
+        or takes too long."""
+        self._checks = checks
+        self._clock = clock
+        self._outages = {
             name: outage.Outage(f'The look of {READY} at the {name}', 'It is told to be down')
             for name in checks
         }
         self._pool = futures.ThreadPoolExecutor(len(checks), thread_name_prefix='ready')
         self._running: dict[str, futures.Future[Any]] = {}
         self._lock = threading.Lock()
-        self._at = float('-inf')
+        self._reported_at = float('-inf')
         self._report: dict[str, Any] = {}
 
-    def look(self) -> dict[str, Any]:
-        """What is there and what is not. Takes `TIMEOUT_S` seconds at most, none if somebody else
-        looks right now."""
+    def get_report(self) -> dict[str, Any]:
+        """The body of the answer. Takes `TIMEOUT_S` seconds at most.
+
+        While another thread makes a new report, the last one is returned at once."""
         if not self._lock.acquire(blocking=not self._report):
             return self._report
         try:
-            if self._clock() - self._at > CACHE_S:
-                self._report = self._ask()
-                self._at = self._clock()
+            if self._clock() - self._reported_at > CACHE_S:
+                self._report = self._make_report()
+                self._reported_at = self._clock()
             return self._report
         finally:
             self._lock.release()
 
-    def _ask(self) -> dict[str, Any]:
-        # One that hangs is not asked a second time, so that it costs one thread and not one for
-        # each look.
+    def _make_report(self) -> dict[str, Any]:
+        # A check that still hangs is not started again, so it costs one thread and not one for each
+        # report.
         self._running = {
             name: future for name, future in self._running.items() if not future.done()
         }
         for name in self._checks.keys() - self._running.keys():
             self._running[name] = self._pool.submit(self._checks[name])
         futures.wait(self._running.values(), TIMEOUT_S)
-        said = {name: self._outcome(name) for name in self._checks}
-        down = [name for name, text in said.items() if text != 'ok']
-        due_s = self._running['database'].result() if said.get('database') == 'ok' else None
+        outcomes = {name: self._read_outcome(name) for name in self._checks}
+        down = [name for name, text in outcomes.items() if text != 'ok']
+        due_s = None
+        if outcomes.get('database') == 'ok':
+            due_s = self._running['database'].result()
         if due_s is not None and due_s > OVERDUE_S:
-            said['conductor'] = f'a cluster has waited for {due_s:.0f} s'
+            outcomes['conductor'] = f'a cluster has waited for {due_s:.0f} s'
             down.append('conductor')
-        return {'ready': not down, 'down': down, 'checks': said, 'oldest_due_s': due_s}
+        return {'ready': not down, 'down': down, 'checks': outcomes, 'oldest_due_s': due_s}
 
-    def _outcome(self, name: str) -> str:
+    def _read_outcome(self, name: str) -> str:
+        """`ok`, or what is wrong with a dependency. Logs when that changes."""
         future = self._running[name]
         if not future.done():
-            self._away[name].failed(f'no answer within {TIMEOUT_S} s')
+            self._outages[name].failed(f'no answer within {TIMEOUT_S} s')
             return f'no answer within {TIMEOUT_S} s'
         error = future.exception()
         if error is not None:
-            self._away[name].failed(str(error))
+            self._outages[name].failed(str(error))
             return 'it fails, and the log says why'
-        self._away[name].works()
+        self._outages[name].works()
         return 'ok'
 
 
-def checks(services: Services) -> dict[str, Callable[[], Any]]:
-    """How each thing outside is asked. `database` returns the age of the oldest due row in seconds,
-    or 0."""
+def make_checks(services: Services) -> dict[str, Callable[[], Any]]:
+    """The checks for `Readiness`. `database` returns the age of the oldest due row in seconds, or
+    0."""
 
     @functools.cache
-    def database() -> db.Database:
-        # A pool of its own: a request that waits for the database must not make it look as if that
-        # were away.
+    def connect() -> db.Database:
+        # A pool of its own, because the pool of the requests may be used up while the database is
+        # fine.
         return db.Database(services.conf, connection=db.add_timeouts(services.db.url, TIMEOUT_S))
 
     return {
-        'database': lambda: round(max(0.0, -min(db.due_in_s(database()))), 1),
+        'database': lambda: round(max(0.0, -min(db.due_in_s(connect()))), 1),
         'broker': lambda: rpc.check(services.conf, timeout_s=TIMEOUT_S),
         'keystone': lambda: services.cloud.check_identity(timeout_s=TIMEOUT_S),
         'heat': lambda: services.cloud.check_orchestration(timeout_s=TIMEOUT_S),
@@ -117,29 +122,32 @@ def checks(services: Services) -> dict[str, Callable[[], Any]]:
 
 
 class Healthcheck:
-    """The two documents in front of an application."""
+    """Middleware that answers the two addresses and hands all others to the application."""
 
     def __init__(
         self, app: Callable[..., Iterable[bytes]], conf: cfg.ConfigOpts, readiness: Readiness
     ) -> None:
-        self._app, self._readiness = app, readiness
+        self._app = app
+        self._readiness = readiness
         config.use_healthcheck_file()
         self._live = oslo_middleware.Healthcheck(None, conf)
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
-        """Answer, or leave it to the application."""
+        """Answer, or hand the request to the application."""
         path = environ.get('PATH_INFO', '').removesuffix('/')
         if path not in (LIVE, READY):
             return self._app(environ, start_response)
         answer: Any
         if environ['REQUEST_METHOD'] not in ('GET', 'HEAD'):
             answer = webob.Response(status=405, headers={'Allow': 'GET, HEAD'})
-        elif path == LIVE:  # older releases of the library compare the whole path
-            answer, environ = self._live, environ | {'SCRIPT_NAME': '', 'PATH_INFO': LIVE}
+        elif path == LIVE:
+            answer = self._live
+            # Older releases of oslo.middleware compare the whole path.
+            environ = environ | {'SCRIPT_NAME': '', 'PATH_INFO': LIVE}
         else:
-            report = self._readiness.look()
+            report = self._readiness.get_report()
             answer = webob.Response(
                 status=200 if report['ready'] else 503, json_body=report, cache_control='no-store'
             )

@@ -1,4 +1,6 @@
-"""Handler of /v1/mservices: the conductors."""
+"""Handler of /v1/mservices: the conductors, as their own reports in the database say.
+
+Called by `app` through the route table."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""What POSTs would have sent to Heat, without a cloud and a database: for `magnum-lite drivers
-check` and `render`.
+"""What POSTs would send to Heat, without a cloud and a database.
 
-Bodies go through the same tables and checks as those of requests, so what is refused is refused in
-the same words. What only the cloud knows is taken as given: that what is named is there, and which
-system an image holds."""
+The commands `magnum-lite drivers check` and `drivers render` and the tests call it. Request bodies
+pass the same tables and checks as in the API, so they are refused in the same words. Facts that
+only a cloud knows are assumed: every named resource exists, the image holds a fitting system."""
 
 from __future__ import annotations
 
@@ -20,9 +19,11 @@ from magnum_lite.api import cluster_templates, clusters, nodegroups, versions
 from magnum_lite.api.resources import CLUSTER, CLUSTER_TEMPLATE, NODEGROUP
 
 Body = Mapping[str, Any]
-#: Of keys that are thrown away.
+#: What a folder is tried with: a name, and bodies of a template, a cluster and a further nodegroup.
+Shape = tuple[str, Body, Body, Body]
+#: How long the throw-away certificates are valid.
 LIFE = datetime.timedelta(hours=1)
-#: The least that a template must name, whatever its engine.
+#: What every template must name, whatever its engine.
 TEMPLATE = {
     'image_id': 'IMAGE',
     'flavor_id': 'FLAVOR',
@@ -31,8 +32,8 @@ TEMPLATE = {
 }
 
 
-def _request(conf: cfg.ConfigOpts, body: Body) -> Any:
-    """As much of a request as handlers look at before they ask a cloud or a database."""
+def _fake_request(conf: cfg.ConfigOpts, body: Body) -> Any:
+    """The part of a request that handlers read before they query a cloud or a database."""
     return types.SimpleNamespace(
         conf=conf,
         body=body,
@@ -41,67 +42,64 @@ def _request(conf: cfg.ConfigOpts, body: Body) -> Any:
     )
 
 
-def template(
+def make_template(
     conf: cfg.ConfigOpts, body: Body, os_distro: str | None = None
 ) -> models.ClusterTemplate:
-    """The row of a template. Its image holds `os_distro`, or else the first system that a driver
-    makes such engines on.
+    """The row of a template. Raises Invalid.
 
-    Raises Invalid.
-    """
-    values = CLUSTER_TEMPLATE.parse(body)
-    cluster_templates.check(values, values)
-    wanted = (values['server_type'], values['coe'])
-    offered = [
-        distro
-        for name, driver in sorted(drivers.load(conf).items())
-        for server_type, distro, coe in driver.provides
-        if (server_type, coe) == wanted and values['driver'] in (None, name)
-    ]
-    return cluster_templates.made(
-        _request(conf, body), values, os_distro or next(iter(offered), 'unknown'), None
-    )
+    Its image holds `os_distro`, by default the first system on which a driver makes the engine."""
+    values = CLUSTER_TEMPLATE.parse(body, versions.MAXIMUM)
+    cluster_templates.check_values(values, values)
+    if os_distro is None:
+        offered = [
+            distro
+            for name, driver in sorted(drivers.load(conf).items())
+            for server_type, distro, coe in driver.provides
+            if (server_type, coe) == (values['server_type'], values['coe'])
+            and values['driver'] in (None, name)
+        ]
+        os_distro = offered[0] if offered else 'unknown'
+    return cluster_templates.make_template(_fake_request(conf, body), values, os_distro, None)
 
 
-def cluster(
-    conf: cfg.ConfigOpts,
-    template: models.ClusterTemplate,
-    body: Body,
+def make_cluster(
+    conf: cfg.ConfigOpts, template: models.ClusterTemplate, body: Body
 ) -> tuple[drivers.Driver, models.Cluster]:
-    """The rows of a cluster, and its driver. The key of a keypair is a stand-in. Raises Invalid."""
+    """The driver and the rows of a cluster, with a made-up public key. Raises Invalid."""
     body = {'cluster_template_id': template.uuid, **body}
-    req, values = _request(conf, body), CLUSTER.parse(body)
-    driver = clusters.checked(req, template, values)
+    req = _fake_request(conf, body)
+    values = CLUSTER.parse(body, req.version)
+    driver = clusters.complete_values(req, template, values)
     public_key = f'ssh-ed25519 AAAA {values["keypair"]}' if values['keypair'] else None
-    return driver, clusters.made(req, template, driver, public_key, values)
+    return driver, clusters.make_cluster(req, template, driver, public_key, values)
 
 
-def nodegroup(
+def make_nodegroup(
     conf: cfg.ConfigOpts, driver: drivers.Driver, cluster: models.Cluster, body: Body
 ) -> models.NodeGroup:
     """The rows of a further nodegroup, added to its cluster. Raises Invalid, Conflict."""
-    req, values = _request(conf, body), NODEGROUP.parse(body)
-    nodegroups.check(req, cluster, driver, values)
-    return nodegroups.add(req, cluster, driver, values)
+    req = _fake_request(conf, body)
+    values = NODEGROUP.parse(body, req.version)
+    nodegroups.complete_values(req, cluster, driver, values)
+    return nodegroups.add_group(req, cluster, driver, values)
 
 
-def throwaway_secrets(driver: drivers.Driver) -> dict[str, certs.Pair]:
-    """Keys and certificates as a conductor makes them, for one look."""
-    made = {
-        name: certs.make_ca(key.common_name, life=LIFE, algorithm=key.algorithm)
-        if key.kind == 'ca'
-        else certs.make_keypair(algorithm=key.algorithm)
-        for name, key in driver.keys.items()
-    }
-    return made | {
-        name: certs.issue_client(
-            made[spec.signed_by],
+def make_secrets(driver: drivers.Driver) -> dict[str, certs.Pair]:
+    """Keys and certificates such as a conductor makes, to be thrown away after a rendering."""
+    secrets = {}
+    for name, key in driver.keys.items():
+        if key.kind == 'ca':
+            secrets[name] = certs.make_ca(key.common_name, life=LIFE, algorithm=key.algorithm)
+        else:
+            secrets[name] = certs.make_keypair(algorithm=key.algorithm)
+    for name, spec in driver.certificates.items():
+        secrets[name] = certs.issue_client(
+            secrets[spec.signed_by],
             common_name=spec.common_name,
             organization=spec.organization,
             life=LIFE,
         )
-        for name, spec in driver.certificates.items()
-    }
+    return secrets
 
 
 def render(
@@ -111,41 +109,53 @@ def render(
     secrets: Mapping[str, certs.Pair],
     group: models.NodeGroup | None = None,
 ) -> drivers.Rendered:
-    """What is sent for a cluster, or for its further nodegroup. Raises DriverError."""
+    """The text of the stack of a cluster, or of its further nodegroup. Raises DriverError."""
     login = drivers.LOGIN_SIZE if driver.wants_cloud_user(conf, cluster) else None
     rendered = driver.render(conf, cluster, secrets, login)
     if group is None:
         return rendered
-    outputs = {
-        name: f'OUTPUT {name}' for name in yaml.safe_load(rendered.template).get('outputs') or {}
-    }
+    names = yaml.safe_load(rendered.template).get('outputs') or {}
+    outputs = {name: f'OUTPUT {name}' for name in names}
     return driver.render_nodegroup(conf, cluster, group, secrets, outputs=outputs, login=login)
 
 
-def _choices(schema: Mapping[str, Any]) -> list[Any]:
-    """Values of a schema that are as different as can be."""
-    found = (
-        [True, False]
-        if schema.get('type') == 'boolean'
-        else [
-            *schema.get('examples', ()),
-            *schema.get('enum', ()),
-            *(schema[name] for name in ('minimum', 'maximum', 'const') if name in schema),
-        ]
-    )
-    return [','.join(value) if isinstance(value, list) else value for value in found]
+def _list_examples(schema: Mapping[str, Any]) -> list[Any]:
+    """Values that a schema allows, as different as can be. A list becomes a text with commas."""
+    if schema.get('type') == 'boolean':
+        return [True, False]
+    values = [*schema.get('examples', ()), *schema.get('enum', ())]
+    values += [schema[name] for name in ('minimum', 'maximum', 'const') if name in schema]
+    return [','.join(value) if isinstance(value, list) else value for value in values]
 
 
-def shapes(driver: drivers.Driver) -> Iterator[tuple[str, Body, Body, Body]]:
-    """What a folder is tried with: (name, template, cluster, further nodegroup). It may refuse all
-    but the first.
+def list_shapes(driver: drivers.Driver) -> Iterator[Shape]:
+    """The shapes with which a folder is tried.
 
-    Defaults, with everything, with nothing, and each value of a field or a label by itself.
-    """
+    Defaults, everything, nothing, and each value of a field or a label by itself. A folder may
+    refuse all but the defaults."""
     server_type, _, coe = driver.provides[0]
     plain = TEMPLATE | {'coe': coe, 'server_type': server_type, 'driver': driver.name}
-    labels = {name: _choices(label['schema']) for name, label in driver.labels_known.items()}
-    full = plain | {
+    yield 'defaults', plain, {}, {}
+    yield from _list_large_and_small(driver, plain)
+    yield 'taints', plain, {}, {'node_taints': [{'key': 'k', 'effect': 'NoSchedule'}]}
+    for name, item in driver.manifest.get('template_fields', {}).items():
+        for value in _list_examples(item['schema']):
+            yield f'{name}={value}', plain | {name: value}, {}, {}
+    for name, label in driver.labels_known.items():
+        for value in _list_examples(label['schema']):
+            labelled = plain | {'labels': {name: value}}
+            yield f'{name}={value}', labelled, {'master_lb_enabled': True}, {}
+
+
+def _list_large_and_small(driver: drivers.Driver, plain: Body) -> Iterator[Shape]:
+    """The bodies with everything and with nothing, each with three ways of networking."""
+    labels = {}
+    for name, label in driver.labels_known.items():
+        # Not all networks at once, because the examples of their ranges may overlap.
+        if label['schema'].get('format') != 'ipv4-network':
+            labels[name] = _list_examples(label['schema'])[0]
+    full = {
+        **plain,
         'http_proxy': 'http://proxy:3128',
         'https_proxy': 'http://proxy:3128',
         'no_proxy': 'example.com',
@@ -153,57 +163,36 @@ def shapes(driver: drivers.Driver) -> Iterator[tuple[str, Body, Body, Body]]:
         'dns_nameserver': '192.0.2.53',
         'insecure_registry': 'registry:5000',
         'docker_volume_size': 5,
-        'labels': {  # examples of ranges may overlap
-            name: values[0]
-            for name, values in labels.items()
-            if driver.labels_known[name]['schema'].get('format') != 'ipv4-network'
-        },
+        'labels': labels,
     }
-    yield 'defaults', plain, {}, {}
-    for given in ({}, {'fixed_network': 'n'}, {'fixed_network': 'n', 'fixed_subnet': 's'}):
-        yield (
-            f'everything {given}',
-            full,
-            {'master_count': 3, 'master_lb_enabled': True, **given},
-            {'node_labels': {'a': 'b'}, 'docker_volume_size': 5, 'image_id': 'i', 'flavor_id': 'f'},
-        )
-        yield (
-            f'nothing {given}',
-            plain | {'external_network_id': None, 'floating_ip_enabled': False},
-            {'node_count': 0, **given},
-            {'node_count': 0},
-        )
-    yield 'taints', plain, {}, {'node_taints': [{'key': 'k', 'effect': 'NoSchedule'}]}
-    for name, item in driver.manifest.get('template_fields', {}).items():
-        for value in _choices(item['schema']):
-            yield f'{name}={value}', plain | {name: value}, {}, {}
-    for name, values in labels.items():
-        for value in values:
-            yield (
-                f'{name}={value}',
-                plain | {'labels': {name: value}},
-                {'master_lb_enabled': True},
-                {},
-            )
+    closed = {**plain, 'external_network_id': None, 'floating_ip_enabled': False}
+    large_group = {
+        'node_labels': {'a': 'b'},
+        'docker_volume_size': 5,
+        'image_id': 'i',
+        'flavor_id': 'f',
+    }
+    for network in ({}, {'fixed_network': 'n'}, {'fixed_network': 'n', 'fixed_subnet': 's'}):
+        masters = {'master_count': 3, 'master_lb_enabled': True, **network}
+        yield f'everything {network}', full, masters, large_group
+        yield f'nothing {network}', closed, {'node_count': 0, **network}, {'node_count': 0}
 
 
-def check(conf: cfg.ConfigOpts, driver: drivers.Driver) -> tuple[int, list[str]]:
-    """Render a folder in many shapes: (how many, what it refused). Raises DriverError with place
-    and reason."""
-    secrets, count, refused = throwaway_secrets(driver), 0, []
-    for name, of_template, of_cluster, of_group in shapes(driver):
+def check_folder(conf: cfg.ConfigOpts, driver: drivers.Driver) -> tuple[int, list[str]]:
+    """Render a folder in all shapes: (number of shapes rendered, what it refused).
+
+    Raises DriverError with place and reason, also if it refuses its own defaults."""
+    secrets = make_secrets(driver)
+    count = 0
+    refused = []
+    for name, of_template, of_cluster, of_group in list_shapes(driver):
         try:
-            row = template(conf, of_template, driver.provides[0][1])
-            _, made = cluster(conf, row, of_cluster)
-            render(conf, driver, made, secrets)
+            row = make_template(conf, of_template, driver.provides[0][1])
+            _, shape = make_cluster(conf, row, of_cluster)
+            render(conf, driver, shape, secrets)
             if 'nodegroup_stack' in driver.manifest:
-                render(
-                    conf,
-                    driver,
-                    made,
-                    secrets,
-                    nodegroup(conf, driver, made, {'name': 'further', **of_group}),
-                )
+                group = make_nodegroup(conf, driver, shape, {'name': 'further', **of_group})
+                render(conf, driver, shape, secrets, group)
             count += 1
         except (errors.Invalid, errors.Conflict) as e:
             if name == 'defaults':

@@ -1,7 +1,8 @@
-"""Who may do what: oslo.policy rules in code, under the names that operators of Magnum know.
+"""Which role may do what: oslo.policy rules in code, under the names that Magnum has.
 
-Whose things a caller may touch is not decided here but in the queries (`db.Scope`). A rule says
-which role it takes."""
+`app` and handlers check rules through `make_enforcer`; oslopolicy-sample-generator lists them. A
+rule decides by the caller's role only. To which project a row belongs is decided in the queries
+(`db.Scope`). Descriptions are part of the sample file that operators read."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ BASE = [
 ]
 
 
-def _rule(
+def _document_rule(
     name: str, who: str, description: str, method: str, path: str
 ) -> policy.DocumentedRuleDefault:
     return policy.DocumentedRuleDefault(
@@ -33,142 +34,144 @@ def _rule(
 
 
 OPERATIONS = [
-    _rule(
+    _document_rule(
         'clustertemplate:create',
         MEMBER,
         'Create a cluster template.',
         'POST',
         '/v1/clustertemplates',
     ),
-    _rule(
+    _document_rule(
         'clustertemplate:get',
         READER,
         'Show a cluster template.',
         'GET',
         '/v1/clustertemplates/{ident}',
     ),
-    _rule(
+    _document_rule(
         'clustertemplate:get_all', READER, 'List cluster templates.', 'GET', '/v1/clustertemplates'
     ),
-    _rule(
+    _document_rule(
         'clustertemplate:detail',
         READER,
         'List cluster templates.',
         'GET',
         '/v1/clustertemplates/detail',
     ),
-    _rule(
+    _document_rule(
         'clustertemplate:delete',
         MEMBER,
         'Delete a cluster template.',
         'DELETE',
         '/v1/clustertemplates/{ident}',
     ),
-    _rule(
+    _document_rule(
         'clustertemplate:publish',
         ADMIN,
         'Make a cluster template public or hidden.',
         'POST',
         '/v1/clustertemplates',
     ),
-    _rule('cluster:create', MEMBER, 'Create a cluster.', 'POST', '/v1/clusters'),
-    _rule('cluster:get', READER, 'Show a cluster.', 'GET', '/v1/clusters/{ident}'),
-    _rule('cluster:get_all', READER, 'List clusters.', 'GET', '/v1/clusters'),
-    _rule(
+    _document_rule('cluster:create', MEMBER, 'Create a cluster.', 'POST', '/v1/clusters'),
+    _document_rule('cluster:get', READER, 'Show a cluster.', 'GET', '/v1/clusters/{ident}'),
+    _document_rule('cluster:get_all', READER, 'List clusters.', 'GET', '/v1/clusters'),
+    _document_rule(
         'cluster:detail', READER, 'List clusters with all attributes.', 'GET', '/v1/clusters/detail'
     ),
-    _rule('cluster:update', MEMBER, 'Change a cluster.', 'PATCH', '/v1/clusters/{ident}'),
-    _rule(
+    _document_rule('cluster:update', MEMBER, 'Change a cluster.', 'PATCH', '/v1/clusters/{ident}'),
+    _document_rule(
         'cluster:update_health_status',
         MEMBER,
         'Say how the engine of a cluster is.',
         'PATCH',
         '/v1/clusters/{ident}',
     ),
-    _rule('cluster:delete', MEMBER, 'Delete a cluster.', 'DELETE', '/v1/clusters/{ident}'),
-    _rule(
+    _document_rule('cluster:delete', MEMBER, 'Delete a cluster.', 'DELETE', '/v1/clusters/{ident}'),
+    _document_rule(
         'cluster:force_delete',
         ADMIN,
         'Delete a cluster whatever it leaves behind in the cloud.',
         'DELETE',
         '/v1/clusters/{ident}?force=true',
     ),
-    _rule(
+    _document_rule(
         'cluster:resize', MEMBER, 'Resize a cluster.', 'POST', '/v1/clusters/{ident}/actions/resize'
     ),
-    _rule(
+    _document_rule(
         'cluster:upgrade',
         MEMBER,
         'Upgrade a cluster.',
         'POST',
         '/v1/clusters/{ident}/actions/upgrade',
     ),
-    _rule(
+    _document_rule(
         'nodegroup:get',
         READER,
         'Show a nodegroup.',
         'GET',
         '/v1/clusters/{ident}/nodegroups/{group}',
     ),
-    _rule(
+    _document_rule(
         'nodegroup:get_all', READER, 'List nodegroups.', 'GET', '/v1/clusters/{ident}/nodegroups'
     ),
-    _rule(
+    _document_rule(
         'nodegroup:create', MEMBER, 'Create a nodegroup.', 'POST', '/v1/clusters/{ident}/nodegroups'
     ),
-    _rule(
+    _document_rule(
         'nodegroup:update',
         MEMBER,
         'Change a nodegroup.',
         'PATCH',
         '/v1/clusters/{ident}/nodegroups/{group}',
     ),
-    _rule(
+    _document_rule(
         'nodegroup:delete',
         MEMBER,
         'Delete a nodegroup.',
         'DELETE',
         '/v1/clusters/{ident}/nodegroups/{group}',
     ),
-    _rule('node:get_all', READER, 'List nodes.', 'GET', '/v1/clusters/{ident}/nodes'),
-    _rule('operation:get', READER, 'Show an operation.', 'GET', '/v1/operations/{ident}'),
-    _rule(
+    _document_rule('node:get_all', READER, 'List nodes.', 'GET', '/v1/clusters/{ident}/nodes'),
+    _document_rule('operation:get', READER, 'Show an operation.', 'GET', '/v1/operations/{ident}'),
+    _document_rule(
         'operation:get_all',
         READER,
         'List operations of a cluster.',
         'GET',
         '/v1/clusters/{ident}/operations',
     ),
-    _rule('operation:cancel', MEMBER, 'Stop an operation.', 'DELETE', '/v1/operations/{ident}'),
-    _rule(
+    _document_rule(
+        'operation:cancel', MEMBER, 'Stop an operation.', 'DELETE', '/v1/operations/{ident}'
+    ),
+    _document_rule(
         'certificate:rotate_ca',
         MEMBER,
         'Exchange the authorities of a cluster.',
         'PATCH',
         '/v1/certificates/{ident}',
     ),
-    _rule(
+    _document_rule(
         'certificate:get',
         READER,
         'Show a certificate of a cluster.',
         'GET',
         '/v1/certificates/{ident}',
     ),
-    _rule(
+    _document_rule(
         'certificate:create',
         MEMBER,
         'Have a certificate signed, in the name of anybody.',
         'POST',
         '/v1/certificates',
     ),
-    _rule(
+    _document_rule(
         'credential:rotate',
         MEMBER,
         'Exchange the credentials of a cluster.',
         'PATCH',
         '/v1/credentials/{ident}',
     ),
-    _rule(
+    _document_rule(
         'cluster:kubeconfig',
         READER,
         'Get a kubeconfig that is valid for hours. The group in it goes by '
@@ -176,70 +179,70 @@ OPERATIONS = [
         'POST',
         '/v1/clusters/{ident}/kubeconfig',
     ),
-    _rule(
+    _document_rule(
         'clustertemplate:update',
         MEMBER,
         'Change a cluster template.',
         'PATCH',
         '/v1/clustertemplates/{ident}',
     ),
-    _rule(
+    _document_rule(
         'quota:get',
         READER,
         'Show the quota of a project.',
         'GET',
         '/v1/quotas/{project_id}/{resource}',
     ),
-    _rule('quota:get_all', ADMIN, 'List quotas.', 'GET', '/v1/quotas'),
-    _rule('quota:create', ADMIN, 'Set the quota of a project.', 'POST', '/v1/quotas'),
-    _rule(
+    _document_rule('quota:get_all', ADMIN, 'List quotas.', 'GET', '/v1/quotas'),
+    _document_rule('quota:create', ADMIN, 'Set the quota of a project.', 'POST', '/v1/quotas'),
+    _document_rule(
         'quota:update',
         ADMIN,
         'Change the quota of a project.',
         'PATCH',
         '/v1/quotas/{project_id}/{resource}',
     ),
-    _rule(
+    _document_rule(
         'quota:delete',
         ADMIN,
         'Put a project back to the default quota.',
         'DELETE',
         '/v1/quotas/{project_id}/{resource}',
     ),
-    _rule('stats:get_all', READER, 'Count clusters and nodes.', 'GET', '/v1/stats'),
-    _rule('magnum-service:get_all', ADMIN, 'List conductors.', 'GET', '/v1/mservices'),
-    _rule(
+    _document_rule('stats:get_all', READER, 'Count clusters and nodes.', 'GET', '/v1/stats'),
+    _document_rule('magnum-service:get_all', ADMIN, 'List conductors.', 'GET', '/v1/mservices'),
+    _document_rule(
         'federation:create',
         MEMBER,
         'Create a federation; there are none.',
         'POST',
         '/v1/federations',
     ),
-    _rule(
+    _document_rule(
         'federation:get',
         READER,
         'Show a federation; there are none.',
         'GET',
         '/v1/federations/{ident}',
     ),
-    _rule(
+    _document_rule(
         'federation:get_all', READER, 'List federations; there are none.', 'GET', '/v1/federations'
     ),
-    _rule(
+    _document_rule(
         'federation:detail',
         READER,
         'List federations; there are none.',
         'GET',
         '/v1/federations/detail',
     ),
-    _rule(
+    _document_rule(
         'federation:update',
         MEMBER,
         'Change a federation; there are none.',
         'PATCH',
         '/v1/federations/{ident}',
     ),
-    _rule(
+    _document_rule(
         'federation:delete',
         MEMBER,
         'Delete a federation; there are none.',
@@ -249,9 +252,9 @@ OPERATIONS = [
 ]
 
 
-#: Rule -> the rule by which an admin does the same to what belongs to other projects. Without it,
-#: the admin is one of its own project. An admin may also do what has none here, such as a resize,
-#: to other projects.
+#: Rule -> the rule that lets an admin do the same to rows of other projects. An admin whom the
+#: second rule refuses is limited to the own project. For a rule that is not listed here, such as
+#: that of a resize, an admin always reaches all projects.
 ALL_PROJECTS = {
     f'{noun}:{verb}': f'{noun}:{"get_one" if verb == "get" else verb}_all_projects'
     for noun, verbs in (
@@ -261,8 +264,8 @@ ALL_PROJECTS = {
     )
     for verb in verbs
 }
-BEYOND = [
-    _rule(
+ALL_PROJECTS_RULES = [
+    _document_rule(
         ALL_PROJECTS[rule.name],
         ADMIN,
         f'{rule.description.rstrip(".")} of any project.',
@@ -275,12 +278,12 @@ BEYOND = [
 
 
 def list_rules() -> list[policy.RuleDefault]:
-    """For oslopolicy-sample-generator."""
-    return [*BASE, *OPERATIONS, *BEYOND]
+    """All rules. An entry point, for oslopolicy-sample-generator."""
+    return [*BASE, *OPERATIONS, *ALL_PROJECTS_RULES]
 
 
-def enforcer(conf: cfg.ConfigOpts) -> policy.Enforcer:
-    """The rules above, with what the operator's policy file says in their place."""
-    made = policy.Enforcer(conf)
-    made.register_defaults(list_rules())
-    return made
+def make_enforcer(conf: cfg.ConfigOpts) -> policy.Enforcer:
+    """An enforcer of these rules, which the operator's policy file may override."""
+    enforcer = policy.Enforcer(conf)
+    enforcer.register_defaults(list_rules())
+    return enforcer

@@ -1,10 +1,9 @@
-"""What a request names in the cloud, looked up before anything is stored: the only API file that
-calls the cloud.
+"""Look-ups in the cloud before anything is stored: the only API module that calls the cloud.
 
-Every look-up is made with the caller's own token, all of a request at the same time, and all that
-is wrong comes back in one answer: a 400 now is better than a failure in ten minutes, and one better
-than five. A service that the catalog does not have cannot be asked; that is said and no reason to
-refuse."""
+Handlers call `look_up` for what a request names and `check_project` for a quota. Every look-up uses
+the caller's own token, and all of a request run in parallel. One error reports all problems: a 400
+now is better than a failure in ten minutes, and one 400 is better than five. A service that is not
+in the catalog cannot be queried; that becomes a warning and no refusal."""
 
 from __future__ import annotations
 
@@ -22,15 +21,17 @@ from magnum_lite import clients, context, errors
 
 LOG = log.getLogger(__name__)
 
-#: Service types by what is looked up.
-COMPUTE, IMAGE, NETWORK = 'compute', 'image', 'network'
-#: One pool for the process: look-ups of one request run beside each other.
+#: Service types of the catalog.
+COMPUTE = 'compute'
+IMAGE = 'image'
+NETWORK = 'network'
+#: Threads of the process for the look-ups of all requests.
 _POOL = futures.ThreadPoolExecutor(32, thread_name_prefix='preflight')
 
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """What a template, or a cluster with its template, names. None is not looked up."""
+    """The cloud resources that a request names. None is not looked up."""
 
     image: str | None = None
     flavor: str | None = None
@@ -39,49 +40,37 @@ class Names:
     fixed_network: str | None = None
     fixed_subnet: str | None = None
     keypair: str | None = None
-    #: Whether nodes boot from the flavor's own disk, which then must not be empty.
+    #: Whether nodes boot from the disk of the flavor, which then must not be empty.
     needs_disk: bool = True
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the look-ups brought. A value is None where nothing was named or nobody could be
-    asked."""
+    """The results of the look-ups. None where nothing was named, or its service is missing."""
 
     image: clients.Image | None = None
     public_key: str | None = None
-    #: Sentences on what was not checked.
+    #: What was not checked, as sentences for the caller.
     skipped: list[str] = field(default_factory=list)
 
 
-def cloud(conf: cfg.ConfigOpts) -> clients.Cloud:
-    """The cloud that this process asks."""
+def make_cloud(conf: cfg.ConfigOpts) -> clients.Cloud:
+    """The clients of the cloud for this process."""
     return clients.Cloud(conf)
 
 
-def look(cloud: clients.Cloud, caller: context.Caller, names: Names) -> Found:
-    """Look everything up. Raises an HttpError with all problems: of their common status, else
-    400."""
-    lookups = cloud.lookups(caller.auth)
-    wanted = {
-        'image': (IMAGE, names.image, lookups.image),
-        'flavor': (COMPUTE, names.flavor, lambda ref: _flavor(lookups, ref, names.needs_disk)),
-        'master_flavor': (
-            COMPUTE,
-            names.master_flavor,
-            lambda ref: _flavor(lookups, ref, names.needs_disk),
-        ),
-        'external_network': (
-            NETWORK,
-            names.external_network,
-            lambda ref: lookups.network(ref, external=True),
-        ),
-        'fixed_network': (NETWORK, names.fixed_network, lookups.network),
-        'fixed_subnet': (NETWORK, names.fixed_subnet, lookups.subnet),
-        'keypair': (COMPUTE, names.keypair, lookups.public_key),
-    }
+#: A look-up by the name of its attribute: service type, reference (None: not named), call.
+_Lookups = Mapping[str, tuple[str, str | None, Callable[[str], Any]]]
+
+
+def look_up(cloud: clients.Cloud, caller: context.Caller, names: Names) -> Found:
+    """Look up all names.
+
+    Raises an HttpError with all problems: of the status that they share, else 400."""
+    client = cloud.lookups(caller.auth)
+    lookups = _list_lookups(client, names)
     try:
-        calls, skipped = _plan(lookups, wanted)
+        calls, skipped = _plan_calls(client, lookups)
     except clients.CloudError as e:
         LOG.warning('A look-up before a cluster is made failed: %s', e)
         raise errors.Unavailable(
@@ -89,13 +78,14 @@ def look(cloud: clients.Cloud, caller: context.Caller, names: Names) -> Found:
         ) from e
     if names.flavor == names.master_flavor:
         calls.pop('master_flavor', None)
-    results = {what: _POOL.submit(call) for what, call in calls.items()}
-    values, problems = {}, []
-    for what, future in results.items():
+    results = {name: _POOL.submit(call) for name, call in calls.items()}
+    values = {}
+    problems: list[errors.HttpError] = []
+    for name, future in results.items():
         try:
-            values[what] = future.result()
+            values[name] = future.result()
         except clients.CloudError as e:
-            problems.append(_problem(what, wanted[what][1], e))
+            problems.append(_translate_error(name, lookups[name][1], e))
         except errors.HttpError as e:
             problems.append(e)
     image = values.get('image')
@@ -107,49 +97,61 @@ def look(cloud: clients.Cloud, caller: context.Caller, names: Names) -> Found:
             )
         )
     if problems:
-        raise _together(problems)
+        raise _join_problems(problems)
     for sentence in skipped:
         LOG.warning('%s', sentence)
     return Found(image, values.get('keypair'), skipped)
 
 
-def _plan(
-    lookups: clients.Lookups,
-    wanted: Mapping[str, tuple[str, str | None, Callable[[str], Any]]],
+def _list_lookups(client: clients.Lookups, names: Names) -> _Lookups:
+    def get_flavor(ref: str) -> clients.Flavor:
+        flavor = client.flavor(ref)
+        if names.needs_disk and not flavor.disk_gb:
+            raise errors.Invalid(
+                f'Flavor {ref} has no disk. Use another, or the label boot_volume_size.'
+            )
+        return flavor
+
+    get_external = functools.partial(client.network, external=True)
+    return {
+        'image': (IMAGE, names.image, client.image),
+        'flavor': (COMPUTE, names.flavor, get_flavor),
+        'master_flavor': (COMPUTE, names.master_flavor, get_flavor),
+        'external_network': (NETWORK, names.external_network, get_external),
+        'fixed_network': (NETWORK, names.fixed_network, client.network),
+        'fixed_subnet': (NETWORK, names.fixed_subnet, client.subnet),
+        'keypair': (COMPUTE, names.keypair, client.public_key),
+    }
+
+
+def _plan_calls(
+    client: clients.Lookups, lookups: _Lookups
 ) -> tuple[dict[str, Callable[[], Any]], list[str]]:
-    """The calls to make, and what cannot be asked because its service is not in the catalog."""
+    """The calls to make, and a sentence for each service that is not in the catalog."""
     calls: dict[str, Callable[[], Any]] = {}
-    missing: dict[str, list[str]] = {}
-    there: dict[str, bool] = {}
-    for what, (service, ref, call) in wanted.items():
+    is_in_catalog: dict[str, bool] = {}
+    unchecked: dict[str, list[str]] = {}
+    for name, (service, ref, call) in lookups.items():
         if ref is None:
             continue
-        if service not in there:
-            there[service] = lookups.has(service)
-        if there[service]:
-            calls[what] = functools.partial(call, ref)
+        if service not in is_in_catalog:
+            is_in_catalog[service] = client.has(service)
+        if is_in_catalog[service]:
+            calls[name] = functools.partial(call, ref)
         else:
-            missing.setdefault(service, []).append(what.replace('_', ' '))
-    return calls, [
+            unchecked.setdefault(service, []).append(name.replace('_', ' '))
+    skipped = [
         f'The catalog has no {service} service: {", ".join(things)} not checked.'
-        for service, things in missing.items()
+        for service, things in unchecked.items()
     ]
+    return calls, skipped
 
 
-def _flavor(lookups: clients.Lookups, ref: str, needs_disk: bool) -> clients.Flavor:
-    flavor = lookups.flavor(ref)
-    if needs_disk and not flavor.disk_gb:
-        raise errors.Invalid(
-            f'Flavor {ref} has no disk. Use another, or the label boot_volume_size.'
-        )
-    return flavor
-
-
-def _problem(what: str, ref: str | None, error: clients.CloudError) -> errors.HttpError:
-    """The answer that Magnum gives to this finding (api.md 3)."""
-    thing = what.replace('_', ' ')
+def _translate_error(name: str, ref: str | None, error: clients.CloudError) -> errors.HttpError:
+    """The answer that Magnum gives to a failed look-up (doc/contributor/wire-contract.md)."""
+    thing = name.replace('_', ' ')
     if isinstance(error, clients.NotFound):
-        kind = errors.NotFound if what == 'keypair' else errors.Invalid
+        kind = errors.NotFound if name == 'keypair' else errors.Invalid
         return kind(f'Unable to find {thing} {ref}.')
     if isinstance(error, clients.Conflict):
         return errors.Conflict(f'More than one {thing} has the name {ref}. Use its id instead.')
@@ -162,19 +164,20 @@ def _problem(what: str, ref: str | None, error: clients.CloudError) -> errors.Ht
     )
 
 
-def _together(problems: list[errors.HttpError]) -> errors.HttpError:
-    kinds = {type(p) for p in problems}
+def _join_problems(problems: list[errors.HttpError]) -> errors.HttpError:
+    """One error with the texts of all, each once."""
+    kinds = {type(problem) for problem in problems}
     kind = kinds.pop() if len(kinds) == 1 else errors.Invalid
-    return kind(' '.join(dict.fromkeys(str(p) for p in problems)))
+    return kind(' '.join(dict.fromkeys(str(problem) for problem in problems)))
 
 
-#: How Keystone spells ids of projects. Nothing else goes into an address of it.
+#: The syntax of Keystone's project ids. Nothing else is put into an address of Keystone.
 _PROJECT = re.compile(r'[0-9A-Za-z_-]{1,64}')
 
 
 def check_project(cloud: clients.Cloud, project_id: str) -> None:
-    """Raise NotFound unless Keystone knows the project; Unavailable if it cannot be asked, or tells
-    the service not."""
+    """Raise NotFound unless Keystone knows the project; Unavailable if Keystone cannot be asked, or
+    does not let this service see projects."""
     try:
         if _PROJECT.fullmatch(project_id) and cloud.project_state(project_id) != 'gone':
             return
@@ -193,7 +196,7 @@ def check_project(cloud: clients.Cloud, project_id: str) -> None:
 
 
 def needs_disk(labels: dict[str, str]) -> bool:
-    """Whether nodes boot from their flavor's disk. Raises Invalid for a size that is no number."""
+    """Whether nodes boot from the disk of their flavor. Raises Invalid for a size of no number."""
     size = labels.get('boot_volume_size') or '0'
     if not size.isascii() or not size.isdigit():
         raise errors.Invalid(
@@ -205,7 +208,7 @@ def needs_disk(labels: dict[str, str]) -> bool:
 def check_docker_volume(
     storage_driver: str | None, size_gb: int | None, problems: list[str]
 ) -> None:
-    """Add what is wrong: devicemapper does not fit on less than 3 GB."""
+    """Add to `problems` if devicemapper has less than the 3 GB that it needs."""
     if storage_driver == 'devicemapper' and (size_gb or 0) < 3:
         problems.append(
             'docker_volume_size must be at least 3 GB with docker_storage_driver devicemapper.'

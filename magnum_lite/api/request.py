@@ -1,66 +1,44 @@
-"""What a handler is given, and what it gives back."""
+"""What a handler of the API is given and what it returns: `Services`, `Request`, `Answer`.
+
+`app` makes one `Services` for the process and one `Request` for each HTTP request. Handlers read
+both and write neither. Nothing here queries the database or the cloud: `changes` requests changes
+of clusters, `paging` builds listings."""
 
 from __future__ import annotations
 
-import datetime
 import random
-import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from oslo_config import cfg
-from oslo_log import log
 from oslo_policy import policy
 from oslo_utils import strutils, uuidutils
 
-from magnum_lite import clients, context, db, drivers, errors, models, notify, rpc, schema
-from magnum_lite.api import etags, policies
+from magnum_lite import clients, context, db, drivers, errors, models, notify, rpc
+from magnum_lite.api import policies
 
-if TYPE_CHECKING:
-    from magnum_lite.api import idempotency
-
-LOG = log.getLogger(__name__)
-
-T = TypeVar('T')
-#: How long the answer to a request with an `Idempotency-Key` is given again.
-KEPT = datetime.timedelta(hours=24)
-
-#: The query parameters of what belongs to a cluster, and those of every other listing.
-PAGES = ('limit', 'marker', 'sort_key', 'sort_dir')
-PAGING = (*PAGES, 'all_tenants')
-
+#: For made-up names.
 GREEK = (
-    'alpha',
-    'beta',
-    'gamma',
-    'delta',
-    'epsilon',
-    'zeta',
-    'eta',
-    'theta',
-    'iota',
-    'kappa',
-    'lambda',
-    'mu',
-    'nu',
-    'xi',
-    'omicron',
-    'pi',
-    'rho',
-    'sigma',
-    'tau',
-    'upsilon',
-    'phi',
-    'chi',
-    'psi',
-    'omega',
-)
+    'alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma '
+    'tau upsilon phi chi psi omega'
+).split()
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The description of this API, which `docs.build` makes once: OpenAPI, and the page of /docs.
+
+    `page_policy` is the Content-Security-Policy of the page."""
+
+    openapi: Mapping[str, Any] = field(default_factory=dict)
+    page: str = ''
+    page_policy: str = ''
 
 
 @dataclass(frozen=True)
 class Services:
-    """What the handlers act on. One per process."""
+    """What the handlers act on. One per process; `app.make_app` adds the documents."""
 
     conf: cfg.ConfigOpts
     db: db.Database
@@ -70,15 +48,26 @@ class Services:
     notifier: notify.Notifier
     enforcer: policy.Enforcer
     signer: rpc.Signer
+    documents: Documents = Documents()
+
+
+@dataclass(frozen=True)
+class Key:
+    """An `Idempotency-Key` and its request, each as a hash (see `idempotency`).
+
+    `digest` is of the key with its user and project. `fingerprint` is of the request."""
+
+    digest: str
+    fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One request, after its version, its caller and its body were checked.
 
-    `path` holds the variable parts of the address by name, `query` its parameters, `version` the
-    minor number, `rule` what the caller was found to be allowed. `if_match` are the tags of the
-    header of that name, None without it; `key` is what an `Idempotency-Key` stands for."""
+    `path` holds the variable parts of the address by name, `query` the query parameters, `version`
+    the minor version, `rule` the policy rule that the caller has passed. `if_match` holds the tags
+    of the `If-Match` header and is None without that header."""
 
     services: Services
     caller: context.Caller
@@ -89,7 +78,7 @@ class Request:
     app_url: str
     rule: str | None = None
     if_match: tuple[str, ...] | None = None
-    key: idempotency.Key | None = None
+    key: Key | None = None
 
     @property
     def conf(self) -> cfg.ConfigOpts:
@@ -98,44 +87,44 @@ class Request:
 
     @property
     def scope(self) -> db.Scope:
-        """Whose rows exist for the caller: an admin's reach to other projects as far as the policy
-        says."""
-        beyond = policies.ALL_PROJECTS.get(self.rule or '')
-        return db.Scope(
-            self.caller.project_id,
-            all_projects=self.caller.is_admin
-            and (beyond is None or self.services.enforcer.authorize(beyond, {}, self.caller.oslo)),
-        )
+        """Whose rows exist for the caller. The policy says how far an admin reaches."""
+        all_projects = self.caller.is_admin
+        rule = policies.ALL_PROJECTS.get(self.rule or '')
+        if rule is not None:
+            all_projects = all_projects and self.is_allowed(rule)
+        return db.Scope(self.caller.project_id, all_projects=all_projects)
 
-    def allows(self, rule: str) -> bool:
+    def is_allowed(self, rule: str) -> bool:
         """Whether the policy allows `rule` to the caller."""
         return bool(self.services.enforcer.authorize(rule, {}, self.caller.oslo))
 
     def authorize(self, rule: str) -> None:
         """Raise Forbidden unless the policy allows `rule` to the caller."""
-        if not self.allows(rule):
+        if not self.is_allowed(rule):
             raise errors.Forbidden(
                 f'Policy does not allow {rule} to be performed. Your roles on this project are: '
                 f'{", ".join(self.caller.roles) or "none"}.'
             )
 
-    def links(self, collection: str, uuid: str) -> list[dict[str, str]]:
-        """The two addresses of a resource."""
+    def build_links(self, collection: str, uuid: str) -> list[dict[str, str]]:
+        """The two links of a resource, with and without the API version in the address."""
         return [
             {'href': f'{self.app_url}/v1/{collection}/{uuid}', 'rel': 'self'},
             {'href': f'{self.app_url}/{collection}/{uuid}', 'rel': 'bookmark'},
         ]
 
-    def flag(self, name: str, default: bool = False) -> bool:
-        """A query parameter that is true or false. Raises Invalid for anything else."""
-        given = self.query.get(name)
+    def read_flag(self, name: str, default: bool = False) -> bool:
+        """The value of a boolean query parameter. Raises Invalid for anything else."""
+        text = self.query.get(name)
+        if text is None:
+            return default
         try:
-            return default if given is None else strutils.bool_from_string(given, strict=True)
+            return strutils.bool_from_string(text, strict=True)
         except ValueError:
-            raise errors.Invalid(f'{name} must be true or false, not {given!r:.80}.') from None
+            raise errors.Invalid(f'{name} must be true or false, not {text!r:.80}.') from None
 
-    def operation(self, kind: str) -> models.Operation:
-        """A record of what the caller asks for, yet to be completed and stored by `db`."""
+    def new_operation(self, kind: str) -> models.Operation:
+        """A record of this request. `db` completes it with the facts of the row and stores it."""
         return models.Operation(
             uuid=uuidutils.generate_uuid(),
             user_id=self.caller.user_id,
@@ -143,188 +132,34 @@ class Request:
             kind=kind,
         )
 
-    def location(self, operation: models.Operation) -> dict[str, str]:
-        """The header that leads to an operation that was stored."""
+    def locate(self, operation: models.Operation) -> dict[str, str]:
+        """The `Location` header that leads to an operation."""
         return {'Location': f'{self.app_url}/v1/operations/{operation.uuid}'}
-
-    def ask(
-        self,
-        ident: str,
-        kind: str,
-        change: Callable[[models.Cluster], None],
-        *,
-        answer: Callable[[models.Cluster], Answer] | None = None,
-        tag: etags.Tag = etags.of_cluster,
-    ) -> Answer:
-        """Have `change` made to a cluster under its lock, as `db.request_update` says, and a
-        conductor told.
-
-        `answer` makes the answer from the changed cluster, default its uuid; the operation's
-        address is added. `tag` gives the tag that `If-Match` is held against."""
-        operation = self.operation(kind)
-
-        def answered(cluster: models.Cluster) -> Answer:
-            made = answer(cluster) if answer else Answer({'uuid': cluster.uuid})
-            return Answer(made.body, {**made.headers, **self.location(operation)})
-
-        cluster = db.request_update(
-            self.services.db,
-            self.scope,
-            ident,
-            operation,
-            change,
-            guard=self.guard(tag),
-            receipt=self.receipt(answered),
-        )
-        self.asked(cluster, operation)
-        return answered(cluster)
-
-    def guard(self, tag: etags.Tag) -> db.Guard:
-        """What holds `If-Match` against the tag of a cluster, or of something in it; None without
-        that header."""
-        wanted = self.if_match
-        return None if wanted is None else lambda cluster: etags.check(wanted, tag(cluster))
-
-    def check(self, tag: str) -> None:
-        """Hold `If-Match` against the tag of what is not going to be written. Raises
-        PreconditionFailed."""
-        if self.if_match is not None:
-            etags.check(self.if_match, tag)
-
-    def receipt(self, answer: Callable[[T], Answer]) -> db.MakeReceipt[T]:
-        """What stores the answer in the transaction that does what is asked for; None without
-        `Idempotency-Key`."""
-        key = self.key
-        if key is None:
-            return None
-
-        def make(written: T) -> models.Receipt:
-            made = answer(written)
-            return models.Receipt(
-                digest=key.digest,
-                fingerprint=key.fingerprint,
-                headers=dict(made.headers),
-                body=made.body,
-                expires_at=models.utcnow() + KEPT,
-            )
-
-        return make
-
-    def asked(self, cluster: models.Cluster, operation: models.Operation) -> dict[str, str]:
-        """Have everybody told of an operation that was stored. Returns the header that leads to
-        it."""
-        self.caller.oslo.cluster_uuid, self.caller.oslo.operation_id = cluster.uuid, operation.uuid
-        LOG.info('Cluster %s: %s was asked for', cluster.uuid, operation.kind)
-        self.services.nudger.nudge(cluster.uuid)
-        self.services.notifier.cluster(
-            cluster,
-            operation.kind,
-            notify.PENDING,
-            user_id=operation.user_id,
-            project_id=operation.project_id,
-            request_id=operation.request_id or '',
-        )
-        return self.location(operation)
-
-    def listing(self, model: type[db.Listed]) -> tuple[db.Scope, db.Page]:
-        """What the query asks of a listing. Raises Invalid, and Forbidden for `all_tenants` without
-        being admin."""
-        keys, sort_key = db.sort_keys(model), self.query.get('sort_key', 'id')
-        direction, marker = self.query.get('sort_dir', 'asc'), self.query.get('marker')
-        if sort_key not in keys:
-            raise errors.Invalid(
-                f'The sort_key {sort_key!r:.80} is invalid. It must be one of: {", ".join(keys)}.'
-            )
-        if direction not in ('asc', 'desc'):
-            raise errors.Invalid(
-                f'Invalid sort direction: {direction!r:.80}. It must be asc or desc.'
-            )
-        if marker is not None and not (
-            marker.isascii() and marker.isdigit() and len(marker) < 19
-            if model is models.Quota
-            else uuidutils.is_uuid_like(marker)
-        ):
-            raise errors.Invalid(
-                f'Expected {"an id" if model is models.Quota else "a uuid"} as marker but received '
-                f'{marker!r:.80}.'
-            )
-        page = db.Page(self._limit(), marker, sort_key, direction == 'desc')
-        return db.Scope(self.caller.project_id, all_projects=self._all_projects()), page
-
-    def _limit(self) -> int:
-        given, most = self.query.get('limit'), int(self.conf.api.max_limit)
-        if given is None:
-            return most
-        digits = given.lstrip('0')
-        if not digits.isascii() or not digits.isdigit():
-            raise errors.Invalid(f'The limit must be a positive number, not {given!r:.80}.')
-        return min(int(digits[:18]), most)
-
-    def _all_projects(self) -> bool:
-        wanted = self.flag('all_tenants', self.scope.all_projects)
-        if wanted and not self.scope.all_projects:
-            raise errors.Forbidden('Policy does not allow to list what belongs to other projects.')
-        return wanted
-
-    def collection(
-        self,
-        resource: schema.Resource,
-        plural: str,
-        rows: Sequence[Any],
-        page: db.Page,
-        *,
-        brief: bool,
-        path: str = '',
-        items: str = '',
-    ) -> dict[str, Any]:
-        """The body of a listing, with `next` when the page is full.
-
-        `path` is the address of the listing, `items` that above its items, each without the
-        beginning that all have and where it differs from `plural`. The fields are looked up once
-        for all rows: a page of a thousand is the common case of some callers."""
-        fields = resource.shown(self.version, brief=brief)
-        body: dict[str, Any] = {
-            plural: [
-                {f.name: f.show(row) for f in fields}
-                | {'links': self.links(items or plural, row.uuid)}
-                for row in rows
-            ]
-        }
-        if rows and len(rows) == page.limit:
-            body['next'] = self.next(path or plural, page, rows[-1].uuid)
-        return body
-
-    def next(self, path: str, page: db.Page, marker: str) -> str:
-        """The address of the page of this listing that begins after the row `marker`."""
-        query = {
-            'sort_key': page.sort_key,
-            'sort_dir': 'desc' if page.descending else 'asc',
-            'limit': str(page.limit),
-            'marker': marker,
-        }
-        query |= {name: self.query[name] for name in ('all_tenants', 'role') if name in self.query}
-        return f'{self.app_url}/v1/{path}?{urllib.parse.urlencode(query)}'
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a handler returns when it says more than a body."""
+    """What a handler returns that sets headers: body and headers. Else it returns the body alone.
+
+    A body of None is an empty one. A body of bytes is sent as it is."""
 
     body: Any
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def refuse(problems: list[str]) -> None:
+def raise_problems(problems: list[str]) -> None:
     """Raise Invalid with all problems, if there are any."""
     if problems:
         raise errors.Invalid(' '.join(p if p.endswith('.') else f'{p}.' for p in problems))
 
 
-def warnings(sentences: list[str]) -> dict[str, str]:
-    """A header that tells what was not checked (RFC 7234, 5.5: code 199, for a person to read)."""
-    return {'Warning': ', '.join(f'199 magnum-lite "{s}"' for s in sentences)} if sentences else {}
+def build_warning(sentences: list[str]) -> dict[str, str]:
+    """A `Warning` header that tells what was not checked (RFC 7234, 5.5: code 199, for people)."""
+    if not sentences:
+        return {}
+    return {'Warning': ', '.join(f'199 magnum-lite "{s}"' for s in sentences)}
 
 
-def random_name(kind: str) -> str:
-    """A name for what was not given one, such as `gamma-17-cluster`."""
+def make_name(kind: str) -> str:
+    """A random name for a resource that was not given one, such as `gamma-17-cluster`."""
     return f'{random.choice(GREEK)}-{random.randint(1, 24)}-{kind}'

@@ -1,7 +1,11 @@
-"""The field tables: every attribute on the wire, one line each.
+"""The field tables: every attribute on the wire, one `Field` each.
 
-A new attribute is a column in `models`, a migration, a line here, and a test. Order and spelling
-are Magnum's (api.md 2.1 to 2.4); `brief` fields are those of the short listings."""
+Handlers parse bodies and build answers by these tables, `routes` describes them in the OpenAPI
+document, `paging` takes the sort keys from them. A new attribute is a column in `models`, a
+migration, a field here, and a test (CONTRIBUTING.md has the recipe). Order and spelling are
+Magnum's (doc/contributor/wire-contract.md); `brief` fields are those of the short listings.
+
+The texts of the fields are part of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -26,10 +30,11 @@ from magnum_lite.schema import (
 )
 
 UUID = text(36, 32, r'^[0-9a-fA-F-]{32,36}$')
-#: Python's `$` also matches before a newline at the end.
+#: The look-ahead is there because Python's `$` also matches before a newline at the end.
 CLUSTER_NAME = text(242, 1, r'^[a-zA-Z][a-zA-Z0-9_.-]*$(?!\n)')
+STATUS = one_of(*states.STATUSES, *states.FOREIGN_STATUSES)
 HEALTH = one_of('HEALTHY', 'UNHEALTHY', 'UNKNOWN')
-#: One entry for each node.
+#: Room for one entry for each node.
 HEALTH_REASON = LABELS | {'maxProperties': 10_000}
 TAINTS = {
     'type': 'array',
@@ -46,6 +51,13 @@ TAINTS = {
     },
 }
 
+#: An attribute of clusters and of nodegroups.
+ERROR_CODE = Field(
+    'error_code',
+    text(),
+    'Why the last operation failed, in a word; null if it did not.',
+    since=versions.EXTENSIONS,
+)
 #: Why a cluster failed, by the names of its nodegroups.
 FAULTS = {'type': 'object', 'additionalProperties': {'type': 'string'}}
 
@@ -151,16 +163,18 @@ CLUSTER_TEMPLATE = Resource(
 )
 
 
-def _labels_against(base: Callable[[Any], dict[str, str]], whose: str, of: str) -> list[Field]:
-    """How the labels of a thing differ from those that it would have by itself."""
+def _compare_labels(base: Callable[[Any], dict[str, str]], whose: str, of: str) -> list[Field]:
+    """The fields that tell how the labels of a row differ from those of its `base`.
 
-    def differing(row: Any) -> dict[str, str]:
+    `whose` is the noun of the base, `of` that of the row."""
+
+    def list_overridden(row: Any) -> dict[str, str]:
         return {k: v for k, v in base(row).items() if k in row.labels and row.labels[k] != v}
 
-    def added(row: Any) -> dict[str, str]:
+    def list_added(row: Any) -> dict[str, str]:
         return {k: v for k, v in row.labels.items() if k not in base(row)}
 
-    def skipped(row: Any) -> dict[str, str]:
+    def list_skipped(row: Any) -> dict[str, str]:
         return {k: v for k, v in base(row).items() if k not in row.labels}
 
     return [
@@ -168,15 +182,19 @@ def _labels_against(base: Callable[[Any], dict[str, str]], whose: str, of: str) 
             'labels_overridden',
             LABELS,
             f'The {whose}\'s values of labels that the {of} has with others.',
-            read=differing,
+            read=list_overridden,
         ),
-        Field('labels_added', LABELS, f'Labels that only the {of} has.', read=added),
-        Field('labels_skipped', LABELS, f'Labels that only the {whose} has.', read=skipped),
+        Field('labels_added', LABELS, f'Labels that only the {of} has.', read=list_added),
+        Field('labels_skipped', LABELS, f'Labels that only the {whose} has.', read=list_skipped),
     ]
 
 
-def _never(_: Any) -> bool:
+def _read_false(_: Any) -> bool:
     return False
+
+
+def _read_none(_: Any) -> None:
+    return None
 
 
 CLUSTER = Resource(
@@ -197,8 +215,8 @@ CLUSTER = Resource(
             REQUIRED,
             brief=True,
         ),
-        # Horizon sends an empty text for what nobody filled in: always for discovery_url, else for
-        # the keypair.
+        # Horizon sends an empty text for an empty form field: always for discovery_url, sometimes
+        # for the keypair.
         Field(
             'keypair',
             text(minimum=0),
@@ -206,7 +224,7 @@ CLUSTER = Resource(
             OPTIONAL,
             brief=True,
         ),
-        Field('node_count', integer(0), 'Nodes that are no masters.', OPTIONAL, 1, brief=True),
+        Field('node_count', integer(), 'Nodes that are no masters.', OPTIONAL, 1, brief=True),
         Field('master_count', integer(1), 'Masters: an odd number.', OPTIONAL, 1, brief=True),
         Field(
             'docker_volume_size', integer(1), 'GB; default the template\'s.', OPTIONAL, brief=True
@@ -226,7 +244,7 @@ CLUSTER = Resource(
             OPTIONAL,
             False,
             brief=True,
-            read=_never,
+            read=_read_false,
         ),
         Field(
             'flavor_id',
@@ -244,13 +262,13 @@ CLUSTER = Resource(
         ),
         Field(
             'create_timeout',
-            integer(0),
+            integer(),
             'Minutes that the creation may take; 0 or null: as the operator says.',
             OPTIONAL,
             brief=True,
         ),
-        # In every version, although Magnum left it out from 1.13 on: magnum-auto-healer asks for
-        # the latest and reads it.
+        # In every version, although Magnum drops it from 1.13 on: magnum-auto-healer requests the
+        # latest version and reads it.
         Field('stack_id', text(), 'Heat stack; null until there is one.', brief=True),
         Field(
             'cluster_id',
@@ -262,7 +280,7 @@ CLUSTER = Resource(
         ),
         Field(
             'status',
-            one_of(*states.STATUSES, *states.FOREIGN_STATUSES),
+            STATUS,
             'Where it stands.',
             IGNORED,
             brief=True,
@@ -310,14 +328,16 @@ CLUSTER = Resource(
             OPTIONAL,
         ),
         Field('master_lb_enabled', BOOLEAN, 'A load balancer; default the template\'s.', OPTIONAL),
-        *_labels_against(lambda cluster: cluster.template.labels, 'template', 'cluster'),
+        *_compare_labels(lambda cluster: cluster.template.labels, 'template', 'cluster'),
         Field('created_at', TIME, 'When it was asked for.'),
         Field('updated_at', TIME, 'When it last changed; null if never.'),
+        ERROR_CODE,
         Field(
-            'error_code',
-            text(),
-            'Why the last operation failed, in a word; null if it did not.',
-            since=versions.ERROR_CODE,
+            'description',
+            text(1024, minimum=0),
+            'What the cluster is for, in the caller\'s words.',
+            OPTIONAL,
+            since=versions.EXTENSIONS,
         ),
     ],
 )
@@ -356,7 +376,7 @@ NODEGROUP = Resource(
             'image_id', text(), 'Image of the nodes; default the template\'s.', OPTIONAL, brief=True
         ),
         Field('node_addresses', STRINGS, 'Addresses of the nodes.'),
-        Field('node_count', integer(0), 'Nodes.', OPTIONAL, 1, brief=True),
+        Field('node_count', integer(), 'Nodes.', OPTIONAL, 1, brief=True),
         Field(
             'role',
             text(),
@@ -367,7 +387,7 @@ NODEGROUP = Resource(
         ),
         Field(
             'min_node_count',
-            integer(0),
+            integer(),
             'A resize does not go below this.',
             OPTIONAL,
             0,
@@ -375,7 +395,7 @@ NODEGROUP = Resource(
         ),
         Field(
             'max_node_count',
-            integer(0),
+            integer(),
             'A resize does not go beyond this; null: no limit.',
             OPTIONAL,
             brief=True,
@@ -395,7 +415,7 @@ NODEGROUP = Resource(
         ),
         Field(
             'status',
-            one_of(*states.STATUSES, *states.FOREIGN_STATUSES),
+            STATUS,
             'Where it stands.',
             IGNORED,
             brief=True,
@@ -414,19 +434,14 @@ NODEGROUP = Resource(
             OPTIONAL,
             False,
             brief=True,
-            read=_never,
+            read=_read_false,
         ),
-        *_labels_against(lambda group: group.cluster.labels, 'cluster', 'nodegroup'),
+        *_compare_labels(lambda group: group.cluster.labels, 'cluster', 'nodegroup'),
         Field('node_labels', LABELS, 'Labels of each node in the engine.', OPTIONAL, dict),
         Field('node_taints', TAINTS, 'Taints of each node in the engine.', OPTIONAL, list),
         Field('created_at', TIME, 'When it was asked for.'),
         Field('updated_at', TIME, 'When it last changed; null if never.'),
-        Field(
-            'error_code',
-            text(),
-            'Why the last operation failed, in a word; null if it did not.',
-            since=versions.ERROR_CODE,
-        ),
+        ERROR_CODE,
     ],
 )
 
@@ -483,17 +498,18 @@ OPERATION = Resource(
             'Resources in Heat that there will be; null until somebody watches.',
             brief=True,
         ),
+        # The estimate is not a column: the handler of one running operation fills it in.
         Field(
             'estimated_s',
             {'type': 'number'},
             'Seconds that such operations took; null if there were none, or it ended.',
-            read=lambda progress: progress.estimated_s,
+            read=_read_none,
         ),
         Field(
             'estimated_end_at',
             TIME,
             'When it ends if it takes as long as those did.',
-            read=lambda progress: progress.estimated_end_at,
+            read=_read_none,
         ),
     ],
 )
@@ -501,7 +517,7 @@ OPERATION = Resource(
 RESIZE = Resource(
     'resize',
     [
-        Field('node_count', integer(0), 'Nodes that are wanted.', REQUIRED),
+        Field('node_count', integer(), 'Nodes that are wanted.', REQUIRED),
         Field(
             'nodes_to_remove',
             {'type': 'array', 'maxItems': 10_000, 'items': text()},
@@ -580,7 +596,7 @@ QUOTA = Resource(
         Field('id', integer(), 'Number in the database.', IGNORED),
         Field('project_id', text(), 'Project it holds for.', REQUIRED),
         Field('resource', one_of('Cluster'), 'What is counted.', OPTIONAL, 'Cluster'),
-        Field('hard_limit', integer(0), 'How many there may be.', OPTIONAL, 1),
+        Field('hard_limit', integer(), 'How many there may be.', OPTIONAL, 1),
         Field('created_at', TIME, 'When it was set.'),
         Field('updated_at', TIME, 'When it was changed; null if never.'),
     ],

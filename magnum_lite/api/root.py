@@ -1,4 +1,6 @@
-"""Two documents that need no token: what is here, in which versions."""
+"""Handlers of / and /v1: the version documents, which need no token.
+
+Called by `app` through the route table. Clients discover the API and its versions here."""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Any
 from magnum_lite.api import versions
 from magnum_lite.api.request import Request
 
-#: Collections that the version document points to, with their addresses.
+#: Collections to which the version document links, with their addresses.
 COLLECTIONS = {
     name: name
     for name in (

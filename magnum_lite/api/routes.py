@@ -1,14 +1,13 @@
-"""The map of the API: method, address, handler, policy rule, status. One line is one operation.
+"""The route table of the API: method, address, handler, policy rule, status of each operation.
 
-`match` finds the line for a request. Addresses may lack the `/v1`, and may end in a slash except
-where `/detail` does (api.md 0.1): clients rely on both."""
+`app` finds the route of a request with `match`; `openapi` describes the table. Addresses may lack
+the `/v1`, and may end in a slash, except after `/detail`: clients rely on both
+(doc/contributor/wire-contract.md)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 from magnum_lite import errors
 from magnum_lite.api import (
@@ -16,17 +15,17 @@ from magnum_lite.api import (
     certificates,
     cluster_templates,
     clusters,
+    docs,
     federations,
     mservices,
     nodegroups,
-    openapi,
     operations,
     quotas,
     root,
     stats,
     versions,
 )
-from magnum_lite.api.request import PAGES, PAGING, Request
+from magnum_lite.api.paging import PAGES, PAGING
 from magnum_lite.api.resources import (
     CERTIFICATE,
     CLUSTER,
@@ -41,46 +40,28 @@ from magnum_lite.api.resources import (
     SERVICE,
     UPGRADE,
 )
-from magnum_lite.schema import NO_BODY, UUID_ONLY, many, one, patched, posted
-
-
-@dataclass(frozen=True)
-class Route:
-    """One operation. `rule` None: needs no token. `since`: the first minor version that has it.
-
-    The rest is for the document (`openapi`), and the two flags are what `app` goes by. `takes`: the
-    schema of the body, which a POST or PATCH without one says with `schema.NO_BODY`. `gives`: the
-    schema of the answer, None if that has no body. `tagged`: what it shows has an `ETag`, what it
-    changes takes `If-Match`. `keyed`: a POST that takes an `Idempotency-Key`, for which its handler
-    gives `Request.receipt` to `db`; False where the answer holds a secret, which is not to be
-    stored. `media`: what the answer is, if not JSON."""
-
-    method: str
-    path: str
-    handler: Callable[[Request], Any]
-    rule: str | None
-    status: int = 200
-    query: tuple[str, ...] = ()
-    since: int = 1
-    takes: Mapping[str, Any] | None = None
-    gives: Mapping[str, Any] | None = None
-    tagged: bool = False
-    keyed: bool | None = None
-    media: str = 'application/json'
-
+from magnum_lite.api.route import Route
+from magnum_lite.schema import (
+    NO_BODY,
+    UUID_ONLY,
+    describe_listing,
+    describe_patch,
+    describe_post,
+    describe_row,
+)
 
 ROUTES = (
     Route('GET', '/', root.index, None, gives=root.INDEX),
     Route('GET', '/v1', root.version, None, gives=root.VERSION),
-    Route('GET', '/v1/openapi.json', openapi.serve, None, gives=openapi.DOCUMENT),
-    Route('GET', '/docs', openapi.page, None, gives={'type': 'string'}, media='text/html'),
+    Route('GET', '/v1/openapi.json', docs.serve_document, None, gives=docs.DOCUMENT),
+    Route('GET', '/docs', docs.serve_page, None, gives={'type': 'string'}, media='text/html'),
     Route(
         'GET',
         '/v1/clustertemplates',
         cluster_templates.index,
         'clustertemplate:get_all',
         query=PAGING,
-        gives=many(CLUSTER_TEMPLATE, 'clustertemplates'),
+        gives=describe_listing(CLUSTER_TEMPLATE, 'clustertemplates'),
     ),
     Route(
         'GET',
@@ -88,7 +69,7 @@ ROUTES = (
         cluster_templates.detail,
         'clustertemplate:detail',
         query=PAGING,
-        gives=many(CLUSTER_TEMPLATE, 'clustertemplates'),
+        gives=describe_listing(CLUSTER_TEMPLATE, 'clustertemplates'),
     ),
     Route(
         'POST',
@@ -96,8 +77,8 @@ ROUTES = (
         cluster_templates.create,
         'clustertemplate:create',
         201,
-        takes=posted(CLUSTER_TEMPLATE),
-        gives=one(CLUSTER_TEMPLATE),
+        takes=describe_post(CLUSTER_TEMPLATE),
+        gives=describe_row(CLUSTER_TEMPLATE),
         keyed=True,
     ),
     Route(
@@ -105,7 +86,7 @@ ROUTES = (
         '/v1/clustertemplates/{ident}',
         cluster_templates.get,
         'clustertemplate:get',
-        gives=one(CLUSTER_TEMPLATE),
+        gives=describe_row(CLUSTER_TEMPLATE),
     ),
     Route(
         'DELETE',
@@ -120,7 +101,7 @@ ROUTES = (
         clusters.index,
         'cluster:get_all',
         query=PAGING,
-        gives=many(CLUSTER, 'clusters', brief=True),
+        gives=describe_listing(CLUSTER, 'clusters', brief=True),
     ),
     Route(
         'GET',
@@ -128,7 +109,7 @@ ROUTES = (
         clusters.detail,
         'cluster:detail',
         query=PAGING,
-        gives=many(CLUSTER, 'clusters'),
+        gives=describe_listing(CLUSTER, 'clusters'),
     ),
     Route(
         'POST',
@@ -136,7 +117,7 @@ ROUTES = (
         clusters.create,
         'cluster:create',
         202,
-        takes=posted(CLUSTER),
+        takes=describe_post(CLUSTER),
         gives=UUID_ONLY,
         keyed=True,
     ),
@@ -145,7 +126,7 @@ ROUTES = (
         '/v1/clusters/{ident}',
         clusters.get,
         'cluster:get',
-        gives=one(CLUSTER, faults=FAULTS),
+        gives=describe_row(CLUSTER, faults=FAULTS),
         tagged=True,
     ),
     Route(
@@ -155,7 +136,7 @@ ROUTES = (
         'cluster:update',
         202,
         query=('rollback',),
-        takes=patched(CLUSTER, clusters.PATCHABLE),
+        takes=describe_patch(CLUSTER, clusters.PATCHABLE),
         gives=UUID_ONLY,
         tagged=True,
     ),
@@ -175,7 +156,7 @@ ROUTES = (
         'cluster:resize',
         202,
         since=versions.RESIZE,
-        takes=posted(RESIZE),
+        takes=describe_post(RESIZE),
         gives=UUID_ONLY,
         tagged=True,
         keyed=True,
@@ -187,7 +168,7 @@ ROUTES = (
         'cluster:upgrade',
         202,
         since=versions.RESIZE,
-        takes=posted(UPGRADE),
+        takes=describe_post(UPGRADE),
         gives=UUID_ONLY,
         tagged=True,
         keyed=True,
@@ -199,7 +180,7 @@ ROUTES = (
         'nodegroup:get_all',
         query=(*PAGES, 'role'),
         since=versions.NODEGROUPS,
-        gives=many(NODEGROUP, 'nodegroups', brief=True),
+        gives=describe_listing(NODEGROUP, 'nodegroups', brief=True),
     ),
     Route(
         'POST',
@@ -208,8 +189,8 @@ ROUTES = (
         'nodegroup:create',
         202,
         since=versions.NODEGROUPS,
-        takes=posted(NODEGROUP),
-        gives=one(NODEGROUP),
+        takes=describe_post(NODEGROUP),
+        gives=describe_row(NODEGROUP),
         tagged=True,
         keyed=True,
     ),
@@ -219,7 +200,7 @@ ROUTES = (
         nodegroups.get,
         'nodegroup:get',
         since=versions.NODEGROUPS,
-        gives=one(NODEGROUP),
+        gives=describe_row(NODEGROUP),
         tagged=True,
     ),
     Route(
@@ -229,8 +210,8 @@ ROUTES = (
         'nodegroup:update',
         202,
         since=versions.NODEGROUPS,
-        takes=patched(NODEGROUP, nodegroups.PATCHABLE),
-        gives=one(NODEGROUP),
+        takes=describe_patch(NODEGROUP, nodegroups.PATCHABLE),
+        gives=describe_row(NODEGROUP),
         tagged=True,
     ),
     Route(
@@ -247,7 +228,7 @@ ROUTES = (
         '/v1/clusters/{ident}/nodes',
         operations.nodes,
         'node:get_all',
-        gives=many(NODE, 'nodes', linked=False),
+        gives=describe_listing(NODE, 'nodes', linked=False),
     ),
     Route(
         'GET',
@@ -255,9 +236,15 @@ ROUTES = (
         operations.index,
         'operation:get_all',
         query=PAGES,
-        gives=many(OPERATION, 'operations', brief=True),
+        gives=describe_listing(OPERATION, 'operations', brief=True),
     ),
-    Route('GET', '/v1/operations/{ident}', operations.get, 'operation:get', gives=one(OPERATION)),
+    Route(
+        'GET',
+        '/v1/operations/{ident}',
+        operations.get,
+        'operation:get',
+        gives=describe_row(OPERATION),
+    ),
     Route(
         'DELETE',
         '/v1/operations/{ident}',
@@ -282,7 +269,7 @@ ROUTES = (
         certificates.create,
         'certificate:create',
         201,
-        takes=posted(CERTIFICATE),
+        takes=describe_post(CERTIFICATE),
         gives=certificates.SHOWN,
         keyed=False,
     ),
@@ -318,7 +305,7 @@ ROUTES = (
         'cluster:kubeconfig',
         201,
         takes=NO_BODY,
-        gives=one(KUBECONFIG, linked=False),
+        gives=describe_row(KUBECONFIG, linked=False),
         keyed=False,
     ),
     Route(
@@ -326,8 +313,8 @@ ROUTES = (
         '/v1/clustertemplates/{ident}',
         cluster_templates.update,
         'clustertemplate:update',
-        takes=patched(CLUSTER_TEMPLATE, cluster_templates.PATCHABLE),
-        gives=one(CLUSTER_TEMPLATE),
+        takes=describe_patch(CLUSTER_TEMPLATE, cluster_templates.PATCHABLE),
+        gives=describe_row(CLUSTER_TEMPLATE),
     ),
     Route(
         'GET',
@@ -335,7 +322,7 @@ ROUTES = (
         quotas.index,
         'quota:get_all',
         query=PAGING,
-        gives=many(QUOTA, 'quotas', linked=False),
+        gives=describe_listing(QUOTA, 'quotas', linked=False),
     ),
     Route(
         'POST',
@@ -343,8 +330,8 @@ ROUTES = (
         quotas.create,
         'quota:create',
         201,
-        takes=posted(QUOTA),
-        gives=one(QUOTA, linked=False),
+        takes=describe_post(QUOTA),
+        gives=describe_row(QUOTA, linked=False),
         keyed=True,
     ),
     Route('GET', '/v1/quotas/{project_id}/{resource}', quotas.get, 'quota:get', gives=quotas.SHOWN),
@@ -355,7 +342,7 @@ ROUTES = (
         'quota:update',
         202,
         takes=quotas.CHANGE,
-        gives=one(QUOTA, linked=False),
+        gives=describe_row(QUOTA, linked=False),
     ),
     Route('DELETE', '/v1/quotas/{project_id}/{resource}', quotas.delete, 'quota:delete', 204),
     Route(
@@ -371,7 +358,7 @@ ROUTES = (
         '/v1/mservices',
         mservices.index,
         'magnum-service:get_all',
-        gives=many(SERVICE, 'mservices', linked=False),
+        gives=describe_listing(SERVICE, 'mservices', linked=False),
     ),
     Route(
         'GET',
@@ -414,14 +401,14 @@ ROUTES = (
 )
 
 
-#: Addresses that have no version, and those that need no token, in every spelling that `match`
-#: takes.
+#: Addresses that have no version, with and without a slash at the end.
 UNVERSIONED = frozenset(
     f'{route.path.rstrip("/")}{slash}'
     for route in ROUTES
     if not route.path.startswith('/v1')
     for slash in ('', '/')
 )
+#: Addresses that need no token, in every spelling that `match` takes.
 PUBLIC = UNVERSIONED.union(
     f'{start}{route.path[3:]}{slash}'
     for route in ROUTES
@@ -431,28 +418,31 @@ PUBLIC = UNVERSIONED.union(
 )
 
 
-def _pattern(path: str) -> re.Pattern[str]:
+def _compile_path(path: str) -> re.Pattern[str]:
     return re.compile(re.sub(r'\{(\w+)\}', r'(?P<\1>[^/]+)', path))
 
 
-#: Addresses in the order of their first line, each with its methods.
+#: Addresses in the order of the table, each with its routes by method.
 _BY_PATH: list[tuple[re.Pattern[str], dict[str, Route]]] = [
-    (_pattern(path), {r.method: r for r in ROUTES if r.path == path})
+    (_compile_path(path), {r.method: r for r in ROUTES if r.path == path})
     for path in dict.fromkeys(r.path for r in ROUTES)
 ]
+#: Below these addresses, Magnum answers "method not allowed" for what it does not know.
+_ACTION = re.compile(r'/v1/clusters/[^/]+/actions(/[^/]+)?')
 
 
 def match(method: str, path: str) -> tuple[Route, Mapping[str, str]]:
-    """The line for a request and the variable parts of its address.
+    """The route of a request and the variable parts of its address.
 
-    Raises NotFound, MethodNotAllowed, and Invalid for an address that lacks its end: a method that
-    items of this collection take but not the collection itself, or a part of what names an item.
-    """
+    Raises NotFound and MethodNotAllowed. Raises Invalid for an incomplete address: an item's method
+    on its collection, or only a part of what names an item."""
     if path in UNVERSIONED:
         path = path.rstrip('/') or '/'
     else:
-        path = path if path == '/v1' or path.startswith(('/v1/', '/v2')) else f'/v1{path}'
-        path = path.removesuffix('/') if not path.endswith('/detail/') else path
+        if path != '/v1' and not path.startswith(('/v1/', '/v2')):
+            path = f'/v1{path}'
+        if not path.endswith('/detail/'):
+            path = path.removesuffix('/')
     for pattern, methods in _BY_PATH:
         found = pattern.fullmatch(path)
         if not found:
@@ -460,24 +450,17 @@ def match(method: str, path: str) -> tuple[Route, Mapping[str, str]]:
         if method in methods:
             return methods[method], found.groupdict()
         if method in ('PATCH', 'DELETE'):
-            _refuse_short(method, path)
+            _check_complete(method, path)
         raise errors.MethodNotAllowed(sorted(methods))
-    _refuse_short(method, path)
+    _check_complete(method, path)
     if _ACTION.fullmatch(path):
         raise errors.MethodNotAllowed([])
     raise errors.NotFound('')
 
 
-#: Below this, what is not known is a method that is not allowed, for Magnum.
-_ACTION = re.compile(r'/v1/clusters/[^/]+/actions(/[^/]+)?')
-
-
-def _refuse_short(method: str, path: str) -> None:
-    """Raise Invalid if the address, with a name or two at its end, would be one that takes the
-    method."""
-    if any(
-        item.fullmatch(path + more) and method in verbs
-        for item, verbs in _BY_PATH
-        for more in ('/x', '/x/x')
-    ):
-        raise errors.Invalid('Missing argument: the address must end in a name or uuid.')
+def _check_complete(method: str, path: str) -> None:
+    """Raise Invalid if the address would take the method with one or two more parts at its end."""
+    for pattern, methods in _BY_PATH:
+        is_item = pattern.fullmatch(f'{path}/x') or pattern.fullmatch(f'{path}/x/x')
+        if is_item and method in methods:
+            raise errors.Invalid('Missing argument: the address must end in a name or uuid.')

@@ -1,7 +1,7 @@
-"""Microversions: what each one changed, and how a request says which it wants.
+"""Microversions: what each one changed, and which one a request uses.
 
-Only the minor number varies; the major is 1. A request without the header speaks 1.1.
-"""
+`app` calls `negotiate` for each request. Handlers and field tables compare its result with the
+constants. Only the minor number varies; the major is 1. A request without the header uses 1.1."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import re
 
 from magnum_lite import errors
 
-#: Minor number -> what changed for callers. The newest is what `latest` means. Numbers between are
-#: not offered.
+#: Minor number -> what changed for clients. `latest` means the newest. The numbers between are not
+#: offered.
 VERSIONS = {
     1: 'The first version.',
     2: 'Bays became asynchronous. Clusters always were.',
@@ -27,15 +27,20 @@ VERSIONS = {
     12: 'Rotation of credentials.',
     13: '`cluster_id` on clusters, another name of `stack_id`.',
     14: 'Labels and taints of nodegroups.',
-    100: 'magnum-lite\'s own: `error_code` on clusters and nodegroups.',
+    100: 'magnum-lite\'s own: `error_code` on clusters and nodegroups, `description` on clusters.',
 }
 MINIMUM, MAXIMUM = min(VERSIONS), max(VERSIONS)
 
-ROLLBACK, RESIZE, UPGRADE, NODEGROUPS = 3, 7, 8, 9
+# The versions that the code compares with, by what they brought.
+ROLLBACK = 3
+RESIZE = 7
+UPGRADE = 8
+NODEGROUPS = 9
 ZERO_NODES = 10
 CREDENTIALS = 12
 CLUSTER_ID = 13
-ERROR_CODE = 100
+#: What Magnum does not have. Its own versions will not come so far.
+EXTENSIONS = 100
 
 HEADER = 'OpenStack-API-Version'
 SERVICE = 'container-infrastructure-management'
@@ -43,31 +48,32 @@ SERVICES = ('container-infra', 'container-infrastructure', SERVICE)
 
 
 class Unsupported(errors.NotAcceptable):
-    """A well-formed version that is not offered. `minor` is what was asked for, as text like
-    "1.99"."""
+    """A well-formed version that is not offered. `version` is a text such as "1.99"."""
 
-    def __init__(self, asked: str) -> None:
+    def __init__(self, version: str) -> None:
         super().__init__(
-            f'Version {asked} is not supported by the API. Minimum is 1.{MINIMUM} and maximum is '
+            f'Version {version} is not supported by the API. Minimum is 1.{MINIMUM} and maximum is '
             f'1.{MAXIMUM}.'
         )
-        self.asked = asked
+        self.version = version
 
 
 def negotiate(header: str | None) -> int:
-    """The minor version that a request speaks.
+    """The minor version that a request uses.
 
-    Raises Unsupported for a version that is not offered, NotAcceptable for a header that makes no
-    sense or is meant for another service."""
+    Raises Unsupported for a version that is not offered, NotAcceptable for a header of the wrong
+    form or for another service."""
     if header is None:
         return MINIMUM
-    service, _, asked = header.strip().partition(' ')
-    if asked.strip() == 'latest':
+    service, _, version = header.strip().partition(' ')
+    version = version.strip()
+    if version == 'latest':
         return MAXIMUM
-    match = re.fullmatch(r'(\d{1,4})\.(\d{1,4})', asked.strip(), re.ASCII)
+    match = re.fullmatch(r'(\d{1,4})\.(\d{1,4})', version, re.ASCII)
     if service not in SERVICES or not match:
         raise errors.NotAcceptable('')
-    major, minor = int(match[1]), int(match[2])
+    major = int(match[1])
+    minor = int(match[2])
     if major != 1 or minor not in VERSIONS:
         raise Unsupported(f'{major}.{minor}')
     return minor

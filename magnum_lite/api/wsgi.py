@@ -1,9 +1,9 @@
-"""For uWSGI and gunicorn: `magnum_lite.api.wsgi:application`, made from the configuration files
-when first imported.
+"""The entry point for uWSGI and gunicorn: `magnum_lite.api.wsgi:application`.
 
-MAGNUM_LITE_CONFIG names a file in another place than /etc/magnum-lite/magnum-lite.conf. A mistake
-in it ends the process with one line. A server may fork after it has loaded this: threads and
-connections are made when first needed."""
+The application is made from the configuration files when this module is imported. The environment
+variable MAGNUM_LITE_CONFIG names a file in another place than /etc/magnum-lite/magnum-lite.conf. A
+faulty configuration ends the process with one line. A server may fork after the import, so threads
+and connections are made when they are first needed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from magnum_lite import config, errors
 from magnum_lite.api import app
 
 
-def _make() -> Callable[..., Iterable[bytes]]:
+def _make_application() -> Callable[..., Iterable[bytes]]:
     file = os.environ.get('MAGNUM_LITE_CONFIG')
     try:
         conf = config.load([], default_files=[file] if file else None)
-        made: Any = app.make_app(app.make_services(conf))
+        application: Any = app.make_app(app.make_services(conf))
     except (errors.DriverError, cfg.Error, db_exc.DBError) as e:
         sys.exit(f'magnum-lite: {getattr(e, "inner_exception", None) or e}')
     config.report_on_signal(conf)
-    # Threads are not forked, and one waits for the file that asks for a report.
+    # A fork does not copy threads, and one of them waits for the file that requests a report.
     os.register_at_fork(after_in_child=functools.partial(config.report_on_signal, conf))
-    return made
+    return application
 
 
-application = _make()
+application = _make_application()

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import re
 import uuid as uuidlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -245,33 +245,13 @@ class Page:
     descending: bool = False
 
 
-def sort_keys(model: type[models.Base]) -> list[str]:
-    """List the columns by which a listing may be sorted.
-
-    Only those that every database can order and that a user may see."""
-    private = {
-        'public_key',
-        'stack_text',
-        'leased_by',
-        'leased_until',
-        'check_at',
-        'failures',
-        'generation',
-        'sent_generation',
-        'cancelled_generation',
-        'delete_forced',
-        'rotation_phase',
-        'revision',
-        'health_at',
-        'polled_until',
-        'next_number',
-        'rollout',
-        'batch_size',
-    }
+def sort_keys(model: type[models.Base], shown: Container[str]) -> list[str]:
+    """List the columns by which a listing may be sorted: those in `shown` that every database can
+    order."""
     return [
-        c.key
-        for c in sa.inspect(model).columns
-        if not isinstance(c.type, sa.JSON) and c.key not in private
+        column.key
+        for column in sa.inspect(model).columns
+        if column.key in shown and not isinstance(column.type, sa.JSON)
     ]
 
 

@@ -410,11 +410,11 @@ def request_update(
     scope: Scope,
     ident: str,
     operation: Operation,
-    change: Callable[[Cluster], None],
+    change: Callable[[Cluster], T],
     *,
     guard: Guard = None,
-    receipt: MakeReceipt[Cluster] = None,
-) -> Cluster:
+    receipt: MakeReceipt[tuple[Cluster, T]] = None,
+) -> tuple[Cluster, T]:
     """Request a change of a cluster; if another change runs, this one is applied after it.
 
     `change` gets the locked cluster with template, nodegroups and nodes. It writes the wanted state
@@ -422,6 +422,8 @@ def request_update(
     HttpError, which rolls everything back. It is called again when the database aborts the
     transaction for a deadlock. Nodegroups that have failed before are tried again. `operation` is
     completed here.
+
+    Returns the cluster and what `change` returned.
 
     Raises NotFound, also for a template that was deleted since it was read; Conflict for a template
     that has changed, and where the cluster's status allows no change; and what `guard` and
@@ -433,7 +435,7 @@ def request_update(
                 f'{states.ADVICE.get(cluster.status, "")}'.strip()
             )
         before = cluster.cluster_template_id
-        change(cluster)
+        result = change(cluster)
         if cluster.cluster_template_id != before:
             _check_template(session, cluster.template)
         for group in cluster.nodegroups:
@@ -443,8 +445,8 @@ def request_update(
                 group.status_reason = None
                 group.error_code = None
         _record_request(session, cluster, 'update', operation)
-        store_receipt(session, receipt, cluster)
-        return cluster
+        store_receipt(session, receipt, (cluster, result))
+        return cluster, result
 
 
 @retry_on_deadlock
@@ -452,7 +454,7 @@ def edit_cluster(
     db: Database,
     scope: Scope,
     ident: str,
-    change: Callable[[Cluster], None],
+    change: Callable[[Cluster], object],
     *,
     guard: Guard = None,
 ) -> Cluster:
