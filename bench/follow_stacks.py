@@ -4,25 +4,27 @@
     bench/follow_stacks.py [--url SQLALCHEMY-URL] [--clusters 1000] [--projects 20] [--seconds 60]
                            [--ages young mixed] [--change 0.02]
 
-A real conductor, threads and all, on the fake cloud of the tests and on a real database: SQLite in
-a file that is made and removed, or the one that --url names, which must exist, be empty, and is
-emptied again. Options are the defaults, but that messages stay within the process: there is no
-broker, and no notification wakes anybody.
+A real conductor with its threads runs on the tests' fake cloud and on a real database: a temporary
+SQLite file, or the database of --url, which must exist and be empty, and is emptied at the end. All
+options have their defaults, but messages stay within the process: there is no broker, and so there
+are no notifications.
 
 A round is one look at each project: line N is printed when every project was looked at N times.
 After each round a part of the stacks (--change) becomes complete or failed in the fake. A cluster
-is wrong if it does not say so although its project was looked at and then is looked at once more,
-and if it says what Heat does not. What has ended is begun anew, so that it stays 1,000.
+counts as wrong if it does not have the status of its stack after two further looks at its project,
+or if it has ended otherwise than its stack. Clusters that have ended are started again, so there
+are always 1,000.
 
-"young": all were asked for just now, for the whole run. This is the worst case: a look every 4 s.
-"mixed": each project has some of every age up to an hour, and the youngest sets the pace. In the
-first rounds no stack ends.
+"young": all clusters count as just created, for the whole run. This is the worst case: a look every
+4 s. "mixed": each project has clusters of every age up to an hour, and the youngest sets the
+interval. In the first rounds no stack ends.
 
-CPU is of the conductor alone, over the time on the wall: that of the process, less the thread that
-plays Heat and checks, and less the fake's own part of each call, which is told. A database server's
-own is not in it, and SQLite's is: with it, and with a connection for each transaction, as oslo.db
-has it there, a conductor takes twice what it takes beside a server, where conductors belong
-(--url). It holds for the machine that printed it. Statements and calls hold for any.
+CPU is that of the conductor alone, relative to wall time: the process, without the thread that
+plays Heat and checks, and without the fake's part of each call, which is printed, too. A database
+server's CPU is not included, but SQLite's is. With SQLite, for which oslo.db opens a connection for
+each transaction, a conductor takes twice the CPU that it takes beside a server (--url), where
+conductors belong. CPU figures hold for the machine that printed them; statements and calls hold for
+any.
 
 Exit status 1 if a promise is broken: one call per project and round, and one more for each stack
 that has ended; under 20 % of a core; every status right after each round."""
@@ -80,7 +82,7 @@ NO_HOST = clients.FailedResource(
 
 @dataclass
 class CountedCloud(fakes.FakeCloud):
-    """The fake, which counts the looks at each project and the CPU seconds that it takes itself.
+    """The fake cloud, which counts the looks at each project and its own CPU seconds.
 
     `lock` is held while a call is answered: who changes a stack holds it, too.
     """
@@ -110,10 +112,10 @@ class CountedCloud(fakes.FakeCloud):
 class CountedStacks(fakes.FakeStacks):
     cloud: CountedCloud
 
-    def look(self, ids: Collection[str]) -> dict[str, clients.Stack]:
+    def list_by_ids(self, ids: Collection[str]) -> dict[str, clients.Stack]:
         cloud = self.cloud
         with cloud.lock:
-            seen = super().look(set(ids))
+            seen = super().list_by_ids(set(ids))
             now = time.monotonic()
             cloud.looks[self.project_id] += 1
             cloud.looked_for += len(ids)
@@ -151,7 +153,7 @@ def make_clusters(
             cloud.granted.add(project)
             cloud.stacks_by_project.setdefault(project, {})[stack.id] = stack
             cluster = make_cluster(template, driver.name, project, stack.id)
-            # Every project has the same ages. In the future: it stays young.
+            # Every project has the same ages. A time in the future keeps a cluster young.
             age_h = (
                 (number // args.projects + 0.5) * args.projects / args.clusters
                 if ages == 'mixed'
@@ -173,7 +175,7 @@ def make_clusters(
             )
             if number % 100 == 99:  # MariaDB takes statements of 16 MiB
                 session.flush()
-        # The stacks were begun over a while: each project is due at a time of its own.
+        # As if the stacks had been started over some time: each project is due at its own time.
         for number in range(args.projects):
             session.execute(
                 sa.update(models.Cluster)
@@ -234,7 +236,7 @@ def rendered(
     cluster: models.Cluster,
     template: models.ClusterTemplate,
 ) -> dict[str, Any]:
-    """The text of a cluster's stack, as its row has it."""
+    """Render the text of a cluster's stack, as its row has it."""
     life = datetime.timedelta(days=1)
     pairs = {
         name: certs.make_ca(name, life=life, algorithm='ecdsa-p256')
@@ -250,8 +252,7 @@ def rendered(
 
 @dataclass
 class Gauge:
-    """What was used up to now; the difference of two is what a round has cost. Times are in
-    seconds."""
+    """Resources used since the start, times in seconds. The difference of two is a round's cost."""
 
     wall: float
     cpu: float
@@ -271,13 +272,13 @@ class Gauge:
     @property
     def others(self) -> int:
         """Calls that are not a look at a project."""
-        return self.calls.total() - self.calls['look']
+        return self.calls.total() - self.calls['list_by_ids']
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What a cluster is to say since its stack has ended: when that was, and after how many looks
-    at its project."""
+    """The status that a cluster must get since its stack has ended, when that was, and how many
+    looks at its project there had been by then."""
 
     status: str
     at: float
@@ -285,7 +286,7 @@ class Ended:
 
 
 class Bench:
-    """A conductor at work, whoever plays Heat for it, and the figures."""
+    """A conductor at work, the thread that plays Heat for it, and the figures."""
 
     def __init__(
         self, services: steps.Services, cloud: CountedCloud, args: argparse.Namespace, ages: str
@@ -308,7 +309,7 @@ class Bench:
             self.statements += 1
 
     def gauge(self) -> Gauge:
-        """What has been used since the process began, by the conductor alone."""
+        """Return what the conductor alone has used since the process began."""
         with self.cloud.lock:
             return Gauge(
                 time.monotonic(),
@@ -319,8 +320,7 @@ class Bench:
             )
 
     def run(self) -> None:
-        """Let a conductor work for the time asked for, print a line for each round, and then what
-        is to be said."""
+        """Let a conductor work for --seconds. Print a line for each round, and then a summary."""
         conductor = service.Conductor(self.services)
         thread = threading.Thread(target=conductor.run, name='conductor')
         thread.start()
@@ -353,7 +353,7 @@ class Bench:
             now = self.gauge()
             cost, last = now - last, now
             print(
-                f'{"":8}{number:5}{cost.wall:9.2f}{cost.calls["look"]:7}{cost.others:13}{cost.statements:12}'
+                f'{"":8}{number:5}{cost.wall:9.2f}{cost.calls["list_by_ids"]:7}{cost.others:13}{cost.statements:12}'
                 f'{cost.cpu / cost.wall:8.1%}{cost.fake / cost.wall:7.1%}   {right} new, '
                 f'{len(wrong)} wrong',
                 flush=True,
@@ -378,8 +378,8 @@ class Bench:
                 )
 
     def _check(self) -> tuple[int, list[str]]:
-        """Compare the table with what Heat says: how many clusters have come right, and what is
-        wrong with which."""
+        """Compare the rows with Heat. Returns how many clusters got the right status since the last
+        check, and a sentence for each wrong one."""
         with self.services.db.read() as session:
             rows = session.execute(sa.select(models.Cluster.stack_id, models.Cluster.status)).all()
         right, wrong, now = [], [], time.monotonic()
@@ -402,8 +402,7 @@ class Bench:
         return len(right), wrong
 
     def _begin_anew(self, stack_ids: Sequence[str]) -> None:
-        """Have these clusters and stacks be created once more, to be looked at with the others of
-        their project."""
+        """Set these clusters and stacks back to CREATE_IN_PROGRESS, due with their project."""
         for stack_id in stack_ids:
             self.stacks[stack_id][1].status = 'CREATE_IN_PROGRESS'
             del self.ended[stack_id]
@@ -443,8 +442,11 @@ class Bench:
 
     def _judge(self, costs: Sequence[Gauge]) -> None:
         total, still = sum_of(costs), sum_of(costs[:STILL_ROUNDS])
-        looks, ended = total.calls['look'], total.calls['outputs'] + total.calls['failures']
-        shares = [cost.calls['look'] / self.args.projects for cost in costs]
+        looks, ended = (
+            total.calls['list_by_ids'],
+            total.calls['get_outputs'] + total.calls['list_failures'],
+        )
+        shares = [cost.calls['list_by_ids'] / self.args.projects for cost in costs]
         shortest_s = self.services.conf.conductor.watch_interval * (1 - watch.HORIZON)
         if self.cloud.shortest_s < shortest_s:
             self.problems.append(f'a project was looked at after {self.cloud.shortest_s:.1f} s')
@@ -457,13 +459,14 @@ class Bench:
         if total.cpu / total.wall >= CPU_PROMISED:
             self.problems.append(f'{total.cpu / total.wall:.1%} of a core')
         lags = sorted(self.lags_s)
+        still_looks = still.calls['list_by_ids']
         print(
             f'{self.ages}: {total.wall:.0f} s, {len(costs)} rounds, {looks} looks at projects '
             f'({looks / len(costs):.1f} a round, each for {self.cloud.looked_for / looks:.1f} '
             f'stacks), {self.cloud.shortest_s:.1f} s apart at least;\n  '
             f'{total.cpu / total.wall:.1%} of a core, {still.cpu / still.wall:.1%} while nothing '
-            f'ends ({still.statements / still.calls["look"]:.1f} statements and '
-            f'{still.cpu / still.calls["look"] * 1000:.1f} ms of CPU for a look);\n  {len(lags)} '
+            f'ends ({still.statements / still_looks:.1f} statements and '
+            f'{still.cpu / still_looks * 1000:.1f} ms of CPU for a look);\n  {len(lags)} '
             f'stacks ended ({len(lags) / total.wall:.1f} a second), seen after '
             f'{statistics.median(lags) if lags else 0:.1f} s at the median and '
             f'{max(lags, default=0):.1f} s at most'
@@ -520,7 +523,7 @@ def main() -> int:
     conf = cfg.CONF
     config.register(conf)
     conf([], project=config.PROJECT, default_config_files=[])
-    rpc.default_to_this_process(conf)
+    rpc.set_default_transport(conf)
     with tempfile.TemporaryDirectory() as folder:
         conf.set_override('state_path', folder)
         logging.basicConfig(filename=f'{folder}/log', level=logging.INFO)

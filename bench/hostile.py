@@ -133,8 +133,8 @@ def chunks(body: bytes) -> Iterator[bytes]:
 def ask(
     port: int, method: str, path: str, body: bytes | None = None, *, chunked: bool = False
 ) -> tuple[int, float]:
-    """Status, and seconds until the answer is read. A server that has heard enough may close while
-    we send."""
+    """Return the status, and the seconds until the response was read. A server may reject the body
+    and close the connection while it is still being sent."""
     connection = http.client.HTTPConnection('127.0.0.1', port, timeout=60)
     headers = {
         'X-Project-Id': 'p1',
@@ -159,7 +159,7 @@ def ask(
 
 
 def peak_kib(pid: int) -> int:
-    """The largest resident set that a process has had."""
+    """Return the largest resident set that a process has had."""
     text = pathlib.Path(f'/proc/{pid}/status').read_text()
     return int(text.split('VmHWM:')[1].split()[0])
 

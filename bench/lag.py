@@ -1,24 +1,24 @@
 #!/usr/bin/env python3
-"""How long after Heat a cluster says that it is done, with and without Heat's notifications, on a
-real cloud.
+"""How long after its stack a cluster is done, with and without Heat's notifications, on a real
+cloud.
 
     OS_CLOUD=mycloud bench/lag.py --heat-database SQLALCHEMY-URL [--clusters 60] [--at-once 10]
                                   [--modes notifications polling] [--heat-transport-url URL]
 
-The service runs as in tests/functional, processes, broker and a database of its own on the MariaDB
-that Heat uses, too: so one statement tells, every few milliseconds, which stacks are done and which
-clusters say so; the URL's user has to be allowed to read both. The time that this statement takes
-is the resolution, and is told. A cluster is one stack with a member that reports to a wait
-condition and is nothing else (tests/chaos/drivers). They come in batches of `--at-once`: when all
+The service runs as in tests/functional, with processes, a broker, and its own database on the
+MariaDB that Heat uses. So one statement, every few milliseconds, reads which stacks and which
+clusters are done; the user of the URL must be allowed to read both. The time that this statement
+takes is the resolution, and is printed. A cluster is one stack with a member that is only a wait
+condition (tests/chaos/drivers). They come in batches of `--at-once`: when all
 of a batch wait, and Heat has nothing else to do, each is signalled at a random time, every
 `--fail`th with a failure. All are deleted at the end.
 
 "Heat" is the time from the signal to the stack's end in Heat's database; "message" the time from
 there to the arrival of the notification, which is negative where Heat sends it before it commits;
-"row" from there to the cluster's end in our database, and "API" the same when the API is asked.
-"calls" is what just then the two calls take that tell the service of an end (a list of stacks; the
-outputs, or the resources that failed): on a busy machine they are most of it. Options are the
-defaults. Names begin with fn-; all is removed.
+"row" from there to the cluster's end in the service's database, and "API" the same as the API shows
+it. "calls" is how long, just then, the two calls take by which the service learns of an end (a list
+of stacks; the outputs, or the failed resources): on a busy machine they are most of the time. All
+options have their defaults. Names begin with fn-; everything is removed.
 
 Exit status 1 if p99 of "row" is over 1 s with notifications, or any is over one round (an interval,
 with what is added to it by chance and by age) and a second without."""
@@ -84,12 +84,12 @@ class Lag:
 
     @property
     def round_s(self) -> float:
-        """The longest interval between two looks at this stack, at its age."""
+        """The longest interval between two looks at this stack at its age, in seconds."""
         return INTERVAL_S * (1 + (self.heat - self.asked) / 120) * 1.15
 
 
 class Watch:
-    """Looks at Heat's table of stacks and ours of clusters in one statement, as often as it can."""
+    """Reads Heat's stacks and the service's clusters in one statement, as often as it can."""
 
     def __init__(self, heat_url: str, database: str) -> None:
         self._engine = sa.create_engine(heat_url, isolation_level='AUTOCOMMIT')
@@ -97,7 +97,7 @@ class Watch:
             f'SELECT s.id, s.status, c.status AS ours FROM stack s JOIN {database}.clusters c ON '
             'c.stack_id = s.id WHERE s.id IN :ids'
         ).bindparams(sa.bindparam('ids', expanding=True))
-        # Who may not read both databases is told so now, and not by clusters that never end.
+        # A user that may not read both databases fails here, and not as clusters that never end.
         with self._engine.connect() as connection:
             connection.execute(self._statement, {'ids': ['']}).all()
         self.lags: dict[str, Lag] = {}
@@ -136,7 +136,7 @@ class Watch:
 
 
 class Arrivals:
-    """Listens as the conductors do, in a pool of its own, to tell when a notification arrives."""
+    """Listens as conductors do, in its own pool, and notes when each notification arrives."""
 
     filter_rule = oslo_messaging.NotificationFilter(
         event_type=r'^orchestration\.stack\.create\.(end|error)$'
@@ -157,7 +157,7 @@ class Arrivals:
 
 @contextlib.contextmanager
 def listening(url: str, watch: Watch) -> Iterator[None]:
-    """Have arrivals noted. The queue is removed afterwards."""
+    """Note arrivals while the block runs, and remove the queue afterwards."""
     pool = unique_name()
     listener = oslo_messaging.get_notification_listener(
         oslo_messaging.get_notification_transport(cfg.CONF, url=url),
@@ -187,7 +187,7 @@ def remove_queue(url: str, name: str) -> None:
 
 
 class Clusters:
-    """Makes clusters, signals them, and waits until the API says what came of it."""
+    """Creates clusters, signals them, and waits until the API shows their end."""
 
     def __init__(
         self, service: Service, project: Project, watch: Watch, args: argparse.Namespace
@@ -200,14 +200,14 @@ class Clusters:
         self._template = body['uuid']
 
     def batch(self, numbers: Sequence[int]) -> None:
-        """The life of a batch of clusters, up to their deletion."""
+        """Run a batch of clusters from creation to deletion."""
         with futures.ThreadPoolExecutor(len(numbers)) as pool:
             waiting = list(pool.map(self._make, numbers))
             time.sleep(INTERVAL_S)
             list(pool.map(self._end, waiting))
 
     def _make(self, number: int) -> tuple[str, Lag, dict[str, str]]:
-        """Make a cluster. Returns its path, what there will be to tell of it, and what its node
+        """Create a cluster. Returns its path, its times (to be filled in), and what its node
         knows."""
         asked = time.monotonic()
         status, body = self._service.request(
@@ -223,7 +223,7 @@ class Clusters:
         return path, Lag(stack_id, number % self._args.fail == 0, asked), handle
 
     def _end(self, made: tuple[str, Lag, dict[str, str]]) -> None:
-        """Signal a cluster and wait until the API says what came of it."""
+        """Signal a cluster and wait until the API shows its end."""
         path, lag, handle = made
         time.sleep(random.uniform(0, SIGNAL_S * self._args.at_once))
         lag.signalled = time.monotonic()
@@ -266,7 +266,7 @@ class Clusters:
         return dict(body)
 
     def _handle(self, stack_id: str) -> dict[str, str] | None:
-        """What the node that waits would know: address and token."""
+        """Return what the waiting node would know: address and token."""
         heat = self._project.cloud.orchestration
         found = heat.get(f'/stacks/{stack_id}/resources?nested_depth=3', raise_exc=True).json()[
             'resources'
@@ -353,7 +353,7 @@ def report(mode: str, lags: Sequence[Lag], pauses: Sequence[float], load: float)
 
 
 def p(values: Sequence[float], percent: int) -> float:
-    """A percentile, by the nearest rank."""
+    """Return a percentile, by the nearest rank."""
     ranked = sorted(values)
     return ranked[max(0, -(-len(ranked) * percent // 100) - 1)]
 

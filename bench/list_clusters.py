@@ -83,7 +83,7 @@ def fill(database: db.Database, count: int) -> None:
 
 
 def seconds(application: app.WSGI, path: str, expected: int) -> float:
-    """How long one request takes. Raises AssertionError if the page is not what was asked for."""
+    """Return how long a request takes. Raises AssertionError for another page than expected."""
     request = webob.Request.blank(path, environ={'REMOTE_ADDR': '127.0.0.1'})
     request.headers.update({'X-Project-Id': 'p', 'X-User-Id': 'u', 'X-Roles': 'reader'})
     began = time.perf_counter()

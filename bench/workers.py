@@ -32,7 +32,7 @@ LONG_S = 3600
 
 
 def cpu_s(pid: int) -> float:
-    """Seconds of CPU that a process and its children have used."""
+    """Return the seconds of CPU that a process and its children have used."""
     total, children = 0, [pid]
     while children:
         one = children.pop()
@@ -45,7 +45,7 @@ def cpu_s(pid: int) -> float:
 
 
 def resources(cluster: Cluster) -> list[dict[str, Any]]:
-    """All resources of the cluster's stack, nested ones included."""
+    """Return all resources of the cluster's stack, nested stacks included."""
     answer = cluster.project.cloud.orchestration.get(
         f'/stacks/{cluster.stack_id()}/resources?nested_depth=5'
     )
@@ -64,8 +64,7 @@ def timed(what: str, engine: int) -> Iterator[None]:
 
 
 def done(cluster: Cluster, count: int) -> None:
-    """Have the nodes report as they come, until the cluster has `count` workers and nothing is
-    under way."""
+    """Signal for new nodes until the cluster has `count` workers and no operation is running."""
     environ = {**os.environ, 'OS_CLIENT_CONFIG_FILE': str(cluster.project.sandbox.clouds_file)}
 
     def is_done() -> bool:
@@ -84,7 +83,7 @@ def done(cluster: Cluster, count: int) -> None:
 
 
 def updates(cluster: Cluster, before: dict[str, Any]) -> dict[str, int]:
-    """How many resources were touched that had been there before, by type."""
+    """Count, by type, the resources of `before` that Heat has touched since."""
     return dict(
         collections.Counter(
             f'{pathlib.PurePath(r["resource_type"]).name} {r["resource_status"]}'

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What DevStack calls: plugin.sh MODE [PHASE]. The work is in lib/magnum-lite.
+# Entry point for DevStack: plugin.sh MODE [PHASE]. The functions are in lib/magnum-lite.
 
 _XTRACE_MAGNUM_LITE_PLUGIN=$(set +o | grep xtrace)
 set +o xtrace

@@ -4,8 +4,8 @@ import warnings
 
 from oslo_service import backend
 
-# Native threads. oslo.service, which oslo.messaging imports, would else choose eventlet at its
-# first import; futurist imports eventlet wherever it is installed, only to look whether it is in
-# use, and eventlet then warns about itself.
+# Use native threads. oslo.messaging imports oslo.service, which would otherwise choose eventlet at
+# its first import. futurist imports eventlet wherever it is installed, only to see whether it is in
+# use; eventlet then warns that it is deprecated.
 warnings.filterwarnings('ignore', message=r'\s*Eventlet is deprecated')
 backend.register_backend_default_hook(lambda: backend.BackendType.THREADING)

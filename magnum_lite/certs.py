@@ -1,9 +1,12 @@
-"""x509 as pure functions: authorities, key pairs, client certificates. No storage, no policy, no
-clock of its own beyond "now".
+"""Certificates as pure functions: authorities, key pairs, client certificates, signing requests.
 
-Authorities and client keys are ECDSA P-256: eight such files of a control plane fit into a server's
-user-data, RSA ones hardly (drivers.md 3.9). A bare key pair may be RSA, because some engines take
-nothing else for it."""
+Conductors make and sign. The API makes and reads requests; `api.offline` also makes pairs that are
+thrown away. Nothing here stores a key, decides who may have a certificate, or reads a clock but for
+"now": `keystore` stores, `conductor.endpoint` and `api.certificates` decide.
+
+Authorities and client keys are ECDSA P-256: eight such files of a control plane fit into the
+user-data of a server, which RSA ones hardly do. A bare key pair may be RSA, because some engines
+accept nothing else for it."""
 
 from __future__ import annotations
 
@@ -15,45 +18,46 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-#: Clocks of nodes may run behind ours; a certificate is valid from this much before it was made.
+#: A certificate is valid from this long before it is made, since clocks of nodes may be slow.
 BACKDATE = datetime.timedelta(hours=1)
 
 ALGORITHMS = ('ecdsa-p256', 'rsa-2048')
 
-#: What is signed for others. Characters of a request: one of RSA-8192 with long names needs 4,000.
-#: Bits of RSA: fewer are weak, more are slow to check. Digests: NIST SP 800-131A forbids older
-#: ones.
+#: Characters of a request for a certificate. One of RSA-8192 with long names needs 4,000.
 MAX_REQUEST = 16384
+#: Sizes of RSA keys that are signed: smaller ones are weak, larger ones are slow to verify.
 RSA_BITS = range(2048, 8192 + 1)
+#: Elliptic curves that are signed.
 CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+#: Digests that a request may be signed with. NIST SP 800-131A forbids older ones.
 DIGESTS = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
 
 
 class InvalidRequest(ValueError):
-    """A request for a certificate that is not signed. The text is a sentence that says why."""
+    """A request for a certificate is rejected. The text is a sentence that says why."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A private key and what may be shown of it, both PEM text.
+    """A private key and its public side, both as PEM text.
 
-    `certificate` is an x509 certificate, or, for a pair without one, the public key or the request
-    for one."""
+    `certificate` is an x509 certificate. For a pair that has none it is the public key, or the
+    request for a certificate."""
 
     certificate: str
     private_key: str = field(repr=False)
-    #: PEM certificates that are trusted beside this one while authorities are exchanged.
+    #: Further PEM certificates to trust, while an authority is being replaced.
     beside: str = ''
 
     @property
     def trusted(self) -> str:
-        """What whoever meets a certificate of this authority has to trust, as PEM."""
+        """The certificates, as PEM, that a peer of this authority's certificates must trust."""
         return self.certificate + self.beside
 
 
-def _new_key(algorithm: str) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
+def _generate_key(algorithm: str) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
     if algorithm == 'ecdsa-p256':
         return ec.generate_private_key(ec.SECP256R1())
     if algorithm == 'rsa-2048':
@@ -61,8 +65,15 @@ def _new_key(algorithm: str) -> ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey:
     raise ValueError(f'unknown key algorithm {algorithm!r}, known are {", ".join(ALGORITHMS)}')
 
 
-def _pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
-    # The traditional forms (SEC1, PKCS#1): every release of every engine reads them.
+def _make_pair(
+    public: x509.Certificate | x509.CertificateSigningRequest,
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
+) -> Pair:
+    return Pair(public.public_bytes(serialization.Encoding.PEM).decode(), _encode_key(key))
+
+
+def _encode_key(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
+    # The traditional forms (SEC1, PKCS#1), which every release of every engine reads.
     return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.TraditionalOpenSSL,
@@ -70,7 +81,7 @@ def _pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> str:
     ).decode()
 
 
-def _builder(
+def _begin_certificate(
     subject: x509.Name, issuer: x509.Name, public_key: PublicKey, life: datetime.timedelta
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
@@ -86,7 +97,7 @@ def _builder(
     )
 
 
-def _key_usage(*, ca: bool) -> x509.KeyUsage:
+def _make_key_usage(*, ca: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=True,
         key_encipherment=not ca,
@@ -101,29 +112,30 @@ def _key_usage(*, ca: bool) -> x509.KeyUsage:
 
 
 def make_ca(common_name: str, *, life: datetime.timedelta, algorithm: str = 'ecdsa-p256') -> Pair:
-    """Make a self-signed authority that may sign leaf certificates only (path length 0)."""
-    key = _new_key(algorithm)
+    """Make a self-signed authority that can only sign leaf certificates (path length 0)."""
+    key = _generate_key(algorithm)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     certificate = (
-        _builder(name, name, key.public_key(), life)
+        _begin_certificate(name, name, key.public_key(), life)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(ca=True), critical=True)
+        .add_extension(_make_key_usage(ca=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    return Pair(certificate.public_bytes(serialization.Encoding.PEM).decode(), _pem(key))
+    return _make_pair(certificate, key)
 
 
 def make_keypair(*, algorithm: str) -> Pair:
-    """Make a key pair without a certificate. Raises ValueError for an algorithm that is not in
-    `ALGORITHMS`."""
-    key = _new_key(algorithm)
+    """Make a key pair without a certificate.
+
+    Raises ValueError for an algorithm that is not in `ALGORITHMS`."""
+    key = _generate_key(algorithm)
     public = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    return Pair(public.decode(), _pem(key))
+    return Pair(public.decode(), _encode_key(key))
 
 
-def _client_name(common_name: str, organization: str | None) -> x509.Name:
+def _make_client_name(common_name: str, organization: str | None) -> x509.Name:
     attributes = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
     if organization:
         attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))
@@ -135,17 +147,16 @@ def _sign_client(
     subject: x509.Name,
     public_key: PublicKey,
     life: datetime.timedelta,
-    names: x509.Extension[x509.SubjectAlternativeName] | None = None,
+    alternative_names: x509.Extension[x509.SubjectAlternativeName] | None = None,
 ) -> x509.Certificate:
     authority = x509.load_pem_x509_certificate(ca.certificate.encode())
     signer = serialization.load_pem_private_key(ca.private_key.encode(), password=None)
-    assert isinstance(
-        signer, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-    )  # make_ca makes no other
+    # make_ca makes no other.
+    assert isinstance(signer, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey)
     builder = (
-        _builder(subject, authority.subject, public_key, life)
+        _begin_certificate(subject, authority.subject, public_key, life)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(ca=False), critical=True)
+        .add_extension(_make_key_usage(ca=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
@@ -154,28 +165,31 @@ def _sign_client(
             critical=False,
         )
     )
-    if names is not None:
-        builder = builder.add_extension(names.value, critical=names.critical)
+    if alternative_names is not None:
+        builder = builder.add_extension(
+            alternative_names.value, critical=alternative_names.critical
+        )
     return builder.sign(signer, hashes.SHA256())
 
 
 def issue_client(
     ca: Pair, *, common_name: str, organization: str | None, life: datetime.timedelta | None
 ) -> Pair:
-    """Make a client certificate, signed by `ca`, with a new key of its own. It can never sign or
-    serve.
+    """Make a client certificate with a new key, signed by `ca`.
 
-    Without `life` it ends with `ca`.
-    """
-    key = _new_key('ecdsa-p256')
+    It can neither sign nor identify a server. With `life` None it expires with `ca`."""
+    key = _generate_key('ecdsa-p256')
     certificate = _sign_client(
-        ca, _client_name(common_name, organization), key.public_key(), life or _left(ca)
+        ca,
+        _make_client_name(common_name, organization),
+        key.public_key(),
+        life or _get_remaining_life(ca),
     )
-    return Pair(certificate.public_bytes(serialization.Encoding.PEM).decode(), _pem(key))
+    return _make_pair(certificate, key)
 
 
-def _left(ca: Pair) -> datetime.timedelta:
-    """How long an authority is still valid."""
+def _get_remaining_life(ca: Pair) -> datetime.timedelta:
+    """Return how long an authority is still valid."""
     end = x509.load_pem_x509_certificate(ca.certificate.encode()).not_valid_after_utc
     return end - datetime.datetime.now(datetime.UTC)
 
@@ -184,20 +198,21 @@ def _left(ca: Pair) -> datetime.timedelta:
 
 
 def make_request(*, common_name: str, organization: str) -> Pair:
-    """Make a key, and the request (PKCS#10, PEM) for a client certificate for it."""
-    key = _new_key('ecdsa-p256')
+    """Make a key, and a request (PKCS#10, PEM) for a client certificate for it."""
+    key = _generate_key('ecdsa-p256')
     request = (
         x509.CertificateSigningRequestBuilder()
-        .subject_name(_client_name(common_name, organization))
+        .subject_name(_make_client_name(common_name, organization))
         .sign(key, hashes.SHA256())
     )
-    return Pair(request.public_bytes(serialization.Encoding.PEM).decode(), _pem(key))
+    return _make_pair(request, key)
 
 
 @dataclass(frozen=True)
 class Issued:
-    """A certificate that was signed on request: PEM, its serial number in hex, whose it is, when it
-    ends."""
+    """A certificate that was signed on request.
+
+    `serial` is in hex, `subject` as RFC 4514 writes it, `until` the end of its validity."""
 
     pem: str
     serial: str
@@ -208,23 +223,26 @@ class Issued:
 def sign_request(
     ca: Pair, text: str, *, life: datetime.timedelta, takes_ed25519: bool = False
 ) -> Issued:
-    """Sign a request for a client certificate, which can never sign or serve and does not outlive
-    `ca`.
+    """Sign a request for a client certificate.
 
-    Subject, public key and alternative names are the request's, all else is ours. Raises
-    InvalidRequest as `read_request`."""
+    Subject, public key and alternative names are the request's; all else is set here. The
+    certificate can neither sign nor identify a server, and does not outlive `ca`. Raises
+    InvalidRequest as `read_request` does."""
     request = read_request(text, takes_ed25519=takes_ed25519)
     key = request.public_key()
-    assert isinstance(key, PublicKey)  # read_request lets no other through
-    names = next(
-        (e for e in request.extensions if isinstance(e.value, x509.SubjectAlternativeName)), None
-    )
-    made = _sign_client(ca, request.subject, key, min(life, _left(ca)), names)
+    # read_request accepts no other.
+    assert isinstance(key, PublicKey)
+    alternative_names = None
+    for extension in request.extensions:
+        if isinstance(extension.value, x509.SubjectAlternativeName):
+            alternative_names = extension
+    life = min(life, _get_remaining_life(ca))
+    certificate = _sign_client(ca, request.subject, key, life, alternative_names)
     return Issued(
-        made.public_bytes(serialization.Encoding.PEM).decode(),
-        f'{made.serial_number:x}',
-        made.subject.rfc4514_string(),
-        made.not_valid_after_utc,
+        certificate.public_bytes(serialization.Encoding.PEM).decode(),
+        f'{certificate.serial_number:x}',
+        certificate.subject.rfc4514_string(),
+        certificate.not_valid_after_utc,
     )
 
 
@@ -232,15 +250,15 @@ def read_request(text: str, *, takes_ed25519: bool = False) -> x509.CertificateS
     """Read and check a request for a certificate (PKCS#10, PEM).
 
     Raises InvalidRequest if it cannot be read, is too large, is not signed with its own key, has a
-    weak key or digest, or wants by a critical extension what is not given: to be an authority, or
-    to be used for anything but as a client. What it wants by other extensions is not looked at."""
+    weak key or digest, or has a critical extension that is not granted: to be an authority, or any
+    use but a client's. Extensions that are not critical are ignored."""
     if len(text) > MAX_REQUEST:
         raise InvalidRequest(f'The csr has {len(text)} characters and may have {MAX_REQUEST}')
     try:
         request = x509.load_pem_x509_csr(text.encode())
-        problem = _problem_of_key(request, takes_ed25519) or '; '.join(
-            filter(None, map(_problem_of, request.extensions))
-        )
+        problem = _find_key_problem(request, takes_ed25519)
+        if not problem:
+            problem = '; '.join(filter(None, map(_find_extension_problem, request.extensions)))
         if not problem and not request.is_signature_valid:
             problem = 'it is not signed with the key that it names'
     except (
@@ -259,9 +277,10 @@ def read_request(text: str, *, takes_ed25519: bool = False) -> x509.CertificateS
     return request
 
 
-def _problem_of_key(request: x509.CertificateSigningRequest, takes_ed25519: bool) -> str:
-    """What is too weak, or strange, about the key or the signature; '' if nothing is."""
-    key, digest = request.public_key(), request.signature_hash_algorithm
+def _find_key_problem(request: x509.CertificateSigningRequest, takes_ed25519: bool) -> str:
+    """Say what is weak or unknown about the key or the digest of a request; '' if nothing is."""
+    key = request.public_key()
+    digest = request.signature_hash_algorithm
     if isinstance(key, ed25519.Ed25519PublicKey) and takes_ed25519:
         return ''
     if isinstance(key, rsa.RSAPublicKey):
@@ -283,24 +302,28 @@ def _problem_of_key(request: x509.CertificateSigningRequest, takes_ed25519: bool
     return ''
 
 
-def _problem_of(extension: x509.Extension[x509.ExtensionType]) -> str:
-    """What is wanted by a critical extension and not given; '' if nothing is."""
+def _find_extension_problem(extension: x509.Extension[x509.ExtensionType]) -> str:
+    """Say that a critical extension asks for what is not granted; '' if it does not."""
+    if not extension.critical:
+        return ''
     value = extension.value
-    if isinstance(value, x509.BasicConstraints):
-        given = not value.ca
-    elif isinstance(value, x509.KeyUsage):
-        given = not (
-            value.key_cert_sign or value.crl_sign or value.data_encipherment or value.key_agreement
-        )
-    elif isinstance(value, x509.ExtendedKeyUsage):
-        given = set(value) <= {ExtendedKeyUsageOID.CLIENT_AUTH}
-    else:
-        given = isinstance(value, x509.SubjectAlternativeName)
+    match value:
+        case x509.BasicConstraints():
+            is_granted = not value.ca
+        case x509.KeyUsage():
+            is_granted = not (
+                value.key_cert_sign
+                or value.crl_sign
+                or value.data_encipherment
+                or value.key_agreement
+            )
+        case x509.ExtendedKeyUsage():
+            is_granted = set(value) <= {ExtendedKeyUsageOID.CLIENT_AUTH}
+        case _:
+            is_granted = isinstance(value, x509.SubjectAlternativeName)
+    if is_granted:
+        return ''
     return (
-        ''
-        if given or not extension.critical
-        else (
-            f'its critical extension {extension.oid.dotted_string} asks for more than a client '
-            'certificate'
-        )
+        f'its critical extension {extension.oid.dotted_string} asks for more than a client '
+        'certificate'
     )

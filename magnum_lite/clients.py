@@ -1,19 +1,21 @@
-"""The one seam to the cloud: Keystone sessions, Heat stacks, role grants, and look-ups in the
-caller's name.
+"""The only module that calls the cloud: Keystone sessions, Heat stacks, role grants, look-ups.
 
-`Cloud` is what the rest of the program knows; `tests/fakes.py` has the other one. The service acts
-as itself, with a role on the project it works for (identity.md: seen on a real cloud): one token
-per project and hour. Look-ups that a caller's request needs are made with the caller's own token
-and end with the request.
+`Cloud` is what conductors, `doctor` and `upgrade` use; `Lookups`, which `api.preflight` uses, sees
+what one caller can see. `tests/fakes.py` has stand-ins with the same signatures. Nothing here reads
+or writes the database.
 
-Every failure leaves this file as one of four exceptions, because callers decide only by these:
-`NotFound`, `Conflict`, `Rejected`, `Unreachable`. Whatever is none of the first three is
-`Unreachable`: slow, broken, or answering what cannot be read.
+The service acts as itself, with a role on the project that it works for, and with one token for
+each project and hour (doc/contributor/identity.md: tried on a real cloud). The look-ups for a
+request are made with the caller's own token and end with the request.
 
-A token of the project is of no use once Keystone has disabled the project or removed it. For that
-there is `as_admin`: the same calls with the token of the service's own project, which must have the
-role admin. Seen on Heat 27: it shows and deletes the stacks of such a project, and deletes what is
-in them in the name of that token."""
+Every failure leaves this module as one of four exceptions, because callers decide by nothing else:
+`NotFound`, `Conflict`, `Rejected`, `Unreachable`. What is none of the first three is `Unreachable`:
+a service that is slow, broken, or sends an answer that cannot be read.
+
+A token of a project does not work once Keystone has disabled or removed the project. For such a
+project there is `as_admin`: the same calls with the token of the service's own project, which must
+have the role admin. Seen on Heat 27: with that token it shows and deletes the stacks of such a
+project, and uses it to delete the resources in them."""
 
 from __future__ import annotations
 
@@ -39,15 +41,14 @@ from oslo_config import cfg
 from magnum_lite import outage
 
 AUTH_GROUP = 'keystone_auth'
-#: Ids that go into one address of a list call: 36 characters each, well under the 8 KiB that
-#: servers take.
+#: Ids in the URL of one list call. At 36 characters each they stay well under the 8 KiB that
+#: servers accept.
 IDS_PER_CALL = 100
-#: The tag of every stack of ours. Those of releases before it have none.
+#: The tag of every stack that this program creates. Stacks of releases before the tag have none.
 TAG = 'magnum-lite'
-#: Longest wait that a service can ask for, in seconds: a slip of its pen must not put work off for
-#: days.
+#: Upper bound on Retry-After, in seconds: a wrong header must not postpone work for days.
 RETRY_AFTER_MAX_S = 600
-#: Levels of nested stacks that are looked into; no template of ours has more.
+#: Levels of nested stacks that calls descend into. No template of this program has more.
 NESTED_DEPTH = 5
 _REVISION = re.compile(r'rev-(\d+)')
 _UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
@@ -56,116 +57,114 @@ _PAGE = re.compile(r'\s*<(!doctype|html|\?xml)', re.IGNORECASE)
 
 
 class CloudError(Exception):
-    """A call to the cloud did not succeed. The text says which call, and what the cloud answered.
+    """A call to the cloud failed. The text names the call, and what the cloud answered.
 
-    `what` is the call alone, such as 'Looking at stacks', or '': by it the lines of a log can be
-    put together."""
+    `what` is the call alone, such as 'Looking at stacks', or ''. Log lines can be grouped by it."""
 
     what: str = ''
 
 
 class NotFound(CloudError):
-    """The thing is not there (404)."""
+    """The thing does not exist (404)."""
 
 
 class Conflict(CloudError):
-    """The thing is there already, is busy, or a name fits several (409)."""
+    """The thing exists already, is busy, or a name fits several things (409)."""
 
 
 class Rejected(CloudError):
-    """The cloud understood and will not do it (other 4xx): trying again is no use."""
+    """The cloud understood the request and declines it (other 4xx). A retry cannot help."""
 
 
 class Unreachable(CloudError):
-    """The service is slow, away, overloaded or answers nonsense. `retry_after_s` is what it asked
-    for, or None."""
+    """The service is slow, down, overloaded, or its answer makes no sense. A retry may help.
+
+    `retry_after_s` is the delay that the service asked for, or None."""
 
     def __init__(self, text: str, retry_after_s: float | None = None) -> None:
         super().__init__(text)
         self.retry_after_s = retry_after_s
 
 
-class _Overloaded(Exception):
-    """A service says when to come again. Its client library may not pass that on, so
-    `_heed_overload` raises this."""
-
-    def __init__(self, response: requests.Response) -> None:
-        super().__init__(
-            f'{_line(response.content) or "no reason given"} (HTTP {response.status_code})'
-        )
-        self.retry_after_s = _retry_after_s(response)
+class _Overloaded(Unreachable):
+    """A service answered with Retry-After. Its text does not name the call yet."""
 
 
 def _heed_overload(response: requests.Response, *_: Any, **__: Any) -> None:
-    """Look at every answer before any library does. A hook of requests."""
-    if response.status_code in (429, 503) and _retry_after_s(response) is not None:
-        raise _Overloaded(response)
+    """requests hook: raise on 429 or 503 with Retry-After, before a library hides it."""
+    retry_after_s = _read_retry_after(response)
+    if response.status_code in (429, 503) and retry_after_s is not None:
+        reason = _make_line(response.content) or 'no reason given'
+        raise _Overloaded(f'{reason} (HTTP {response.status_code})', retry_after_s)
 
 
-def _from_status(
+def _convert_status(
     what: str,
     status: int,
     text: str,
     response: requests.Response | None,
-    page: bool = False,
+    is_page: bool = False,
 ) -> CloudError:
-    said = f'{what}: {text or "no reason given"} (HTTP {status})'
-    # A page in HTML is of a proxy, which knows nothing of the thing that was asked for.
-    page = page or (response is not None and 'html' in response.headers.get('Content-Type', ''))
-    if status == 404 and not page:
-        return NotFound(said)
+    message = f'{what}: {text or "no reason given"} (HTTP {status})'
+    if response is not None and 'html' in response.headers.get('Content-Type', ''):
+        is_page = True
+    # An HTML page comes from a proxy, which does not know whether the thing exists.
+    if status == 404 and not is_page:
+        return NotFound(message)
     if status == 409:
-        return Conflict(said)
-    # 401: our token was refused although it was renewed; a role that is being granted may mend
-    # that. 413 was what older services said for 429.
+        return Conflict(message)
+    # 401: the token was renewed and still refused; a role that is just being granted may cure it.
+    # 413: what older services sent in place of 429.
     if 400 <= status < 500 and status not in (401, 404, 408, 413, 429):
-        return Rejected(said)
-    return Unreachable(said, _retry_after_s(response))
+        return Rejected(message)
+    return Unreachable(message, _read_retry_after(response))
 
 
-def _from_heat(what: str, e: heat_exc.HTTPException) -> CloudError:
+def _convert_heat_error(what: str, e: heat_exc.HTTPException) -> CloudError:
     error = e.error.get('error') if isinstance(e.error, dict) else None
-    body = _text(e.message or '')
-    text = (error.get('message') if isinstance(error, dict) else None) or body
-    return _from_status(
-        what, e.code if isinstance(e.code, int) else 500, _line(text), None, bool(_PAGE.match(body))
+    body = _decode_text(e.message or '')
+    text = error.get('message') if isinstance(error, dict) else None
+    return _convert_status(
+        what,
+        e.code if isinstance(e.code, int) else 500,
+        _make_line(text or body),
+        None,
+        is_page=bool(_PAGE.match(body)),
     )
 
 
-def _error(what: str, e: Exception) -> CloudError:
-    """The one of four that an exception of a library is."""
+def _convert_error(what: str, e: Exception) -> CloudError:
+    """Return the one of the four that an exception of a library stands for."""
     match e:
         case _Overloaded():
             return Unreachable(f'{what}: {e}', e.retry_after_s)
         case heat_exc.HTTPException():
-            return _from_heat(what, e)
+            return _convert_heat_error(what, e)
         case sdk_exc.DuplicateResource():
             return Conflict(f'{what}: more than one fits, use the id')
-        case sdk_exc.NotFoundException() if (
-            e.response is None
-        ):  # a search by name found nothing: there is no status
-            return NotFound(f'{what}: {_line(e.details or e.message)}')
+        # A search by name had no result. There is no response, and so no status.
+        case sdk_exc.NotFoundException() if e.response is None:
+            return NotFound(f'{what}: {_make_line(e.details or e.message)}')
         case sdk_exc.HttpException():
-            return _from_status(
-                what, e.status_code or 500, _line(e.details or e.message), e.response
+            return _convert_status(
+                what, e.status_code or 500, _make_line(e.details or e.message), e.response
             )
         case ksa_exc.HttpError():
-            return _from_status(what, e.http_status, _line(e.message), e.response)
+            return _convert_status(what, e.http_status, _make_line(e.message), e.response)
         case ksa_exc.ClientException() | sdk_exc.SDKException() | heat_exc.BaseException():
-            return Unreachable(f'{what}: {_line(e)}')
-    # requests' own errors are OSErrors; the others are what a library does with an answer that is
-    # no JSON or JSON of another shape, such as a proxy's HTML page.
-    return Unreachable(f'{what}: the answer could not be read ({type(e).__name__}: {_line(e)})')
+            return Unreachable(f'{what}: {_make_line(e)}')
+    # The errors of requests are OSErrors. The others are what libraries raise on an answer that is
+    # no JSON, or JSON of another shape, such as a proxy's HTML page.
+    return Unreachable(
+        f'{what}: the answer could not be read ({type(e).__name__}: {_make_line(e)})'
+    )
 
 
 @contextlib.contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """Turn whatever a client library raises into a CloudError that says what was being done."""
+def _translate_errors(what: str) -> Iterator[None]:
+    """Turn what a client library raises in the block into a CloudError that names the call."""
     try:
         yield
-    except CloudError as e:
-        e.what = e.what or what
-        raise
     except (
         _Overloaded,
         ksa_exc.ClientException,
@@ -177,70 +176,72 @@ def _translated(what: str) -> Iterator[None]:
         TypeError,
         AttributeError,
     ) as e:
-        error = _error(what, e)
+        error = _convert_error(what, e)
         error.what = what
         raise error from e
+    except CloudError as e:
+        # From a block inside this one, or raised by hand.
+        e.what = e.what or what
+        raise
 
 
 _OUTAGES: dict[str, outage.Outage] = {}
 
 
 @contextlib.contextmanager
-def _calling(what: str) -> Iterator[None]:
-    """The same for a call that is tried again until it works: the log says once a minute that it
-    does not."""
-    away: Unreachable | None = None
+def _track_outage(what: str) -> Iterator[None]:
+    """As `_translate_errors`, for calls that are retried until they succeed: an outage is logged,
+    once a minute."""
+    error: CloudError | None = None
     try:
-        with _translated(what):
+        with _translate_errors(what):
             yield
-    except Unreachable as e:
-        away = e
-    except CloudError:
-        _works(what)
-        raise
-    if away is None:
-        _works(what)
-        return
-    # Not inside the `except`, where the log would write the exception a second time.
-    _OUTAGES.setdefault(
-        what, outage.Outage(what, 'Clusters wait for it and are tried again')
-    ).failed(str(away))
-    raise away
+    except CloudError as e:
+        error = e
+    # Logged outside the `except`, in which oslo.log would append the active exception.
+    if isinstance(error, Unreachable):
+        _OUTAGES.setdefault(
+            what, outage.Outage(what, 'Clusters wait for it and are tried again')
+        ).record_failure(str(error))
+    elif what in _OUTAGES:
+        # The service answers again, even if it says no.
+        _OUTAGES[what].record_success()
+    if error is not None:
+        raise error
 
 
-def _works(what: str) -> None:
-    """It answered, whatever it said."""
-    if what in _OUTAGES:
-        _OUTAGES[what].works()
+def _decode_text(message: object) -> str:
+    return message.decode(errors='replace') if isinstance(message, bytes) else str(message)
 
 
-def _text(said: object) -> str:
-    return said.decode(errors='replace') if isinstance(said, bytes) else str(said)
-
-
-def _line(said: object) -> str:
-    text = _text(said)
+def _make_line(message: object) -> str:
+    """Put a message into one line of at most 2,000 characters, without the tags of a page."""
+    text = _decode_text(message)
     if _PAGE.match(text):
         text = re.sub(r'<[^<>]*>', ' ', text)
     return ' '.join(text.split())[:2000]
 
 
-def _retry_after_s(response: requests.Response | None) -> float | None:
-    """What Retry-After asks for. A date, its other form, is left alone: clocks differ."""
-    said = response.headers.get('Retry-After', '').strip() if response is not None else ''
-    return min(float(said), RETRY_AFTER_MAX_S) if said.isdecimal() else None
+def _read_retry_after(response: requests.Response | None) -> float | None:
+    """Return the seconds of Retry-After, or None. Its other form, a date, is ignored: clocks
+    differ."""
+    if response is None:
+        return None
+    value = response.headers.get('Retry-After', '').strip()
+    return min(float(value), RETRY_AFTER_MAX_S) if value.isdecimal() else None
 
 
-def _time(said: str) -> datetime.datetime:
-    """Heat says UTC, some releases of it without saying so."""
-    time = datetime.datetime.fromisoformat(said)
+def _parse_time(text: str) -> datetime.datetime:
+    """Parse a time of Heat. It is in UTC, and some releases leave out the zone."""
+    time = datetime.datetime.fromisoformat(text)
     return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
 @dataclass(frozen=True)
 class Stack:
-    """What the list of stacks says of one. `revision` is the number of its tag `rev-N`, 0 if it has
-    none."""
+    """A stack as the list of stacks shows it.
+
+    `revision` is the N of its tag `rev-N`, 0 if it has none."""
 
     id: str
     name: str
@@ -253,10 +254,10 @@ class Stack:
 
 @dataclass(frozen=True)
 class FailedResource:
-    """A resource of a stack, or of a stack nested in it, that failed.
+    """A failed resource of a stack, or of a stack nested in it.
 
-    `stack_name` and `stack_id` are of the stack that holds it; `parent` is the resource in the
-    stack above which is that stack, '' in the uppermost one."""
+    `stack_name` and `stack_id` are those of the stack that contains it. `parent` is the name of the
+    resource, in the stack above, that is this stack; '' in the root stack."""
 
     name: str
     type: str
@@ -284,10 +285,11 @@ class Stacks:
         timeout_min: int,
         tags: Sequence[str] = (),
     ) -> str:
-        """Create a stack and return its id. Raises Conflict if the project has one of that name
-        already."""
-        with _calling('Creating the stack'):
-            made = self._heat.stacks.create(
+        """Begin to create a stack and return its id.
+
+        Raises Conflict if the project has a stack of that name."""
+        with _track_outage('Creating the stack'):
+            response = self._heat.stacks.create(
                 stack_name=name,
                 template=template,
                 files=files,
@@ -296,7 +298,7 @@ class Stacks:
                 disable_rollback=True,
                 **({'tags': ','.join(tags)} if tags else {}),
             )
-            return str(made['stack']['id'])
+            return str(response['stack']['id'])
 
     def update(
         self,
@@ -308,15 +310,17 @@ class Stacks:
         timeout_min: int,
         tags: Sequence[str],
     ) -> None:
-        """Begin to update a stack; one that is being created or updated is taken further from where
-        it is.
+        """Begin to update a stack. A create or update that is under way is replaced: Heat goes on
+        from the state that the stack is in.
 
-        That may fail in members at work: Heat 27 was seen to end such an update in UPDATE_FAILED on
-        a busy machine, and the next one, of the stack at rest, in UPDATE_COMPLETE. Parameters that
-        are not named keep their values, hidden ones too. The tags change at once. Raises NotFound;
-        Rejected if Heat finds fault with the template or the stack is being deleted; Conflict if it
-        is busy; Unreachable, after which it may have begun all the same: the revision tells."""
-        with _calling('Updating the stack'):
+        That may fail in resources which are at work: Heat 27 was seen to end such an update in
+        UPDATE_FAILED on a busy machine, and the next one, of the stack at rest, in UPDATE_COMPLETE.
+
+        Parameters that are not named keep their values, hidden ones too. The tags change at once.
+        Raises NotFound; Rejected if Heat finds fault with the template or the stack is being
+        deleted; Conflict if it is busy; Unreachable, after which the update may have begun or not:
+        the revision in the tags tells."""
+        with _track_outage('Updating the stack'):
             self._heat.stacks.update(
                 stack_id,
                 existing=True,
@@ -329,48 +333,52 @@ class Stacks:
             )
 
     def cancel(self, stack_id: str) -> None:
-        """Stop a create or an update where it is; the stack is FAILED soon after. If it has ended,
-        do nothing.
+        """Stop a create or an update where it is. The stack becomes FAILED soon after. Does nothing
+        if the create or update has ended.
 
         Resources that are at work go on until they have ended. Raises NotFound if there is no such
         stack."""
-        with _calling('Stopping the work on the stack'):
+        with _track_outage('Stopping the work on the stack'):
             try:
                 self._heat.actions.cancel_without_rollback(stack_id)
             except heat_exc.HTTPBadRequest as e:
-                if 'Cancelling update when stack is' not in _text(e.message):
+                # Heat's answer for a stack at rest.
+                if 'Cancelling update when stack is' not in _decode_text(e.message):
                     raise
 
     def find(self, name: str) -> Stack | None:
-        """The stack of that name, or None."""
-        with _calling('Looking for the stack'):
-            return next((s for s in self._list(name=name) if s.name == name), None)
+        """Return the stack of that name, or None."""
+        with _track_outage('Looking for the stack'):
+            for stack in self._list(name=name):
+                if stack.name == name:
+                    return stack
+            return None
 
-    def look(self, ids: Collection[str]) -> dict[str, Stack]:
-        """The stacks of these ids in one call; what is missing is not there any more.
+    def list_by_ids(self, ids: Collection[str]) -> dict[str, Stack]:
+        """Return the stacks of these ids, by id, in one call. Ids without a stack are left out.
 
-        Many ids do not fit into an address: then all of the project are listed. Heat has no limit
-        of its own, and its client asks again only if told a limit. The tag is no filter here: older
-        stacks have none."""
+        More than `IDS_PER_CALL` ids do not fit into a URL, so then all stacks of the project are
+        listed. Heat has no page limit of its own, and its client pages only if given one. The tag
+        is no filter here, because older stacks have none."""
         wanted = set(ids)
         if not wanted:
             return {}
-        with _calling('Looking at stacks'):
+        with _track_outage('Looking at stacks'):
             filters = {'id': sorted(wanted)} if len(wanted) <= IDS_PER_CALL else {}
             return {s.id: s for s in self._list(**filters) if s.id in wanted}
 
     def list_ours(self) -> list[Stack]:
-        """Every root stack that has our tag or, as older ones, a name that ends in a uuid."""
-        with _calling('Listing stacks'):
+        """Return every root stack with `TAG` or, as older ones, with a name that ends in a uuid."""
+        with _track_outage('Listing stacks'):
             return [s for s in self._list() if TAG in s.tags or _ENDS_IN_UUID.search(s.name)]
 
     def _list(self, **filters: Any) -> Iterator[Stack]:
-        # A token with the role admin is shown the stacks of every project unless it names one.
-        # Together with the filter `tags` Heat 27 answers any other filter with 500, or with
-        # nothing.
+        # A token with the role admin sees the stacks of every project, unless the filter names one.
+        # The filter `tags` is not used: Heat 27 answers it together with any other filter with 500,
+        # or with an empty list.
         for stack in self._heat.stacks.list(filters={'tenant': self._project_id, **filters}):
             tags = tuple(getattr(stack, 'tags', None) or ())
-            revisions = [int(found[1]) for found in map(_REVISION.fullmatch, tags) if found]
+            revisions = [int(match[1]) for match in map(_REVISION.fullmatch, tags) if match]
             yield Stack(
                 stack.id,
                 stack.stack_name,
@@ -378,33 +386,35 @@ class Stacks:
                 stack.stack_status_reason or '',
                 max(revisions, default=0),
                 tags,
-                _time(stack.creation_time),
+                _parse_time(stack.creation_time),
             )
 
-    def outputs(self, stack_id: str) -> dict[str, Any]:
-        """All outputs of a stack. Heat works them out at each call, so ask once, at the end."""
-        with _calling('Reading the outputs of the stack'):
+    def get_outputs(self, stack_id: str) -> dict[str, Any]:
+        """Return all outputs of a stack, by name.
+
+        Heat computes them at each call, so call this once, when the stack is done."""
+        with _track_outage('Reading the outputs of the stack'):
             stack = self._heat.stacks.get(stack_id, resolve_outputs=True)
             return {
                 output['output_key']: output.get('output_value')
                 for output in getattr(stack, 'outputs', ())
             }
 
-    def failures(self, stack_id: str) -> list[FailedResource]:
-        """Every resource that failed, nested stacks included, in one call."""
-        with _calling('Reading the failed resources of the stack'):
+    def list_failures(self, stack_id: str) -> list[FailedResource]:
+        """Return every failed resource of a stack and of the stacks nested in it, in one call."""
+        with _track_outage('Reading the failed resources of the stack'):
             return [
-                self._failed(r)
-                for r in self._heat.resources.list(
+                self._read_failure(resource)
+                for resource in self._heat.resources.list(
                     stack_id, nested_depth=NESTED_DEPTH, filters={'status': 'FAILED'}
                 )
             ]
 
     @staticmethod
-    def _failed(resource: Any) -> FailedResource:
-        # Heat says only in the end of a link which stack holds a resource: /stacks/NAME/ID.
-        [holder] = [link['href'] for link in resource.links if link.get('rel') == 'stack']
-        stack_name, stack_id = holder.split('/')[-2:]
+    def _read_failure(resource: Any) -> FailedResource:
+        # Which stack contains a resource is only in the end of a link: /stacks/NAME/ID.
+        [address] = [link['href'] for link in resource.links if link.get('rel') == 'stack']
+        stack_name, stack_id = address.split('/')[-2:]
         return FailedResource(
             resource.resource_name,
             resource.resource_type,
@@ -415,29 +425,30 @@ class Stacks:
             getattr(resource, 'parent_resource', None) or '',
         )
 
-    def progress(self, stack_id: str) -> tuple[int, int]:
-        """How many resources are done, and of how many. Those of nested stacks count, as does a
-        nested stack itself.
+    def get_progress(self, stack_id: str) -> tuple[int, int]:
+        """Return how many resources are done, and how many there are, nested stacks included.
 
-        Done is what is COMPLETE and was begun. The total grows while nested stacks are made. An
-        update has done, by this, all that it did not come to yet; a delete takes resources off the
-        total. Heat loads every resource for the answer: not a call for each round."""
-        with _calling('Counting the resources of the stack'):
-            found = [
-                r.resource_status
-                for r in self._heat.resources.list(stack_id, nested_depth=NESTED_DEPTH)
+        Done means COMPLETE, but not INIT_COMPLETE, which has not begun. A nested stack counts as a
+        resource, too. The total grows while nested stacks are created. In an update, resources that
+        it has not come to yet count as done; a delete removes resources from the total. Heat loads
+        every resource for the answer, so do not call this in each round."""
+        with _track_outage('Counting the resources of the stack'):
+            statuses = [
+                resource.resource_status
+                for resource in self._heat.resources.list(stack_id, nested_depth=NESTED_DEPTH)
             ]
-            return sum(s.endswith('_COMPLETE') and s != 'INIT_COMPLETE' for s in found), len(found)
+            done = sum(s.endswith('_COMPLETE') and s != 'INIT_COMPLETE' for s in statuses)
+            return done, len(statuses)
 
     def delete(self, stack_id: str) -> None:
-        """Begin to delete a stack. Raises NotFound if it is not there."""
-        with _calling('Deleting the stack'):
+        """Begin to delete a stack. Raises NotFound if it does not exist."""
+        with _track_outage('Deleting the stack'):
             self._heat.stacks.delete(stack_id)
 
 
 @dataclass(frozen=True)
 class LoadBalancer:
-    """What matters of an Octavia load balancer. `status` is its provisioning status."""
+    """An Octavia load balancer. `status` is its provisioning status."""
 
     id: str
     name: str
@@ -447,8 +458,9 @@ class LoadBalancer:
 
 @dataclass(frozen=True)
 class Login:
-    """How what runs inside a cluster gets a token: as a user of its own. `ca` is PEM text, '' if
-    none is needed."""
+    """How software inside a cluster gets a token, as the cluster's own user.
+
+    `ca` is PEM text, '' if none is needed."""
 
     user_id: str
     password: str = field(repr=False)
@@ -459,7 +471,7 @@ class Login:
 
 @dataclass(frozen=True)
 class Image:
-    """What matters of a Glance image."""
+    """A Glance image, with the properties that choose a driver."""
 
     id: str
     name: str
@@ -469,41 +481,40 @@ class Image:
 
 @dataclass(frozen=True)
 class Flavor:
-    """What matters of a Nova flavor."""
+    """A Nova flavor."""
 
     id: str
     disk_gb: int
 
 
-def _in_catalog(own: session.Session, service: str, interface: str, region: str | None) -> bool:
+def _has_service(own: session.Session, service: str, where: dict[str, Any]) -> bool:
     """Whether the catalog of a session's token has this service type."""
     try:
-        return (
-            own.get_endpoint(service_type=service, interface=interface, region_name=region)
-            is not None
-        )
-    except ksa_exc.EndpointNotFound:  # what some plugins raise; others return None
+        return own.get_endpoint(service_type=service, **where) is not None
+    except ksa_exc.EndpointNotFound:
+        # Some auth plugins raise this; others return None.
         return False
 
 
 class Lookups:
-    """What a caller can see of the cloud. Each method raises NotFound, Conflict (ambiguous),
-    Rejected or Unreachable."""
+    """What a caller can see of the cloud.
+
+    Each method raises NotFound, Conflict (a name fits several things), Rejected or Unreachable."""
 
     def __init__(
-        self, cloud: openstack.connection.Connection, interface: str, region: str | None
+        self, cloud: openstack.connection.Connection, interface: str, region_name: str | None
     ) -> None:
         self._cloud = cloud
-        self._interface, self._region = interface, region
+        self._where = {'interface': interface, 'region_name': region_name}
 
     def has(self, service: str) -> bool:
         """Whether the caller's catalog has this service type."""
-        with _translated(f'Looking for the {service} service'):
-            return _in_catalog(self._cloud.session, service, self._interface, self._region)
+        with _translate_errors(f'Looking for the {service} service'):
+            return _has_service(self._cloud.session, service, self._where)
 
-    def image(self, ref: str) -> Image:
-        """An image by id or name."""
-        with _translated(f'Image {ref}'):
+    def get_image(self, ref: str) -> Image:
+        """Get an image by id or name."""
+        with _translate_errors(f'Image {ref}'):
             image = self._cloud.image.find_image(ref, ignore_missing=False)
             properties = image.properties or {}
             return Image(
@@ -513,44 +524,49 @@ class Lookups:
                 properties.get('magnum_driver'),
             )
 
-    def flavor(self, ref: str) -> Flavor:
-        """A flavor by id or name."""
-        with _translated(f'Flavor {ref}'):
+    def get_flavor(self, ref: str) -> Flavor:
+        """Get a flavor by id or name."""
+        with _translate_errors(f'Flavor {ref}'):
             flavor = self._cloud.compute.find_flavor(ref, ignore_missing=False)
             return Flavor(flavor.id, flavor.disk)
 
-    def network(self, ref: str, *, external: bool = False) -> str:
-        """The id of a network by id or name; `external`: only one that leads out of the cloud
-        counts."""
-        with _translated(f'{"External network" if external else "Network"} {ref}'):
-            # As Neutron spells it: the SDK sends it with a look for an id, too, where Neutron takes
-            # nothing else.
-            only = {'router:external': True} if external else {}
-            found = self._cloud.network.find_network(ref, ignore_missing=False, **only)
-            if external and not found.is_router_external:  # a look for an id does not go by it
-                raise sdk_exc.NotFoundException(f'Network {ref} does not lead out of the cloud')
-            return str(found.id)
+    def get_network_id(self, ref: str, *, external: bool = False) -> str:
+        """Get the id of a network by id or name.
 
-    def subnet(self, ref: str) -> str:
-        """The id of a subnet by id or name."""
-        with _translated(f'Subnet {ref}'):
+        `external`: only networks that lead out of the cloud count."""
+        with _translate_errors(f'{"External network" if external else "Network"} {ref}'):
+            # Spelt as Neutron spells it: the SDK also sends it with a GET by id, where Neutron
+            # accepts no other spelling.
+            filters = {'router:external': True} if external else {}
+            network = self._cloud.network.find_network(ref, ignore_missing=False, **filters)
+            # Neutron ignores the filter in a GET by id.
+            if external and not network.is_router_external:
+                raise sdk_exc.NotFoundException(f'Network {ref} does not lead out of the cloud')
+            return str(network.id)
+
+    def get_subnet_id(self, ref: str) -> str:
+        """Get the id of a subnet by id or name."""
+        with _translate_errors(f'Subnet {ref}'):
             return str(self._cloud.network.find_subnet(ref, ignore_missing=False).id)
 
-    def public_key(self, keypair: str) -> str:
-        """The public key of a keypair of the caller's own."""
-        with _translated(f'Keypair {keypair}'):
+    def get_public_key(self, keypair: str) -> str:
+        """Get the public key of one of the caller's own keypairs."""
+        with _translate_errors(f'Keypair {keypair}'):
             return str(self._cloud.compute.find_keypair(keypair, ignore_missing=False).public_key)
 
 
-#: Owners of ports that Neutron removes by itself, and of a router interface's own port.
+#: `device_owner` of ports that Neutron removes by itself.
 HARMLESS_OWNERS = ('network:dhcp', 'network:distributed')
+#: `device_owner` of the port that a router interface is.
 ROUTER_OWNER = 'network:router_interface'
+#: Sentences of `Cloud.list_blockers` that name a port each.
 SENTENCES = 10
 
 
-def _ports_at(resource_type: str, physical_id: str) -> dict[str, str]:
-    """The filter of Neutron's list of ports for those that use a thing, both as Heat has them; {}
-    if not known."""
+def _build_port_filter(resource_type: str, physical_id: str) -> dict[str, str]:
+    """Build the filter of Neutron's list of ports for those that use a resource.
+
+    Type and id are as Heat has them. Returns {} for a type that is not known."""
     match resource_type:
         case 'OS::Neutron::Net':
             return {'network_id': physical_id}
@@ -564,60 +580,59 @@ def _ports_at(resource_type: str, physical_id: str) -> dict[str, str]:
 
 
 class Cloud:
-    """The cloud as the service sees it. One per process; safe for threads."""
+    """The cloud as the service user sees it. One per process; safe for threads."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._conf = conf
         self._group = conf[AUTH_GROUP]
-        # No call may take half a lease, and one call of ours may need a token first.
+        #: Which of the addresses in a catalog are called.
+        self._where = {
+            'interface': self._group.interface,
+            'region_name': self._group.region_name,
+        }
+        self._heat = {'service_type': 'orchestration', **self._where}
+        # A call must end within half a lease, and one call here may have to fetch a token first.
         self._timeout_s = min(self._group.timeout or 3600, conf.conductor.lease * 0.4)
         self._discovery: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._sessions: dict[str, session.Session] = {}
 
-    def _session(self, auth: Any) -> session.Session:
-        group = self._group
-        made = session.Session(
+    def _make_session(self, auth: Any) -> session.Session:
+        client = loading.load_session_from_conf_options(
+            self._conf,
+            AUTH_GROUP,
             auth=auth,
-            verify=not group.insecure and (group.cafile or True),
             timeout=self._timeout_s,
-            cert=(group.certfile, group.keyfile)
-            if group.certfile and group.keyfile
-            else group.certfile,
             discovery_cache=self._discovery,
         )
-        made.session.hooks['response'].append(_heed_overload)
-        return made
+        client.session.hooks['response'].append(_heed_overload)
+        return client
 
-    def _connection(self, own: session.Session) -> openstack.connection.Connection:
-        return openstack.connection.Connection(
-            session=own,
-            region_name=self._group.region_name,
-            interface=self._group.interface,
-            app_name='magnum-lite',
-        )
+    def _connect(self, own: session.Session) -> openstack.connection.Connection:
+        return openstack.connection.Connection(session=own, app_name='magnum-lite', **self._where)
 
     @functools.cached_property
     def _own(self) -> openstack.connection.Connection:
-        return self._connection(
-            self._session(loading.load_auth_from_conf_options(self._conf, AUTH_GROUP))
+        """The connection in the service's own project."""
+        return self._connect(
+            self._make_session(loading.load_auth_from_conf_options(self._conf, AUTH_GROUP))
         )
 
     @property
     def _keystone(self) -> Any:
-        """The SDK's Keystone, of version 3: its own types do not say which."""
+        """The SDK's Keystone proxy, which is of version 3. Its own types do not say so."""
         return self._own.identity
 
     @functools.cached_property
     def _role_ids(self) -> list[str]:
-        return self._ids_of(self._conf.identity.project_roles)
+        return self._find_role_ids(self._conf.identity.project_roles)
 
-    def _ids_of(self, roles: list[str]) -> list[str]:
+    def _find_role_ids(self, roles: list[str]) -> list[str]:
         return [self._keystone.find_role(name, ignore_missing=False).id for name in roles]
 
     @functools.cached_property
     def _user_role_ids(self) -> list[str]:
-        return self._ids_of(self._conf.trust.roles or self._conf.identity.project_roles)
+        return self._find_role_ids(self._conf.trust.roles or self._conf.identity.project_roles)
 
     @functools.cached_property
     def _user_domain_id(self) -> str:
@@ -627,14 +642,15 @@ class Cloud:
             or self._keystone.find_domain(group.trustee_domain_name, ignore_missing=False).id
         )
 
-    def _session_in(self, project_id: str, as_admin: bool = False) -> session.Session:
-        """The service user's session in a project, one for all that is done there; `as_admin`: in
-        its own project."""
+    def _get_session(self, project_id: str, as_admin: bool = False) -> session.Session:
+        """Return the service user's session in a project, which all calls for the project share.
+
+        `as_admin`: its session in its own project."""
         if as_admin:
             return self._own.session
         with self._lock:
             if project_id not in self._sessions:
-                self._sessions[project_id] = self._session(
+                self._sessions[project_id] = self._make_session(
                     loading.load_auth_from_conf_options(
                         self._conf,
                         AUTH_GROUP,
@@ -650,175 +666,153 @@ class Cloud:
             return self._sessions[project_id]
 
     def lookups(self, auth: Any) -> Lookups:
-        """Look-ups with the token of the caller whose keystoneauth plugin `auth` is."""
-        return Lookups(
-            self._connection(self._session(auth)), self._group.interface, self._group.region_name
-        )
+        """Return look-ups with the token of a caller, whose keystoneauth plugin is `auth`."""
+        return Lookups(self._connect(self._make_session(auth)), **self._where)
 
     def stacks(self, project_id: str, *, as_admin: bool = False) -> Stacks:
-        """The stacks of a project, as the service user with its role there.
+        """Return the stacks of a project, as the service user with its role there sees them.
 
-        `as_admin`: with the token of the service's own project, for a project that is disabled or
-        gone. Finding, looking, failures, progress and deleting were tried so. Heat must take its
-        role for `context_is_admin`, else every call raises Rejected, never NotFound. Raises
-        Unreachable if the catalog cannot be read."""
-        where = {'endpoint_override': self._heat_of(project_id)} if as_admin else {}
+        `as_admin`: use the token of the service's own project, for a project that is disabled or
+        gone. This was tried for find, list_by_ids, list_failures, get_progress and delete. Heat
+        must count the service's role as `context_is_admin`, else every call raises Rejected, never
+        NotFound. Raises Unreachable if the catalog cannot be read."""
+        override = {'endpoint_override': self._build_heat_address(project_id)} if as_admin else {}
         return Stacks(
             heat_client.Client(
-                session=self._session_in(project_id, as_admin),
-                service_type='orchestration',
-                interface=self._group.interface,
-                region_name=self._group.region_name,
-                **where,
+                session=self._get_session(project_id, as_admin), **self._heat, **override
             ),
             project_id,
         )
 
-    def _heat_of(self, project_id: str) -> str:
-        """Heat's address for a project that no token of ours is of.
+    def _build_heat_address(self, project_id: str) -> str:
+        """Build Heat's address for a project that the service has no token of.
 
-        At the address of its own project Heat would show a service that is no admin nothing at all,
-        which would look as if the stack were gone; at this one it says 403."""
-        with _calling('Looking for the orchestration service'):
+        At the address of the service's own project Heat would show a service that is no admin an
+        empty list, as if the stacks had been deleted. At this address it answers 403."""
+        with _track_outage('Looking for the orchestration service'):
             own = self._own.session
-            address = (
-                own.get_endpoint(
-                    service_type='orchestration',
-                    interface=self._group.interface,
-                    region_name=self._group.region_name,
-                )
-                or ''
-            )
-            ours = own.get_project_id()
-            if not ours or ours not in address:
+            address = own.get_endpoint(**self._heat) or ''
+            own_project_id = own.get_project_id()
+            if not own_project_id or own_project_id not in address:
                 raise Unreachable(
                     f'Looking for the orchestration service: no project in its address {address!r}'
                 )
-            return address.replace(ours, project_id)
+            return address.replace(own_project_id, project_id)
 
-    def _role_path(self, project_id: str, role_id: str, user_id: str = '') -> str:
-        who = user_id or self._own.session.get_user_id()
-        return f'/projects/{project_id}/users/{who}/roles/{role_id}'
+    def _build_role_path(self, project_id: str, role_id: str, user_id: str = '') -> str:
+        # Without `user_id` it is the service user's.
+        holder = user_id or self._own.session.get_user_id()
+        return f'/projects/{project_id}/users/{holder}/roles/{role_id}'
 
     def grant_roles(self, project_id: str) -> None:
-        """Give the service user its roles on a project. Doing it twice does no harm."""
-        with _calling('Granting the service its role on the project'):
+        """Grant the service user its roles on a project. Idempotent."""
+        with _track_outage('Granting the service its role on the project'):
             for role_id in self._role_ids:
-                self._keystone.put(self._role_path(project_id, role_id), raise_exc=True)
+                self._keystone.put(self._build_role_path(project_id, role_id), raise_exc=True)
 
     def revoke_roles(self, project_id: str) -> None:
-        """Take the roles back. A role, or a project, that is not there is what was wanted."""
-        with _calling('Looking for the roles of the service'):
+        """Revoke the service user's roles on a project. Idempotent, also for a project that does
+        not exist."""
+        with _track_outage('Looking for the roles of the service'):
             role_ids = self._role_ids
         for role_id in role_ids:
             with (
                 contextlib.suppress(NotFound),
-                _calling('Taking back the role of the service on the project'),
+                _track_outage('Taking back the role of the service on the project'),
             ):
-                self._keystone.delete(self._role_path(project_id, role_id), raise_exc=True)
+                self._keystone.delete(self._build_role_path(project_id, role_id), raise_exc=True)
         with self._lock:
             self._sessions.pop(project_id, None)
 
-    def projects_with_role(self) -> list[str]:
-        """Ids of the projects on which the service user was granted a role of `project_roles`
-        itself.
+    def list_projects_with_role(self) -> list[str]:
+        """Return the ids of the projects on which the service user has a role of `project_roles`.
 
-        That is not by inheritance, and not the project of its own login.
-        """
-        with _calling('Listing the roles of the service'):
+        Inherited roles do not count, nor does the project of the service's own login."""
+        with _track_outage('Listing the roles of the service'):
             own = self._own.session
             scopes = [
-                a.scope
+                assignment.scope
                 for role_id in self._role_ids
-                for a in self._keystone.role_assignments(user_id=own.get_user_id(), role_id=role_id)
+                for assignment in self._keystone.role_assignments(
+                    user_id=own.get_user_id(), role_id=role_id
+                )
             ]
-            found = {
-                s['project']['id']
-                for s in scopes
-                if 'project' in s and 'OS-INHERIT:inherited_to' not in s
+            project_ids = {
+                scope['project']['id']
+                for scope in scopes
+                if 'project' in scope and 'OS-INHERIT:inherited_to' not in scope
             }
-            return sorted(found - {own.get_project_id()})
+            return sorted(project_ids - {own.get_project_id()})
 
     def make_user(self, name: str, password: str) -> str:
-        """Make the user that a cluster has in the cloud, and return its id. One of that name gets
-        this password.
+        """Make the user that a cluster has in the cloud, and return its id. A user of that name
+        that exists gets this password.
 
-        The site's rules for the passwords of people do not hold for it: nobody would change it when
-        it expires."""
-        with _calling('Making the user of the cluster'):
+        It is exempt from the site's rules for the passwords of people: nothing would change it
+        before it expires."""
+        with _track_outage('Making the user of the cluster'):
             identity = self._keystone
-            user = {
-                'password': password,
-                'enabled': True,
-                'options': dict.fromkeys(
-                    (
-                        'ignore_change_password_upon_first_use',
-                        'ignore_password_expiry',
-                        'ignore_lockout_failure_attempts',
-                        'lock_password',
-                    ),
-                    True,
-                ),
+            options = (
+                'ignore_change_password_upon_first_use',
+                'ignore_password_expiry',
+                'ignore_lockout_failure_attempts',
+                'lock_password',
+            )
+            user = {'password': password, 'enabled': True, 'options': dict.fromkeys(options, True)}
+            new_user = user | {
+                'name': name,
+                'domain_id': self._user_domain_id,
+                'description': f'What runs inside cluster {name}',
             }
             try:
-                return str(
-                    identity.post(
-                        '/users',
-                        raise_exc=True,
-                        json={
-                            'user': user
-                            | {
-                                'name': name,
-                                'domain_id': self._user_domain_id,
-                                'description': f'What runs inside cluster {name}',
-                            }
-                        },
-                    ).json()['user']['id']
-                )
+                response = identity.post('/users', raise_exc=True, json={'user': new_user})
+                return str(response.json()['user']['id'])
             except ksa_exc.Conflict:
-                user_id = str(
-                    identity.find_user(
-                        name, ignore_missing=False, domain_id=self._user_domain_id
-                    ).id
-                )
+                user_id = self._find_user_id(name)
                 identity.patch(f'/users/{user_id}', raise_exc=True, json={'user': user})
                 return user_id
 
+    def _find_user_id(self, name: str) -> str:
+        user = self._keystone.find_user(name, ignore_missing=False, domain_id=self._user_domain_id)
+        return str(user.id)
+
     def grant_user(self, user_id: str, project_id: str) -> None:
-        """Give the user of a cluster its roles on the project. Doing it twice does no harm."""
-        with _calling('Granting the user of the cluster its role on the project'):
+        """Grant the user of a cluster its roles on the project. Idempotent."""
+        with _track_outage('Granting the user of the cluster its role on the project'):
             for role_id in self._user_role_ids:
-                self._keystone.put(self._role_path(project_id, role_id, user_id), raise_exc=True)
+                self._keystone.put(
+                    self._build_role_path(project_id, role_id, user_id), raise_exc=True
+                )
 
     def remove_user(self, name: str, user_id: str = '') -> None:
-        """Remove the user of a cluster, and with it its roles and tokens. One that is not there is
-        what was wanted."""
-        with contextlib.suppress(NotFound), _calling('Removing the user of the cluster'):
+        """Remove the user of a cluster, and with it its roles and tokens. Idempotent."""
+        with contextlib.suppress(NotFound), _track_outage('Removing the user of the cluster'):
             identity = self._keystone
-            user_id = (
-                user_id
-                or identity.find_user(name, ignore_missing=False, domain_id=self._user_domain_id).id
-            )
+            if not user_id:
+                user_id = self._find_user_id(name)
             identity.delete(f'/users/{user_id}', raise_exc=True)
 
-    def cluster_users(self) -> dict[str, str]:
-        """Ids by name of the users that are named after a uuid in the domain of clusters' users;
-        none without one."""
+    def list_cluster_users(self) -> dict[str, str]:
+        """Return the ids, by name, of the users in the domain of clusters' users whose name is a
+        uuid.
+
+        Returns {} if no such domain is configured."""
         if not (self._conf.trust.trustee_domain_id or self._conf.trust.trustee_domain_name):
             return {}
-        with _calling('Listing the users of clusters'):
+        with _track_outage('Listing the users of clusters'):
             return {
                 user.name: user.id
                 for user in self._keystone.users(domain_id=self._user_domain_id)
                 if _UUID.fullmatch(user.name)
             }
 
-    def login(self, user_id: str, password: str) -> Login:
-        """How a user logs in from inside a cluster, by what the catalog and the configuration
-        say."""
-        ca, region = self._conf.drivers.openstack_ca_file, self._group.region_name
+    def build_login(self, user_id: str, password: str) -> Login:
+        """Build the login of a user inside a cluster, from the catalog and the configuration.
+
+        Raises Rejected if the catalog has no such address of Keystone."""
+        region = self._group.region_name
         interface = self._conf.trust.trustee_keystone_interface
-        with _calling('Looking for Keystone in the catalog'):
+        with _track_outage('Looking for Keystone in the catalog'):
             url = self._own.session.get_endpoint(
                 service_type='identity', region_name=region, interface=interface
             )
@@ -828,19 +822,20 @@ class Cloud:
                     f'identity{f" in region {region}" if region else ""} (see [trust] '
                     'trustee_keystone_interface)'
                 )
+            ca_file = self._conf.drivers.openstack_ca_file
             return Login(
                 user_id,
                 password,
                 f'{url.rstrip("/").removesuffix("/v3")}/v3',
                 region or '',
-                pathlib.Path(ca).read_text() if ca else '',
+                pathlib.Path(ca_file).read_text() if ca_file else '',
             )
 
-    def project_state(self, project_id: str) -> str:
-        """Whether tokens can be had for a project: 'enabled', 'disabled' (it, or its domain) or
-        'gone'."""
+    def get_project_state(self, project_id: str) -> str:
+        """Return whether Keystone issues tokens for a project: 'enabled', 'disabled' (it, or its
+        domain) or 'gone'."""
         try:
-            with _calling('Looking at the project'):
+            with _track_outage('Looking at the project'):
                 project = self._keystone.get_project(project_id)
                 enabled = (
                     project.is_enabled and self._keystone.get_domain(project.domain_id).is_enabled
@@ -849,96 +844,88 @@ class Cloud:
             return 'gone'
         return 'enabled' if enabled else 'disabled'
 
-    def load_balancers(
+    def list_load_balancers(
         self, project_id: str, text: str, *, as_admin: bool = False
     ) -> list[LoadBalancer]:
-        """The load balancers of a project with `text` in their description or in a tag; none
-        without Octavia.
+        """Return the load balancers of a project with `text` in their description or in a tag.
 
-        Raises Rejected where Octavia wants a role that the service user does not have there.
-        """
-        with _calling('Looking for load balancers'):
-            own = self._session_in(project_id, as_admin)
-            if not _in_catalog(
-                own, 'load-balancer', self._group.interface, self._group.region_name
-            ):
+        Returns [] on a cloud without Octavia. Raises Rejected where Octavia requires a role that
+        the service user does not have there."""
+        with _track_outage('Looking for load balancers'):
+            own = self._get_session(project_id, as_admin)
+            if not _has_service(own, 'load-balancer', self._where):
                 return []
+            octavia = self._connect(own).load_balancer
             return [
                 LoadBalancer(b.id, b.name, b.description or '', b.provisioning_status)
-                for b in self._connection(own).load_balancer.load_balancers(project_id=project_id)
-                if any(text in said for said in (b.description or '', *(b.tags or ())))
+                for b in octavia.load_balancers(project_id=project_id)
+                if any(text in place for place in (b.description or '', *(b.tags or ())))
             ]
 
     def delete_load_balancer(
         self, project_id: str, load_balancer_id: str, *, as_admin: bool = False
     ) -> None:
-        """Begin to delete a load balancer and all in it, its floating IPs first: Octavia leaves
-        those behind.
+        """Begin to delete a load balancer and all in it. Does nothing if it does not exist.
 
-        One that is not there is done. Raises Conflict while Octavia works on it (PENDING_*): try
-        again later."""
-        with contextlib.suppress(NotFound), _calling('Deleting the load balancer'):
-            cloud = self._connection(self._session_in(project_id, as_admin))
-            found = cloud.load_balancer.get_load_balancer(load_balancer_id)
-            if found.provisioning_status.startswith('PENDING_'):
+        Its floating IPs are deleted first: Octavia leaves those behind. Raises Conflict while
+        Octavia works on it (PENDING_*): retry later."""
+        with contextlib.suppress(NotFound), _track_outage('Deleting the load balancer'):
+            cloud = self._connect(self._get_session(project_id, as_admin))
+            balancer = cloud.load_balancer.get_load_balancer(load_balancer_id)
+            if balancer.provisioning_status.startswith('PENDING_'):
                 raise Conflict(
-                    f'Deleting the load balancer: {load_balancer_id} is {found.provisioning_status}'
+                    f'Deleting the load balancer: {load_balancer_id} is '
+                    f'{balancer.provisioning_status}'
                 )
-            # Without a port the filter would be none, and every address of the project be meant.
-            for address in (
-                cloud.network.ips(port_id=found.vip_port_id) if found.vip_port_id else ()
-            ):
-                cloud.network.delete_ip(address)
+            # A filter by no port would be no filter: every floating IP of the project would go.
+            if balancer.vip_port_id:
+                for address in cloud.network.ips(port_id=balancer.vip_port_id):
+                    cloud.network.delete_ip(address)
             cloud.load_balancer.delete_load_balancer(load_balancer_id, cascade=True)
 
-    def blockers(
+    def list_blockers(
         self, project_id: str, resource_type: str, physical_id: str, *, as_admin: bool = False
     ) -> list[str]:
-        """Sentences that name the ports which keep a Neutron thing from being deleted; none for
-        types not known.
+        """Return sentences that name the ports which prevent the deletion of a Neutron resource.
 
         `resource_type` and `physical_id` are as Heat has them: a router interface is
-        ROUTER:subnet_id=SUBNET."""
-        filters = _ports_at(resource_type, physical_id) if physical_id else {}
-        if not filters:  # without any, all ports would be meant
+        ROUTER:subnet_id=SUBNET. Returns [] for types that are not known."""
+        filters = _build_port_filter(resource_type, physical_id) if physical_id else {}
+        # A list without a filter would be that of all ports.
+        if not filters:
             return []
-        harmless = HARMLESS_OWNERS + (
-            (ROUTER_OWNER,) if resource_type == 'OS::Neutron::RouterInterface' else ()
-        )
-        with _calling('Looking for what blocks the delete'):
-            network = self._connection(self._session_in(project_id, as_admin)).network
+        harmless = [*HARMLESS_OWNERS]
+        if resource_type == 'OS::Neutron::RouterInterface':
+            harmless.append(ROUTER_OWNER)
+        with _track_outage('Looking for what blocks the delete'):
+            network = self._connect(self._get_session(project_id, as_admin)).network
             ports = [p for p in network.ports(**filters) if p.device_owner not in harmless]
-        said = [
+        sentences = [
             f'Port {p.name or "without a name"} ({p.id}) of {p.device_owner or "nobody"} '
             f'{p.device_id or ""}'.strip()
             for p in ports[:SENTENCES]
         ]
-        return said + ([f'and {len(ports) - SENTENCES} more'] if len(ports) > SENTENCES else [])
+        if len(ports) > SENTENCES:
+            sentences.append(f'and {len(ports) - SENTENCES} more')
+        return sentences
 
     def check_identity(self, *, timeout_s: float) -> None:
-        """Have Keystone answer, for which no token is needed. Raises CloudError."""
-        with _translated('Looking at Keystone'):
+        """Check that Keystone answers. This needs no token. Raises CloudError."""
+        with _translate_errors('Looking at Keystone'):
             auth: Any = self._own.session.auth
             self._own.session.get(auth.auth_url, authenticated=False, timeout=timeout_s).json()
 
     def check_orchestration(self, *, timeout_s: float) -> None:
-        """Have Heat answer, API and engine: the least call that an API process cannot answer alone.
-        Raises Unreachable."""
-        with contextlib.suppress(Rejected, NotFound), _translated('Looking at Heat'):
-            self._own.session.get(
-                '/build_info',
-                timeout=timeout_s,
-                endpoint_filter={
-                    'service_type': 'orchestration',
-                    'interface': self._group.interface,
-                    'region_name': self._group.region_name,
-                },
-            )
+        """Check that Heat answers, API and engine. Raises Unreachable.
 
-    def service_roles(self) -> tuple[list[str], list[str]]:
-        """The roles that the service user has on its own project, and those of `project_roles` that
-        do not exist."""
-        with _translated('Looking at the roles of the service'):
+        /build_info is the smallest call that an API process cannot answer without the engine."""
+        with contextlib.suppress(Rejected, NotFound), _translate_errors('Looking at Heat'):
+            self._own.session.get('/build_info', timeout=timeout_s, endpoint_filter=self._heat)
+
+    def list_service_roles(self) -> tuple[list[str], list[str]]:
+        """Return the roles that the service user has on its own project, and those of
+        `project_roles` that do not exist."""
+        with _translate_errors('Looking at the roles of the service'):
             own = self._own
             auth: Any = own.session.auth
             roles = list(auth.get_access(own.session).role_names)

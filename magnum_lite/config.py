@@ -1,9 +1,11 @@
-"""Every option, with its unit, its effect and when to change it; and how a process reads its
-configuration.
+"""The options of the service, and how a process reads its configuration.
 
-The object handed around is oslo.config's global `cfg.CONF`, because oslo.messaging registers
-options of its own only there and fails on a private one. Nobody but this module and the starts of
-processes may name it: everything else gets `conf` as an argument. Names that operators know from
+`cli` and `api.wsgi` call `load` at the start of a process. The help of each option says its unit,
+its effect and when to change it; etc/magnum-lite.conf.sample is generated from it.
+
+The configuration is oslo.config's global `cfg.CONF`, because oslo.messaging registers its own
+options only there and fails on a private object. Only this module and the starts of processes may
+use the global; everything else gets `conf` as an argument. Names that operators know from
 magnum.conf are kept where the meaning is the same."""
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import signal
 import socket
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 from keystoneauth1 import loading
 from oslo_config import cfg, types
@@ -330,32 +333,30 @@ keystore_opts = [
         default='$state_path/keystore.key',
         help='File with the keys that encrypt private keys, one Fernet key a line, newest first; '
         'all conductors need the same. `magnum-lite keystore-key` makes a line. The file must be '
-        'readable by the conductor only; the API needs it not.',
+        'readable by the conductor only; the API does not need it.',
     ),
 ]
 
-cluster_opts = [
+certificates_opts = [
     cfg.IntOpt(
         'ca_days',
+        deprecated_name='ca_days',
+        deprecated_group='cluster',
         default=3650,
         min=1,
         help='Days for which the authorities of a new cluster are valid; those of others stay as '
         'they are.',
     ),
-]
-
-x509_opts = [
     cfg.IntOpt(
         'term_of_validity',
+        deprecated_name='term_of_validity',
+        deprecated_group='x509',
         default=365,
         min=1,
         help='Days for which a certificate is valid that a user has asked for with a CSR. It '
         'never outlives its authority. Engines cannot take a certificate back, so do not make it '
         'longer than needed.',
     ),
-]
-
-certificates_opts = [
     cfg.IntOpt(
         'kubeconfig_hours',
         default=8,
@@ -433,18 +434,16 @@ GROUPS: dict[str, Sequence[cfg.Opt]] = {
     'identity': identity_opts,
     'trust': trust_opts,
     'keystore': keystore_opts,
-    'cluster': cluster_opts,
     'drivers': drivers_opts,
     'quotas': quota_opts,
-    'x509': x509_opts,
     'certificates': certificates_opts,
 }
-#: The service's own identity: keystoneauth's options, under the name that operators know.
+#: Group of keystoneauth's options for the service user. Magnum names it so, too.
 AUTH_GROUP = 'keystone_auth'
 
 
 def register(conf: cfg.ConfigOpts) -> None:
-    """Make all options known to `conf`. Doing it twice does no harm."""
+    """Register all options on `conf`. Idempotent."""
     for group, opts in GROUPS.items():
         conf.register_opts(opts, group=None if group == 'DEFAULT' else group)
     loading.register_auth_conf_options(conf, AUTH_GROUP)
@@ -453,11 +452,11 @@ def register(conf: cfg.ConfigOpts) -> None:
 
 
 def load(argv: Sequence[str], *, default_files: list[str] | None = None) -> cfg.ConfigOpts:
-    """Read command line and files, set up the log, and return the configuration.
+    """Read the command line and the files, set up the log, and return the configuration.
 
-    Without --config-file the usual places are looked at (/etc/magnum-lite/magnum-lite.conf). A
-    wrong value ends the process with the option's name: oslo.config raises `SystemExit` for the
-    command line, and for files `cfg.Error` is raised, of which `WrongValue` is one."""
+    Without --config-file oslo.config searches its usual places, such as
+    /etc/magnum-lite/magnum-lite.conf. For a wrong value on the command line oslo.config raises
+    SystemExit; for one in a file this raises cfg.Error, of which `WrongValue` is a subclass."""
     register(CONF)
     log.register_options(CONF)
     log.set_defaults(
@@ -475,65 +474,64 @@ def load(argv: Sequence[str], *, default_files: list[str] | None = None) -> cfg.
         version=importlib.metadata.version(PROJECT),
         default_config_files=default_files,
     )
-    if CONF[
-        AUTH_GROUP
-    ].auth_section:  # such as keystone_authtoken, which only an API process knows by itself
-        loading.register_auth_conf_options(CONF, CONF[AUTH_GROUP].auth_section)
+    # Such as keystone_authtoken, which is registered by itself only in an API process.
+    section = CONF[AUTH_GROUP].auth_section
+    if section:
+        loading.register_auth_conf_options(CONF, section)
     log.setup(CONF, PROJECT)
-    outage.quieten()
+    outage.limit_library_logs()
     _check_values(CONF)
     return CONF
 
 
 class WrongValue(cfg.Error):
-    """An option of ours has a value that it cannot have. The text names it, says where, and what is
-    expected."""
+    """An option has a value that it cannot have. The text names the option, its file, and the
+    values that it can have."""
 
 
 def _check_values(conf: cfg.ConfigOpts) -> None:
-    """Read every option of ours: oslo.config looks at a value when it is used, which may be weeks
-    after the start."""
+    """Read every option once: oslo.config checks a value when it is used, which may be weeks after
+    the start."""
     for group, opts in (GROUPS | {AUTH_GROUP: cloud_opts}).items():
         for opt in opts:
             try:
                 getattr(conf if group == 'DEFAULT' else conf[group], opt.dest)
             except (cfg.Error, ValueError) as e:
-                where = re.search(r"detail='([^']*)'", str(e))
+                # The text of oslo.config's error is the only place with the name of the file.
+                file = re.search(r"detail='([^']*)'", str(e))
                 raise WrongValue(
-                    f'[{group}] {opt.name}{f" in {where[1]}" if where else ""} must be '
-                    f'{_expected(opt)}: {str(e).rpartition("is not valid: ")[2]}'
+                    f'[{group}] {opt.name}{f" in {file[1]}" if file else ""} must be '
+                    f'{_describe_values(opt.type)}: {str(e).rpartition("is not valid: ")[2]}'
                 ) from e
 
 
-def _expected(opt: cfg.Opt) -> str:
-    """What an option takes, in words."""
-    kind = opt.type
-    least, most = getattr(kind, 'min', None), getattr(kind, 'max', None)
-    limits = (
-        ''
-        if least is None
-        else f' of {least} or more'
-        if most is None
-        else f' from {least} to {most}'
-    )
+def _describe_values(kind: Any) -> str:
+    """Say which values an option of a type can have."""
     if isinstance(kind, types.Integer | types.Float):
-        return f'a {"whole " if isinstance(kind, types.Integer) else ""}number{limits}'
-    if choices := getattr(kind, 'choices', None):
-        return f'one of {", ".join(map(str, choices))}'
-    return {
+        number = 'a whole number' if isinstance(kind, types.Integer) else 'a number'
+        if kind.min is None:
+            return number
+        if kind.max is None:
+            return f'{number} of {kind.min} or more'
+        return f'{number} from {kind.min} to {kind.max}'
+    if getattr(kind, 'choices', None):
+        return f'one of {", ".join(map(str, kind.choices))}'
+    descriptions: dict[type, str] = {
         types.Boolean: 'true or false',
         types.HostAddress: 'the name or the address of a host',
         types.Dict: 'pairs of name:value',
-    }.get(type(kind), 'text')
+    }
+    return descriptions.get(type(kind), 'text')
 
 
 def report_on_signal(conf: cfg.ConfigOpts) -> None:
-    """Have SIGUSR2 print what all threads do, and the configuration without its secrets:
-    oslo.reports' guru report.
+    """Print oslo.reports' guru report on SIGUSR2: the stacks of all threads, and the configuration
+    without its secrets.
 
-    For a server that keeps the signal to itself, such as uWSGI, [oslo_reports] file_event_handler
-    names a file: touching it does the same."""
-    from oslo_reports import guru_meditation_report, opts  # takes a fifth of a second
+    For a server that handles the signal itself, such as uWSGI, [oslo_reports] file_event_handler
+    names a file; touching it has the same effect."""
+    # This import takes a fifth of a second, so only processes that serve pay for it.
+    from oslo_reports import guru_meditation_report, opts
 
     opts.set_defaults(conf)
     reports = guru_meditation_report.TextGuruMeditation
@@ -548,16 +546,16 @@ def report_on_signal(conf: cfg.ConfigOpts) -> None:
 
 
 def use_exchange() -> None:
-    """Have our messages go to Magnum's exchange, which others listen to, unless control_exchange
+    """Send messages to Magnum's exchange, which other services listen to, unless control_exchange
     names one."""
-    import oslo_messaging  # takes a third of a second, for which most commands need not wait
+    # This import takes a third of a second, and most commands do not need it.
+    import oslo_messaging
 
     oslo_messaging.set_transport_defaults('magnum')
 
 
 def use_healthcheck_file() -> None:
-    """Have /healthcheck say 503 while a file is there, as Magnum has it, unless [healthcheck] says
-    otherwise."""
+    """Set Magnum's default of [healthcheck]: /healthcheck answers 503 while a file exists."""
     from oslo_middleware.healthcheck import opts
 
     cfg.set_defaults(opts.HEALTHCHECK_OPTS, backends=['disable_by_file'])
@@ -567,7 +565,7 @@ def use_healthcheck_file() -> None:
 
 
 def list_opts() -> list[tuple[str, Sequence[cfg.Opt]]]:
-    """For oslo-config-generator and oslo-config-validator: (group, options)."""
+    """Return (group, options) pairs, for oslo-config-generator and oslo-config-validator."""
     use_exchange()
     use_healthcheck_file()
     auth = [

@@ -1,8 +1,9 @@
-"""Who asks: one frozen record per request, made from what keystonemiddleware put into the WSGI
-environment.
+"""The caller of a request, and the context that oslo.log writes beside each line of a thread.
 
-And what the log says it was about: oslo.log puts the context of a thread beside each of its lines
-(use_json)."""
+`Caller` is made once per request by `api.app`, from what keystonemiddleware left in the WSGI
+environment; everything that decides what a caller may do reads it. `LogContext` is made by the API
+for a request and by conductors for the work on a cluster. Nothing here calls the cloud or the
+database."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ from oslo_context import context
 class Caller:
     """The caller of one request.
 
-    `auth` is a keystoneauth plugin that acts with the caller's own token, for the look-ups of
-    `api.preflight` while the request lasts; None without Keystone. It is never stored and never
-    sent."""
+    `auth` is a keystoneauth plugin that acts with the caller's own token. `api.preflight` looks
+    things up with it while the request lasts. It is None without Keystone. It is never stored and
+    never sent to another process."""
 
     user_id: str
     project_id: str
@@ -32,14 +33,14 @@ class Caller:
 
 
 class LogContext(context.RequestContext):
-    """What the lines of one thread are about: the request, its caller, and the cluster and
-    operation once known."""
+    """What the log lines of a thread are about: request, caller, and, once known, the cluster and
+    its operation."""
 
     cluster_uuid: str | None = None
     operation_id: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """What a line in JSON bears under `context`."""
+        """Return what a line in JSON (`use_json`) has under `context`."""
         return {
             **super().to_dict(),
             'cluster_uuid': self.cluster_uuid,
@@ -48,14 +49,13 @@ class LogContext(context.RequestContext):
 
 
 @contextlib.contextmanager
-def working_on(
-    cluster_uuid: str, operation_id: str | None, request_id: str | None
-) -> Iterator[None]:
-    """Have what this thread logs meanwhile bear these: the work of a conductor for what a request
-    asked for."""
-    made = LogContext(request_id=request_id or '-')
-    made.cluster_uuid, made.operation_id = cluster_uuid, operation_id
+def tag_logs(cluster_uuid: str, operation_id: str | None, request_id: str | None) -> Iterator[None]:
+    """Tag this thread's log lines with a cluster, its operation, and the request behind it."""
+    tagged = LogContext(request_id=request_id or '-')
+    tagged.cluster_uuid = cluster_uuid
+    tagged.operation_id = operation_id
     try:
         yield
     finally:
-        LogContext(request_id='-')  # takes its place: there is no way to have none again
+        # oslo.context can replace a thread's context, but not clear it.
+        LogContext(request_id='-')

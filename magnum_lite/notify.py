@@ -1,10 +1,12 @@
-"""What others may hear of clusters: CADF events (DMTF DSP0262) in the types and the shape of
-Magnum.
+"""Notifications about clusters for other services: CADF events (DMTF DSP0262), of Magnum's types.
 
-Off unless `[oslo_messaging_notifications] driver` names one, such as messagingv2; then nothing is
-made and nothing is sent. An event goes out behind the work that it tells of (`background`), so a
-broker that hangs holds nobody up: while it is away events wait, and are lost if there are too many
-of them or the process ends. One may come twice: `id` in its payload tells."""
+The API and conductors call `Notifier.send_cluster_event` at the beginning and at the end of each
+operation. It is off unless `[oslo_messaging_notifications] driver` names a driver, such as
+messagingv2; then no event is built and none is sent.
+
+Events are sent from a background thread, so a broker that hangs delays nobody. While it is down
+events wait in memory. They are lost if there are too many, or if the process ends. One event may be
+delivered twice: `id` in its payload identifies it."""
 
 from __future__ import annotations
 
@@ -24,17 +26,15 @@ from magnum_lite import background, config, models, outage
 
 LOG = log.getLogger(__name__)
 
-PENDING, SUCCESS, FAILURE = (
-    cadftaxonomy.OUTCOME_PENDING,
-    cadftaxonomy.OUTCOME_SUCCESS,
-    cadftaxonomy.OUTCOME_FAILURE,
-)
-#: Magnum's name for the kind of thing that an event is about.
+PENDING = cadftaxonomy.OUTCOME_PENDING
+SUCCESS = cadftaxonomy.OUTCOME_SUCCESS
+FAILURE = cadftaxonomy.OUTCOME_FAILURE
+#: Magnum's type URI for the target of an event.
 TYPE_URI = 'service/magnum/cluster'
 GROUP = 'oslo_messaging_notifications'
-#: Seconds until an event is tried again that could not be sent.
-TRY_AGAIN_S = 10
-#: Fields of a cluster that Magnum tells, beside its times.
+#: Seconds until an event that could not be sent is sent again.
+RETRY_AFTER_S = 10
+#: Fields of a cluster that Magnum puts into an event, beside its times.
 FIELDS = (
     'status',
     'status_reason',
@@ -58,7 +58,7 @@ FIELDS = (
 
 
 class Notifier:
-    """Tells of clusters. One per process; safe for threads."""
+    """Sends events about clusters. One per process; safe for threads."""
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._conf = conf
@@ -70,10 +70,10 @@ class Notifier:
                 f'Up to {background.BACKLOG} notifications wait, further ones are dropped. '
                 f'See [{GROUP}]',
             ),
-            try_again_s=TRY_AGAIN_S,
+            retry_after_s=RETRY_AFTER_S,
         )
 
-    def cluster(
+    def send_cluster_event(
         self,
         cluster: models.Cluster,
         kind: str,
@@ -84,27 +84,19 @@ class Notifier:
         request_id: str = '',
         reason: str | None = None,
     ) -> None:
-        """Tell of an operation on a cluster, whose nodegroups must be loaded. Never blocks and
-        never raises.
+        """Queue an event about an operation on a cluster. Never blocks and never raises.
 
-        `kind` is that of the operation, `outcome` PENDING, SUCCESS or FAILURE; the others are of
-        whoever asked for it. `reason`: a name of `errors.CODES`, or the HTTP status of a refusal,
-        as text."""
+        The cluster's nodegroups must be loaded. `kind` is the operation's, `outcome` is PENDING,
+        SUCCESS or FAILURE. User, project and request are those that asked for the operation.
+        `reason`: a name of `errors.CODES`, or the HTTP status of a refusal, as text."""
         try:
-            if self._is_on:
-                action = (
-                    kind
-                    if kind in (cadftaxonomy.ACTION_CREATE, cadftaxonomy.ACTION_DELETE)
-                    else 'update'
-                )
-                asked = {'user_id': user_id, 'project_id': project_id, 'request_id': request_id}
-                self._sender.put(
-                    (
-                        f'magnum.cluster.{action}',
-                        outcome,
-                        _event(cluster, action, outcome, asked, reason),
-                    )
-                )
+            if not self._is_on:
+                return
+            known = (cadftaxonomy.ACTION_CREATE, cadftaxonomy.ACTION_DELETE)
+            action = kind if kind in known else 'update'
+            who = {'user_id': user_id, 'project_id': project_id, 'request_id': request_id}
+            payload = _build_event(cluster, action, outcome, who, reason)
+            self._sender.put((f'magnum.cluster.{action}', outcome, payload))
         except Exception:
             LOG.exception(
                 'Cluster %s: no notification could be made of %s, %s', cluster.uuid, kind, outcome
@@ -118,7 +110,7 @@ class Notifier:
     @functools.cached_property
     def _notifier(self) -> oslo_messaging.Notifier:
         config.use_exchange()
-        logging.getLogger('oslo_messaging.notify.messaging').addFilter(_failures)
+        logging.getLogger('oslo_messaging.notify.messaging').addFilter(_send_errors)
         return oslo_messaging.Notifier(
             oslo_messaging.get_notification_transport(self._conf),
             f'magnum.{self._conf.host}',
@@ -127,57 +119,52 @@ class Notifier:
 
     def _send(self, message: tuple[str, str, dict[str, Any]]) -> None:
         event_type, outcome, payload = message
-        _failures.error = None
-        (self._notifier.error if outcome == FAILURE else self._notifier.info)(
-            {}, event_type, payload
-        )
-        if _failures.error is not None:
-            raise _failures.error
+        send = self._notifier.error if outcome == FAILURE else self._notifier.info
+        _send_errors.error = None
+        send({}, event_type, payload)
+        if _send_errors.error is not None:
+            raise _send_errors.error
 
 
-class _Failures(logging.Filter, threading.local):
-    """Catches what oslo.messaging logs instead of raising it: payload and traceback, for each
-    event."""
+class _SendErrors(logging.Filter, threading.local):
+    """Keeps the exception of a failed send. oslo.messaging does not raise it, but logs it, with the
+    payload and a traceback for each event."""
 
     error: BaseException | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to log it: only if it is no failure to send."""
+        """Whether to write a record: all but those of an exception, which `error` holds then."""
         self.error = record.exc_info[1] if record.exc_info else None
         return self.error is None
 
 
-_failures = _Failures()
+_send_errors = _SendErrors()
 
 
-def _event(
-    cluster: models.Cluster, action: str, outcome: str, asked: dict[str, str], reason: str | None
+def _build_event(
+    cluster: models.Cluster, action: str, outcome: str, who: dict[str, str], reason: str | None
 ) -> dict[str, Any]:
-    """The payload: plain values, since the row may change before they are sent."""
-    times = {
-        name: time and time.isoformat()
-        for name, time in (('created_at', cluster.created_at), ('updated_at', cluster.updated_at))
-    }
+    """Build the payload, of plain values only: the row may change before the event is sent."""
+    content = {name: getattr(cluster, name) for name in FIELDS}
+    for name in ('created_at', 'updated_at'):
+        time = getattr(cluster, name)
+        content[name] = time and time.isoformat()
     target = resource.Resource(id=cluster.uuid, name=cluster.name, typeURI=TYPE_URI)
     target.add_attachment(
-        attachment.Attachment(
-            typeURI=TYPE_URI,
-            name='cluster_data',
-            content={name: getattr(cluster, name) for name in FIELDS} | times,
-        )
+        attachment.Attachment(typeURI=TYPE_URI, name='cluster_data', content=content)
     )
-    # Its id is no user id: CADF wants a UUID there, and user ids of other backends are none.
+    # The initiator's own id stays generated: CADF wants a UUID there, and the user ids of some
+    # identity backends are none.
     initiator = resource.Resource(typeURI=cadftaxonomy.ACCOUNT_USER)
-    for name, value in asked.items():
+    for name, value in who.items():
         if value:
             setattr(initiator, name, value)
-    why = cadf_reason.Reason(reasonType='magnum-lite', reasonCode=reason) if reason else None
-    made: dict[str, Any] = event.Event(
+    payload = event.Event(
         action=action,
         outcome=outcome,
         initiator=initiator,
         target=target,
-        reason=why,
+        reason=cadf_reason.Reason(reasonType='magnum-lite', reasonCode=reason) if reason else None,
         observer=resource.Resource(typeURI=TYPE_URI),
     ).as_dict()
-    return made
+    return dict(payload)

@@ -1,8 +1,10 @@
-"""One thing outside that may be away, and what the log says of it: once when it goes, once a
-minute, once at its end.
+"""Log lines about failing services: a few of them, however often a call fails.
 
-Whoever calls the thing says `failed()` or `works()` after each call, from any thread. A thing that
-comes and goes is not said more often either, so that a log of a bad night can be read."""
+An `Outage` stands for one thing outside this process: a service, or a kind of call. Whoever calls
+that thing reports each result to it, from any thread. The log gets a warning at the first failure,
+another once a minute, and a line when it works again. A thing that flaps is not reported more often
+than that. `limit_library_logs` puts the same limit on libraries that log every try. Nothing here
+calls or retries anything."""
 
 from __future__ import annotations
 
@@ -17,10 +19,11 @@ LOG = log.getLogger(__name__)
 
 #: Seconds between two warnings about the same thing.
 REPEAT_S = 60
+_NEVER = float('-inf')
 
 
 class Outage:
-    """One thing outside, such as a service or a kind of call. Safe for threads."""
+    """The state of one thing outside, as far as the log is concerned. Safe for threads."""
 
     def __init__(
         self, what: str, advice: str, *, clock: Callable[[], float] = time.monotonic
@@ -28,28 +31,33 @@ class Outage:
         """`what` is the subject of a sentence, such as 'The broker' or 'Looking at stacks'
         (`clients.CloudError.what`).
 
-        `advice` is a sentence or two without the last dot: what waits meanwhile, and what the
-        reader can do."""
-        self._what, self._advice, self._clock = what, advice, clock
+        `advice` is a sentence or two without the last dot: what waits for the thing, and what the
+        operator can do."""
+        self._what = what
+        self._advice = advice
+        self._clock = clock
         self._lock = threading.Lock()
         self._since: float | None = None
         self._failures = 0
-        self._said_at = float('-inf')
-        self._is_said = False
+        self._warned_at = _NEVER
+        self._is_reported = False
 
-    def failed(self, error: str) -> None:
-        """Note that a call failed. Warns at once, unless there was a warning within the last
-        minute."""
+    def record_failure(self, error: str) -> None:
+        """Count a failed call, and warn unless there was a warning within the last minute."""
         with self._lock:
             now = self._clock()
-            first = self._since is None
-            self._since = now if self._since is None else self._since
+            is_first = self._since is None
+            if self._since is None:
+                self._since = now
             self._failures += 1
-            if now - self._said_at < REPEAT_S:
+            if now - self._warned_at < REPEAT_S:
                 return
-            self._said_at, self._is_said = now, True
-            failures, away_s = self._failures, now - self._since
-        if first:
+            self._warned_at = now
+            self._is_reported = True
+            failures = self._failures
+            away_s = now - self._since
+        # Outside the lock: a log that blocks must not hold up the other threads.
+        if is_first:
             LOG.warning('%s fails. %s (%s)', self._what, self._advice, error)
         else:
             LOG.warning(
@@ -61,23 +69,27 @@ class Outage:
                 error,
             )
 
-    def works(self) -> None:
-        """Note that a call succeeded. Says so if a warning said that it did not. Costs nothing
-        otherwise."""
+    def record_success(self) -> None:
+        """End the outage, if there is one, and log that if its beginning was logged."""
+        # Read without the lock: a call that succeeds, as nearly all do, costs nothing.
         if self._since is None:
             return
         with self._lock:
             if self._since is None:
                 return
-            away_s, failures, is_said = self._clock() - self._since, self._failures, self._is_said
-            self._since, self._failures, self._is_said = None, 0, False
-        if is_said:
+            away_s = self._clock() - self._since
+            failures = self._failures
+            is_reported = self._is_reported
+            self._since = None
+            self._failures = 0
+            self._is_reported = False
+        if is_reported:
             LOG.info('%s works again after %.0f s, failed calls: %d', self._what, away_s, failures)
 
 
-#: Libraries that say of every try that it failed; what they say is not known to our callers, so it
-#: is not dropped.
-CHATTERERS = (
+#: Loggers of libraries that log each failed try. Their lines hold what our own exceptions do not,
+#: so they are limited and not dropped.
+NOISY_LOGGERS = (
     'oslo.messaging._drivers.impl_rabbit',
     'keystoneauth.session',
     'keystoneauth.identity.generic.base',
@@ -86,28 +98,28 @@ CHATTERERS = (
 
 
 class OnceAMinute(logging.Filter):
-    """Lets through what a place in the code says once a minute, whatever the numbers and names in
-    it."""
+    """Passes one warning a minute from each place in the code, whatever the values in its text."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._said_at: dict[tuple[str, int], float] = {}
+        self._passed_at: dict[tuple[str, int], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is to be written. Below warnings all are: whoever wants them wants all
-        of them."""
-        place, now = (record.pathname, record.lineno), self._clock()
-        if record.levelno >= logging.WARNING:
-            if now - self._said_at.get(place, float('-inf')) < REPEAT_S:
-                return False
-            self._said_at[place] = now
+        """Whether to write a record. Records below WARNING always pass."""
+        if record.levelno < logging.WARNING:
+            return True
+        place = (record.pathname, record.lineno)
+        now = self._clock()
+        if now - self._passed_at.get(place, _NEVER) < REPEAT_S:
+            return False
+        self._passed_at[place] = now
         return True
 
 
-def quieten() -> None:
-    """Have the libraries that repeat themselves in an outage do so once a minute."""
-    for name in CHATTERERS:
+def limit_library_logs() -> None:
+    """Limit the loggers of `NOISY_LOGGERS` to one warning a minute and place. Idempotent."""
+    for name in NOISY_LOGGERS:
         logger = logging.getLogger(name)
         if not any(isinstance(f, OnceAMinute) for f in logger.filters):
             logger.addFilter(OnceAMinute())

@@ -1,8 +1,8 @@
-"""`magnum-lite status upgrade check`: whether a release can be started on what there is, as in
-other services.
+"""`magnum-lite status upgrade check`: whether this release can be started on this deployment.
 
-Each check says in its details what to do. None changes anything, and none needs a conductor or an
-API that runs."""
+`cli` calls `run`. The command has the form that other OpenStack services have. Each check reads the
+database, the configuration or the cloud, and its details say what to do. None changes anything, and
+none needs a running conductor or API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from oslo_upgradecheck.upgradecheck import Code, Result
 
 from magnum_lite import clients, config, db, drivers, errors, keystore
 
-#: Sections of magnum.conf of which options mean nothing here, with what takes their place.
+#: Sections of magnum.conf with options that have no effect here, and why.
 WITHOUT_EFFECT = {
     'trust': 'no trusts are made: the service acts with a role of its own on each project, see '
     '[identity], and a cluster as a user of its own, where trustee_domain_id names a domain',
@@ -28,24 +28,26 @@ class Checks(upgradecheck.UpgradeCommands):
     """The checks, in the order in which their results are printed."""
 
     def __init__(self, conf: cfg.ConfigOpts, database: db.Database, cloud: clients.Cloud) -> None:
-        self._conf, self._db, self._cloud = conf, database, cloud
+        self._conf = conf
+        self._db = database
+        self._cloud = cloud
 
-    def _migrations(self) -> Result:
+    def _check_schema(self) -> Result:
         scripts = script.ScriptDirectory(str(pathlib.Path(__file__).parent / 'alembic'))
         with self._db.engine.connect() as connection:
-            has = migration.MigrationContext.configure(connection).get_current_heads()
-        wanted = tuple(scripts.get_heads())
-        if has == wanted:
+            current = migration.MigrationContext.configure(connection).get_current_heads()
+        newest = tuple(scripts.get_heads())
+        if current == newest:
             return Result(Code.SUCCESS)
         return Result(
             Code.FAILURE,
-            f'The schema is at {", ".join(has) or "nothing"} and has to be at '
-            f'{", ".join(wanted)}. Run: magnum-lite db upgrade',
+            f'The schema is at {", ".join(current) or "nothing"} and has to be at '
+            f'{", ".join(newest)}. Run: magnum-lite db upgrade',
         )
 
-    def _service_user(self) -> Result:
+    def _check_service_user(self) -> Result:
         try:
-            roles, unknown = self._cloud.service_roles()
+            roles, unknown = self._cloud.list_service_roles()
         except clients.CloudError as e:
             return Result(Code.FAILURE, f'{e}. See [keystone_auth]')
         if unknown:
@@ -62,41 +64,40 @@ class Checks(upgradecheck.UpgradeCommands):
             'what is needed yourself and empty [identity] project_roles',
         )
 
-    def _leftovers(self) -> Result:
+    def _check_unused_options(self) -> Result:
         sections: dict[str, dict[str, list[str]]] = {}
         for file in self._conf.config_file:
             cfg.ConfigParser(file, sections).parse()
-        said = [
-            f'[{name}] {", ".join(unknown)} without effect: {instead}'
-            for name, instead in WITHOUT_EFFECT.items()
-            if (
-                unknown := sorted(
-                    set(sections.get(name, ())) - {o.name for o in config.GROUPS.get(name, ())}
-                )
-            )
-        ]
-        return Result(Code.WARNING, '. '.join(said)) if said else Result(Code.SUCCESS)
+        messages = []
+        for name, reason in WITHOUT_EFFECT.items():
+            known = {opt.name for opt in config.GROUPS.get(name, ())}
+            unused = sorted(set(sections.get(name, ())) - known)
+            if unused:
+                messages.append(f'[{name}] {", ".join(unused)} without effect: {reason}')
+        return Result(Code.WARNING, '. '.join(messages)) if messages else Result(Code.SUCCESS)
 
-    def _tried(self, load: Callable[[cfg.ConfigOpts], object], mistake: type[Exception]) -> Result:
+    def _check_loads(
+        self, load: Callable[[cfg.ConfigOpts], object], error: type[Exception]
+    ) -> Result:
         try:
             load(self._conf)
-        except mistake as e:
+        except error as e:
             return Result(Code.FAILURE, str(e))
         return Result(Code.SUCCESS)
 
     _upgrade_checks = (
-        ('Schema of the database', _migrations),
-        ('Key file', lambda self: self._tried(keystore.KeyStore, keystore.KeyStoreError)),
-        ('Roles of the service user', _service_user),
-        ('Options of Magnum without effect', _leftovers),
-        ('Driver folders', lambda self: self._tried(drivers.load, errors.DriverError)),
+        ('Schema of the database', _check_schema),
+        ('Key file', lambda self: self._check_loads(keystore.KeyStore, keystore.KeyStoreError)),
+        ('Roles of the service user', _check_service_user),
+        ('Options of Magnum without effect', _check_unused_options),
+        ('Driver folders', lambda self: self._check_loads(drivers.load, errors.DriverError)),
         ('Policy file', lambda self: common_checks.check_policy_json(self, self._conf)),
     )
 
 
 def run(conf: cfg.ConfigOpts, database: db.Database, cloud: clients.Cloud) -> int:
-    """Print a table of the results, or JSON with --json, and return the worst one, which is the
-    exit status."""
-    # The library looks for --json there; its own `main` reads command lines of another kind.
+    """Print a table of the results, or JSON with --json, and return the worst: the exit status."""
+    # The library reads --json from this global. Its own `main`, which sets it, parses a command
+    # line of another form.
     upgradecheck.CONF = conf
     return int(Checks(conf, database, cloud).check())

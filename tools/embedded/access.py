@@ -1,8 +1,8 @@
-"""Say how entries of clouds.yaml log in: `access.py NAME...` prints a JSON list, one object for
+"""Print how entries of clouds.yaml log in: `access.py NAME...` prints a JSON list, one object for
 each name.
 
-Run by `tools/demo` in the venv of magnum-lite, because clouds.yaml is openstacksdk's to read. Each
-object has the options of the login and a fresh token. The output holds secrets."""
+Run by `tools/demo` in the venv of magnum-lite, because only openstacksdk knows how to read
+clouds.yaml. Each object has the options of the login and a fresh token, so the output is secret."""
 
 import json
 import sys
@@ -29,5 +29,5 @@ if __name__ == '__main__':
     try:
         json.dump([describe(name) for name in sys.argv[1:]], sys.stdout)
     except Exception as error:
-        # The reader sees this line, not a traceback through three libraries.
+        # One line for the reader, and not a traceback through three libraries.
         sys.exit(f'{type(error).__name__}: {error}')

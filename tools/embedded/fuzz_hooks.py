@@ -1,8 +1,8 @@
-"""Leads schemathesis (`tools/fuzz`) to what there is: random names and bodies would all end at the
-first check.
+"""Hooks of schemathesis (`tools/fuzz`) that put existing names into its random requests, most of
+which would otherwise end at the first check.
 
-Of each request that was made up, its own checksum decides what is put in its place, so that a run
-can be repeated. What was made meanwhile is remembered, and asked for as well."""
+A checksum of each request decides what is replaced in it, so a run can be repeated. Things that the
+requests create are remembered and used in later requests."""
 
 import json
 import os
@@ -13,16 +13,14 @@ from typing import Any
 import schemathesis
 
 _KNOWN = json.loads(Path(os.environ['FUZZ_KNOWN']).read_text())
-TEMPLATES, CLUSTERS, OPERATIONS = (
-    [_KNOWN['template'], 'fuzz'],
-    [*_KNOWN['clusters'], 'fuzz-1'],
-    ['none'],
-)
+TEMPLATES = [_KNOWN['template'], 'fuzz']
+CLUSTERS = [*_KNOWN['clusters'], 'fuzz-1']
+OPERATIONS = ['none']
 GROUPS = ['default-worker', 'default-master', 'no-such']
 VERSION = 'OpenStack-API-Version'
 #: Each further nodegroup is a stack in the cloud.
-MOST_GROUPS = 12
-#: Attributes of a POST whose random values nothing in the cloud has.
+MAX_GROUPS = 12
+#: Attributes of a POST whose random values match nothing in the cloud.
 NAMES = (
     'image_id',
     'flavor_id',
@@ -46,8 +44,8 @@ NAMES = (
 )
 
 
-def _chance(case: Any, salt: str) -> int:
-    """A number that belongs to this request."""
+def _get_chance(case: Any, salt: str) -> int:
+    """Return a number that depends on the request and `salt` alone."""
     return zlib.crc32(
         f'{salt} {case.method} {case.path} {case.path_parameters!r} {case.query!r} {case.body!r}'.encode(  # noqa: E501
             errors='replace'
@@ -57,15 +55,15 @@ def _chance(case: Any, salt: str) -> int:
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
-    """Put in the place of some made-up values such as there are."""
-    chance = _chance(case, 'what')
-    _lead(case, chance)
+    """Replace some random values by existing ones."""
+    chance = _get_chance(case, 'what')
+    _fill_path(case, chance)
     if isinstance(case.query, dict) and chance % 4:
-        _ask(case.query, chance)
+        _fill_query(case.query, chance)
     if isinstance(case.body, dict):
-        _fill(case, chance)
+        _fill_body(case, chance)
     if isinstance(case.body, list):
-        _limit(case.body)
+        _limit_numbers(case.body)
     headers = case.headers
     if (
         headers is not None and VERSION in headers and chance % 16 > 2
@@ -77,31 +75,30 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
         headers['Idempotency-Key'] = f'key-{chance % 20}'
 
 
-def _lead(case: Any, chance: int) -> None:
-    """Name in the address what there is, three times of four; what is to be deleted, seldom."""
+def _fill_path(case: Any, chance: int) -> None:
+    """Name existing things in the address of three requests in four, but seldom in a DELETE."""
     parameters = case.path_parameters
-    if parameters and parameters.get('ident') == 'detail':  # the address of another operation
+    # /detail is the address of another operation.
+    if parameters and parameters.get('ident') == 'detail':
         parameters['ident'] = 'details'
     if not parameters or chance % 4 == 0:
         return
     deletes = case.method == 'DELETE' and not case.path.startswith('/v1/operations')
     if deletes and '{group}' not in case.path and chance % 16 != 1:
         return
-    kind = (
-        TEMPLATES
-        if case.path.startswith('/v1/clustertemplates')
-        else OPERATIONS
-        if case.path.startswith('/v1/operations')
-        else CLUSTERS
-    )
+    kind = CLUSTERS
+    if case.path.startswith('/v1/clustertemplates'):
+        kind = TEMPLATES
+    elif case.path.startswith('/v1/operations'):
+        kind = OPERATIONS
     if 'ident' in parameters:
         parameters['ident'] = kind[chance // 16 % len(kind)]
     if 'group' in parameters:
         parameters['group'] = GROUPS[chance // 64 % len(GROUPS)]
 
 
-def _ask(query: dict[str, Any], chance: int) -> None:
-    """Sort by what there is, and from the beginning; seldom ask for what only an admin may."""
+def _fill_query(query: dict[str, Any], chance: int) -> None:
+    """Sort by existing keys, and from the first page. Seldom ask for what only an admin may do."""
     if 'sort_key' in query:
         query['sort_key'] = ('id', 'uuid', 'name', 'created_at', 'status')[chance % 5]
     for name in ('marker', 'all_tenants', 'force'):
@@ -109,9 +106,9 @@ def _ask(query: dict[str, Any], chance: int) -> None:
             query.pop(name, None)
 
 
-def _fill(case: Any, chance: int) -> None:
-    """Name in the body what there is, leave out half of what the cloud does not have, and ask for a
-    few nodes only."""
+def _fill_body(case: Any, chance: int) -> None:
+    """Name existing things in the body, drop half of the values that match nothing in the cloud,
+    and ask for few nodes."""
     body = case.body
     for bit, name in enumerate(NAMES):
         if chance >> (bit % 20) & 3 and name in body:
@@ -128,11 +125,11 @@ def _fill(case: Any, chance: int) -> None:
     for name in ('node_count', 'min_node_count', 'max_node_count'):
         if chance % 4 and isinstance(body.get(name), int) and body[name] > 9:
             body[name] %= 9
-    if case.path.endswith('/nodegroups') and len(GROUPS) > MOST_GROUPS:
+    if case.path.endswith('/nodegroups') and len(GROUPS) > MAX_GROUPS:
         body['name'] = 'default-worker'
 
 
-def _limit(patch: list[Any]) -> None:
+def _limit_numbers(patch: list[Any]) -> None:
     for item in patch:
         if isinstance(item, dict) and isinstance(item.get('value'), int) and item['value'] > 9:
             item['value'] %= 9
@@ -140,7 +137,7 @@ def _limit(patch: list[Any]) -> None:
 
 @schemathesis.hook
 def after_call(context: Any, case: Any, response: Any) -> None:
-    """Remember what was made."""
+    """Remember what the request created."""
     if case.method not in ('POST', 'PATCH') or response.status_code not in (201, 202):
         return
     uuid = response.json().get('uuid')

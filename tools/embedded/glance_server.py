@@ -14,7 +14,7 @@ from wsgi_server import serve
 
 def main() -> None:
     config_file, port, *prepare = sys.argv[1:]
-    # Glance looks for files of fixed names in a folder named by the environment; ours is one file.
+    # Glance searches a folder of the environment for files with fixed names; this is one file.
     wsgi_app._get_config_files = lambda: [config_file]
     app = wsgi_app.init_app()
     if prepare:

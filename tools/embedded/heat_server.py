@@ -1,15 +1,15 @@
 """Heat of the embedded cloud, engine and API in one process: `heat_server.py CONFIG_FILE PORT
 [prepare]`.
 
-One process, because then `transport_url = fake://` carries the messages between the two and no
-broker is needed. Run by `cloud` in the cloud's venv. `prepare` makes the database first, as
+Both are in one process, so that they can exchange messages by `transport_url = fake://`, without
+a broker. Run by `cloud` in the cloud's venv. `prepare` makes the database first, as
 `heat-manage db_sync` would."""
 
 import sys
 
 from oslo_service import backend
 
-# Before anything imports oslo_service.service: the other choice is eventlet.
+# This must precede the first import of oslo_service.service, which would choose eventlet.
 backend.init_backend(backend.BackendType.THREADING)
 
 import sqlite_tuning  # noqa: E402
@@ -25,7 +25,7 @@ from wsgi_server import serve  # noqa: E402
 def main() -> None:
     config_file, port, *prepare = sys.argv[1:]
     log.register_options(cfg.CONF)
-    # The program's name chooses the pipeline in api-paste.ini.
+    # `prog` chooses the pipeline in api-paste.ini.
     cfg.CONF(['--config-file', config_file], project='heat', prog='heat-api')
     log.setup(cfg.CONF, 'heat')
     config.set_config_defaults()

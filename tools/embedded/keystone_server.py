@@ -2,8 +2,8 @@
 in the cloud's venv.
 
 `prepare` makes the database first, as `keystone-manage db_sync` and `bootstrap` would. Each of
-these commands spends most of its time on importing Keystone, and here that is done anyway. The
-password of the first user, admin, is taken from OS_BOOTSTRAP_PASSWORD."""
+these commands spends most of its time on importing Keystone, which this process does anyway. The
+password of the first user, admin, is read from OS_BOOTSTRAP_PASSWORD."""
 
 import os
 import sys
@@ -18,10 +18,11 @@ from wsgi_server import serve
 
 
 def bootstrap() -> None:
-    """Make the schema, the domain, project, user and roles that everything else is made with, and
-    the region."""
+    """Create the schema, the region, and the first domain, project, user and roles, with which all
+    others are created."""
     upgrades.offline_sync_database_to_version()
-    first = Bootstrapper()  # this loads the backends too
+    # This loads the backends, too.
+    first = Bootstrapper()
     first.admin_username = first.project_name = first.admin_role_name = 'admin'
     first.admin_password = os.environ['OS_BOOTSTRAP_PASSWORD']
     first.service_name = 'keystone'

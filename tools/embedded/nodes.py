@@ -1,11 +1,11 @@
-"""Play the nodes of a Heat stack: signal what a node that has just booted would signal.
+"""Stand in for the nodes of a Heat stack: signal what a node that has just booted would signal.
 
 `nodes.py STACK_ID`, run by `tools/demo` in the venv of magnum-lite (it needs openstacksdk). Every
-OS::Heat::WaitConditionHandle of the stack and of the stacks nested in it is signalled as a node
-does it: a POST to the handle's `endpoint` with the handle's own `token` (TOKEN_SIGNAL), nothing of
-the caller's. New handles appear as the stack grows, so it goes on until the stack is no longer
-IN_PROGRESS, and prints what it sees. The exit code is 0 if the stack is then complete, else 1. The
-cloud is the entry $OS_CLOUD of clouds.yaml."""
+OS::Heat::WaitConditionHandle of the stack and of the stacks nested in it is signalled in the way of
+a node: a POST to the handle's `endpoint` with the handle's own `token` (TOKEN_SIGNAL), and with no
+credentials of the caller. New handles appear as the stack grows, so this goes on until the stack is
+no longer IN_PROGRESS, and prints its progress. The exit code is 0 if the stack is then complete,
+else 1. The cloud is the entry $OS_CLOUD of clouds.yaml."""
 
 import argparse
 import sys
@@ -46,7 +46,7 @@ class Stack:
         return found
 
     def signal(self, resource: dict) -> str | None:
-        """Signal one handle as its node would; return why it did not work, None if it did."""
+        """Signal one handle as its node would. Return the error, or None if it worked."""
         values = self.get(resource['path'])['resource'].get('attributes') or {}
         if not values.get('endpoint') or not values.get('token'):
             return 'it has no endpoint and token yet'
@@ -64,42 +64,42 @@ class Stack:
 
 
 def is_done(resource: dict) -> bool:
-    """Say whether a resource is there. INIT_COMPLETE is what one has that is not begun yet."""
+    """Whether a resource is complete. One that has not begun is INIT_COMPLETE."""
     return resource['resource_status'] in ('CREATE_COMPLETE', 'UPDATE_COMPLETE')
 
 
-def node_of(handle: dict, resources: list[dict]) -> str:
+def name_node(handle: dict, resources: list[dict]) -> str:
     """Name the node that a handle belongs to, by the resources that the stacks around the handle
     are."""
     owners = {resource['physical_resource_id']: resource for resource in resources}
     names, resource = [], handle
-    # A path is /stacks/NAME/ID/resources/NAME, and ID is the physical id of the resource that the
-    # stack is.
+    # A path is /stacks/NAME/ID/resources/NAME. ID is the physical id of the resource, in the stack
+    # above, that this stack is.
     while resource := owners.get(resource['path'].split('/')[3]):
         names.append(resource['resource_name'])
     return '/'.join(reversed(names)) or handle['resource_name']
 
 
 class Player:
-    """What was signalled, and what was said last, so that only news is printed."""
+    """Signals the handles of one stack, each once, and prints each line only when it changes."""
 
     def __init__(self, stack: Stack, *, signal: bool):
         self.stack, self.signal = stack, signal
         self.signalled: set[str] = set()
-        self.last_said = ''
+        self.last_line = ''
 
     def say(self, text: str) -> None:
-        if text != self.last_said:
+        if text != self.last_line:
             print(text, flush=True)
-            self.last_said = text
+            self.last_line = text
 
     def play(self) -> str:
         """Signal handles as they appear until the stack has finished; return its status."""
         while True:
             try:
-                # The status first: what is listed after it is at least as new.
+                # Read the status first: the resources that are listed after it are at least as new.
                 status = self.stack.status()
-                self.round(status)
+                self.signal_new_handles(status)
                 if not status.endswith('_IN_PROGRESS'):
                     return status
             except (
@@ -109,8 +109,8 @@ class Player:
                 self.say(f'Heat does not answer: {error}')
             time.sleep(POLL_S)
 
-    def round(self, status: str) -> None:
-        """Look once, say how far the stack is, and signal each new handle."""
+    def signal_new_handles(self, status: str) -> None:
+        """List the resources once, print the progress, and signal each new handle."""
         resources = self.stack.resources()
         done = sum(map(is_done, resources))
         self.say(f'stack {status}: {done} of {len(resources)} resources are there')
@@ -123,10 +123,10 @@ class Player:
             if handle['path'] not in self.signalled:
                 error = self.stack.signal(handle)
                 if error:
-                    self.say(f'node {node_of(handle, resources)} is not signalled: {error}')
+                    self.say(f'node {name_node(handle, resources)} is not signalled: {error}')
                 else:
                     self.signalled.add(handle['path'])
-                    self.say(f'node {node_of(handle, resources)} reports SUCCESS')
+                    self.say(f'node {name_node(handle, resources)} reports SUCCESS')
 
 
 def main() -> int:

@@ -1,8 +1,7 @@
 """Install packages into a virtual environment, for `tools/demo` and `tools/embedded/cloud`;
 standard library only.
 
-By uv, which takes a tenth of pip's time; by pip where uv does not run.
-"""
+It uses uv, which takes a tenth of pip's time, or pip where uv does not run."""
 
 import fcntl
 import hashlib
@@ -22,8 +21,8 @@ def install(
     uv: Path,
     say: Callable[[str], None],
 ) -> None:
-    """Make `venv` anew and install what `arguments` of `pip install` name; no-op if just that was
-    done before.
+    """Recreate `venv` and run `pip install ARGUMENTS` in it. Does nothing if the last call was the
+    same.
 
     `files` are those whose content decides what is installed. `uv` is a folder for uv itself, which
     several venvs may share. The log is `home`/log/install.log. Raises Failed."""
@@ -56,7 +55,7 @@ def install(
 
 
 def ensure_uv(folder: Path, log: Path, *, home: Path) -> Path:
-    """Return the uv in a venv of its own, made by the first who asks. Raises Failed."""
+    """Return the path of uv, which is installed into a venv of its own once. Raises Failed."""
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / 'bin' / 'uv'
     with (folder / '.lock').open('w') as lock:
@@ -73,7 +72,7 @@ def ensure_uv(folder: Path, log: Path, *, home: Path) -> Path:
 
 
 def make_venv(venv: Path, log: Path, *, home: Path) -> None:
-    """Make a virtual environment with pip in it. Raises Failed."""
+    """Create a virtual environment with pip in it. Raises Failed."""
     try:
         run(
             [sys.executable, '-m', 'venv', venv],

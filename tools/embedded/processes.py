@@ -1,9 +1,9 @@
 """Run servers in the background for `tools/demo` and `tools/embedded/cloud`; only the standard
 library.
 
-A server holds a lock on its pid file for as long as it lives: it inherits the open file. So whether
-it runs is a question to the kernel, and a pid that has come to belong to somebody else is never
-signalled."""
+A server inherits an open, locked pid file, so the lock is held for as long as it lives. Whether it
+runs is therefore a question to the kernel, and a pid that the system has given to another process
+is never signalled."""
 
 import fcntl
 import os
@@ -25,8 +25,7 @@ TAIL_LINES = 15
 
 
 class Failed(Exception):
-    """A step that went wrong; the text says which and what to do next, `log` is the file that says
-    why."""
+    """A step failed. The text says which one and what to do next; the file `log` says why."""
 
     def __init__(self, text: str, log: Path | None = None):
         super().__init__(text)
@@ -41,9 +40,9 @@ class Failed(Exception):
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Return what servers and installers see: ours without the caller's cloud, caches of entry
-    points in `home`."""
-    # PYTHONDONTWRITEBYTECODE would make every start compile some 3,000 modules anew.
+    """Return the environment of servers and installers: this process's without the caller's cloud,
+    with caches of entry points in `home`."""
+    # With PYTHONDONTWRITEBYTECODE every start would compile some 3,000 modules again.
     unwanted = ('OS_', 'PYTHONDONTWRITEBYTECODE', 'PYTHONPATH', 'PYTHONHOME', 'VIRTUAL_ENV')
     kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     return kept | {
@@ -54,8 +53,8 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def run(argv: Sequence[object], log: Path, *, what: str, home: Path) -> None:
-    """Run a command to its end, its output appended to `log`. Raises Failed, named `what`, when it
-    exits non-zero."""
+    """Run a command to its end and append its output to `log`. Raises Failed, which names `what`,
+    if its exit status is not 0."""
     command = [str(word) for word in argv]
     with log.open('ab') as output:
         output.write(f'$ {shlex.join(command)}\n'.encode())
@@ -152,20 +151,19 @@ class Server:
 
 
 def bypass_proxies() -> None:
-    """Have this process and its children talk to the loopback directly, whatever proxy the user
-    has."""
+    """Make this process and its children connect to the loopback without the user's proxy."""
     for name in ('no_proxy', 'NO_PROXY'):
         os.environ[name] = ','.join(filter(None, (os.environ.get(name), '127.0.0.1', 'localhost')))
 
 
 def is_taken(port: int) -> bool:
-    """Say whether somebody listens on a port of 127.0.0.1."""
+    """Whether a program listens on a port of 127.0.0.1."""
     with socket.socket() as client:
         return client.connect_ex(('127.0.0.1', port)) == 0
 
 
 def answers(url: str) -> bool:
-    """Say whether an HTTP GET of `url` is answered by something else than a server error."""
+    """Whether an HTTP GET of `url` is answered by anything but a server error."""
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True

@@ -1,8 +1,7 @@
 """Fill a fresh Keystone and Glance: users, roles, projects, catalogue, images. Called once by
 `cloud`, over HTTP.
 
-There is no "make it if it is missing": when anything fails, `cloud` throws the databases away and
-begins anew."""
+Nothing here is idempotent: when a step fails, `cloud` deletes the databases and starts over."""
 
 import json
 import urllib.error
@@ -11,7 +10,7 @@ import urllib.request
 from processes import Failed
 
 REGION = 'RegionOne'
-# Beside admin, member, reader and service, which Keystone's own bootstrap makes.
+# In addition to admin, member, reader and service, which Keystone's own bootstrap creates.
 ROLES = ('heat_stack_owner', 'heat_stack_user', 'creator', 'load-balancer_member')
 DEMO_ROLES = ('member', 'reader', *ROLES[:1], *ROLES[2:])
 IMAGES = {'ubuntu': {'os_distro': 'ubuntu'}, 'no-distro': {}}
@@ -19,7 +18,7 @@ IMAGE_DATA = bytes(4096)
 
 
 class Api:
-    """One service's API, asked in JSON with an admin's token."""
+    """A client of one service's JSON API, with an admin's token."""
 
     def __init__(self, url: str, token: str | None = None):
         self.url, self.token = url, token
@@ -62,7 +61,7 @@ def log_in(auth_url: str, password: str) -> str:
 def fill_identity(
     auth_url: str, endpoints: dict[str, tuple[str, str]], passwords: dict[str, str]
 ) -> str:
-    """Make roles, projects, users, Heat's domain and the catalogue; return the admin's token.
+    """Create roles, projects, users, Heat's domain and the catalogue; return the admin's token.
 
     `endpoints` maps a service type to its name and URL; `passwords` has those of admin, demo,
     magnum, glance, heat and heat_domain_admin."""
@@ -86,7 +85,7 @@ def fill_identity(
     make_user('demo', 'default', f"/projects/{projects['demo']}", DEMO_ROLES)
     for name in ('magnum', 'glance', 'heat'):
         make_user(name, 'default', f"/projects/{projects['service']}", ('admin', 'service'))
-    # Heat keeps the users that it makes for the nodes in a domain of its own.
+    # Heat creates users for the nodes, in a domain of its own.
     heat_domain = keystone.make('domain', '/domains', name='heat')
     make_user('heat_domain_admin', heat_domain, f'/domains/{heat_domain}', ('admin',))
     for kind, (name, url) in endpoints.items():
@@ -104,7 +103,7 @@ def fill_identity(
 
 
 def fill_images(image_url: str, token: str) -> None:
-    """Make the public images, 4 KiB of zeros each: nothing ever boots from them."""
+    """Create the public images, of 4 KiB of zeros each: nothing ever boots from them."""
     glance = Api(image_url, token)
     for name, properties in IMAGES.items():
         image = {

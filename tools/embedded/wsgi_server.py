@@ -1,5 +1,5 @@
-"""Serve one WSGI application on the loopback until SIGTERM; the three servers of the embedded cloud
-end here."""
+"""Serve one WSGI application on the loopback until SIGTERM: the last step of each of the three
+servers of the embedded cloud."""
 
 import os
 import signal
@@ -8,7 +8,8 @@ import threading
 
 from cheroot import wsgi
 
-# More than can be waiting for each other: a request to Heat asks Keystone, which asks nobody.
+# More than the longest chain of requests that wait for each other: Heat calls Keystone, which calls
+# no other service.
 THREADS = 16
 STOP_WITHIN_S = 5
 
@@ -27,7 +28,7 @@ def serve(app, port: int, on_stop=None) -> None:
     try:
         server.serve()
     except SystemExit:
-        # Threads of the service may be in the middle of anything; the databases bear being left.
+        # Threads of the service may still work. The databases survive a process that ends there.
         threading.Timer(STOP_WITHIN_S, os._exit, args=(0,)).start()
         server.stop()
         if on_stop:
