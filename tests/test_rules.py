@@ -133,11 +133,6 @@ LARGE_FUNCTIONS = {
     'conductor/steps.py blame',
     'conductor/steps.py send',
     'db.py claim_watched',
-    'drivers.py __init__',
-    'drivers.py _check_sizes',
-    'drivers.py check_cluster',
-    'drivers.py check_labels',
-    'drivers.py read_health',
 }
 
 
