@@ -1,10 +1,12 @@
-"""The texts of a stack that runs, and how they change: members come and go, and all else stays to
-the letter.
+"""Edit the texts of a running stack: members come and go, all else stays as it was sent.
 
-A stored text is `{'template': str, 'files': {name: str}}`, what Heat has. A later release of the
-templates must change nothing that runs, so an update never sends what a driver renders now: it
-edits what was sent before, as data. Only `Texts` knows how members stand in such a text; which
-members there are to be is decided in `members`."""
+A stored text is `{'template': str, 'files': {name: str}}`, as Heat has it. A later release of the
+templates must change nothing that runs. So an update never sends what a driver renders now: it
+edits, as data, what was sent before.
+
+The conductor uses this through `Driver.texts`. Only `Texts` knows how members stand in a text;
+`members` decides which members there are to be. All functions are pure.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ import yaml
 
 from magnum_lite.userdata import quote
 
-#: Of how many times the user-data may be that the members of a role have: each is a parameter of
-#: their stack.
+#: How many versions of their user-data the members of a role can have at a time. Each is a
+#: parameter of their stack, called a slot here.
 USER_DATA_SLOTS = 8
 
 _Loader: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
@@ -27,163 +29,180 @@ class Texts:
     """Reads and edits the texts of one driver's stacks."""
 
     def __init__(self, stacks: Collection[Mapping[str, Any]], version: str | None) -> None:
-        """`stacks`: what the manifest says of each stack. `version`: the parameter that is the
-        engine's."""
-        self._user_data = dict.fromkeys(
-            (name, item['role'])
-            for stack in stacks
-            for name, item in stack.get('user_data', {}).items()
-        )
-        self._files = {
-            name: item for stack in stacks for name, item in stack.get('files', {}).items()
-        }
+        """`stacks` of the manifest. `version`: the Heat parameter of the engine's version."""
+        self._files: dict[str, Mapping[str, Any]] = {}
+        # (parameter, role), in the order of the manifest.
+        self._user_data: dict[tuple[str, str], None] = {}
+        for stack in stacks:
+            self._files |= stack.get('files', {})
+            for name, item in stack.get('user_data', {}).items():
+                self._user_data[name, item['role']] = None
         self._version = version
 
-    def role_of(self, resource_type: str) -> str | None:
-        """The role whose members are made from a file, by its name, which is their resource type in
-        a stack."""
+    def find_role(self, resource_type: str) -> str | None:
+        """The role of members that are made from a file, whose name is their resource type."""
         role: str | None = self._files.get(resource_type, {}).get('role')
         return role
 
-    def numbers(self, text: Mapping[str, Any]) -> dict[str, set[int]]:
+    def list_numbers(self, text: Mapping[str, Any]) -> dict[str, set[int]]:
         """The numbers of the members in a stored text, by role."""
         return {
-            role: {int(number) for number in content.get('resources') or {}}
-            for _, role, content in self._member_files(text)
+            role: {int(number) for number in _get_resources(content)}
+            for _, role, content in self._list_member_files(text)
         }
 
-    def with_members(
+    def replace_members(
         self, text: Mapping[str, Any], rendered: Mapping[str, str], roles: Collection[str]
     ) -> dict[str, Any]:
-        """The stored text with the members of `rendered`, which are files by name.
+        """Return the stored text with the members that `rendered` has, which are files by name.
 
-        Those that it has stay as they are written, and so do members of other roles than `roles`. A
-        new member is written like its neighbours, because the stored file that it is made from may
-        know other properties than ours. It reads user-data from a parameter that no old one reads,
-        if there is one: a new value in a parameter is to Heat a change of all that read it."""
-        files, root = dict(text['files']), yaml.load(text['template'], Loader=_Loader)
-        fresh = {name: content for name, _, content in self._member_files({'files': rendered})}
-        for name, role, content in self._member_files(text):
+        Members that the text has stay as they are written, and so do all of other roles than
+        `roles`. A new member gets the properties of a stored one, because the stored file that it
+        is made from may have other parameters than the rendered one. Its user-data comes from a
+        parameter that no older member reads, if one is free: Heat takes a new value of a parameter
+        as a change of every resource that reads it.
+        """
+        files = dict(text['files'])
+        root = yaml.load(text['template'], Loader=_Loader)
+        rendered_files = {
+            name: content for name, _, content in self._list_member_files({'files': rendered})
+        }
+        for name, role, content in self._list_member_files(text):
             if role not in roles:
                 continue
-            there = content.get('resources') or {}
-            sample = next(iter(there.values()), None)
-            wanted = {
-                number: there.get(number) or _alike(sample, member)
-                for number, member in (fresh[name].get('resources') or {}).items()
-            }
-            if wanted != there:
-                content |= {'resources': wanted, 'outputs': fresh[name]['outputs']}
-                for slots in self._slots(root, name, role, content).values():
-                    _take_slot(root, name, content, slots, set(wanted) - set(there))
-                files[name] = quote(content)
-        changed = root != yaml.load(text['template'], Loader=_Loader)
-        return {'template': quote(root) if changed else text['template'], 'files': files}
+            stored = _get_resources(content)
+            neighbour = next(iter(stored.values()), None)
+            resources = {}
+            for number, member in _get_resources(rendered_files[name]).items():
+                resources[number] = stored.get(number) or _copy_properties(neighbour, member)
+            if resources == stored:
+                continue
+            content |= {'resources': resources, 'outputs': rendered_files[name]['outputs']}
+            for slots in self._list_slots(root, name, role, content).values():
+                _assign_slot(root, name, content, slots, set(resources) - set(stored))
+            files[name] = quote(content)
+        template = text['template']
+        if root != yaml.load(template, Loader=_Loader):
+            template = quote(root)
+        return {'template': template, 'files': files}
 
-    def values(
+    def select_parameters(
         self,
         text: Mapping[str, Any],
         rendered: Mapping[str, Any],
-        young: Mapping[str, Collection[int]],
+        recreatable: Mapping[str, Collection[int]],
     ) -> dict[str, Any]:
-        """Of the parameters of `rendered` those that members need who may be made now: user-data,
-        the engine's version.
+        """Select from the parameters of `rendered` those to send: user-data, the engine's version.
 
-        `young` are their numbers by role. What nobody reads any more is emptied.
+        `recreatable`: numbers, by role, of the members that Heat may create or create again. Only
+        they get new values. A parameter that no member reads any more becomes empty.
         """
-        values, root = {}, yaml.load(text['template'], Loader=_Loader)
-        for file, role, content in self._member_files(text):
-            for name, slots in self._slots(root, file, role, content).items():
-                if not slots and young.get(role):
+        root = yaml.load(text['template'], Loader=_Loader)
+        values = {}
+        for file, role, content in self._list_member_files(text):
+            numbers = recreatable.get(role, ())
+            for name, slots in self._list_slots(root, file, role, content).items():
+                if not slots and numbers:
                     values[name] = rendered[name]
                 for slot, parameter in slots.items():
                     readers = {
                         int(number)
-                        for number, member in (content.get('resources') or {}).items()
+                        for number, member in _get_resources(content).items()
                         if _reads(member, slot)
                     }
-                    if not readers.isdisjoint(young.get(role, ())):
+                    if not readers.isdisjoint(numbers):
                         values[parameter] = rendered[name]
                     elif parameter == name and not readers:
                         values[name] = ''
-        if self._version and any(young.values()) and self._version in rendered:
+        if self._version and any(recreatable.values()) and self._version in rendered:
             values[self._version] = rendered[self._version]
         return values
 
-    def _member_files(self, text: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    def _list_member_files(
+        self, text: Mapping[str, Any]
+    ) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """The files of a text that list members: (name, role, content)."""
         for name, content in (text.get('files') or {}).items():
             item = self._files.get(name, {})
             if item.get('members'):
                 yield name, item['role'], yaml.load(content, Loader=_Loader)
 
-    def _slots(
+    def _list_slots(
         self, root: Mapping[str, Any], file: str, role: str, content: Mapping[str, Any]
     ) -> dict[str, dict[str, str]]:
-        """For each parameter of a root template that is user-data of a role: what members in a file
-        may read.
+        """The slots from which the members of a file can read user-data, by parameter of the root.
 
-        That is {property of the file's resource: parameter of the root template}, or {} if they
-        read it otherwise."""
+        Slots are {parameter of the file: parameter of the root template}. They are {} if the
+        members read user-data in another way than by `get_param` of a slot.
+        """
         declared = root.get('parameters') or ()
-        found = {}
-        for name in (name for name, whose in self._user_data if whose == role and name in declared):
-            handed = next(
-                (
-                    key
-                    for item in _holders(root, file)
-                    for key, value in item['properties'].items()
-                    if value == {'get_param': name}
-                ),
-                None,
-            )
-            ends = ('', *(f'_{n}' for n in range(2, USER_DATA_SLOTS + 1)))
-            slots = {f'{handed}{end}': f'{name}{end}' for end in ends}
-            members_read = all(
-                any(_reads(member, slot) for slot in slots)
-                for member in (content.get('resources') or {}).values()
-            )
-            found[name] = slots if handed and members_read else {}
-        return found
+        slots_of: dict[str, dict[str, str]] = {}
+        for name, reading_role in self._user_data:
+            if reading_role != role or name not in declared:
+                continue
+            slots_of[name] = {}
+            first = _find_property(root, file, {'get_param': name})
+            if first is None:
+                continue
+            slots = {first: name}
+            for n in range(2, USER_DATA_SLOTS + 1):
+                slots[f'{first}_{n}'] = f'{name}_{n}'
+            members = _get_resources(content).values()
+            if all(any(_reads(member, slot) for slot in slots) for member in members):
+                slots_of[name] = slots
+        return slots_of
 
 
-def _alike(sample: Mapping[str, Any] | None, member: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The resource of a member, with just the properties that another one has."""
-    if sample is None:
+def _get_resources(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The resources of a template, which may be null."""
+    return content.get('resources') or {}
+
+
+def _copy_properties(neighbour: Mapping[str, Any] | None, member: Mapping[str, Any]) -> Any:
+    """The resource of a member with just the properties that its neighbour has."""
+    if neighbour is None:
         return member
-    return {
-        **sample,
-        'properties': {
-            name: member['properties'].get(name, value)
-            for name, value in sample['properties'].items()
-        },
+    properties = {
+        name: member['properties'].get(name, value)
+        for name, value in neighbour['properties'].items()
     }
+    return {**neighbour, 'properties': properties}
 
 
-def _holders(root: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
+def _list_made_from(root: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
     """The resources of a root template that are made from a file."""
     return [
         item for item in root['resources'].values() if item['type'] == file and 'properties' in item
     ]
 
 
+def _find_property(root: Mapping[str, Any], file: str, value: Any) -> str | None:
+    """The first property with this value of a resource that is made from a file."""
+    for item in _list_made_from(root, file):
+        for name, other in item['properties'].items():
+            if other == value:
+                return str(name)
+    return None
+
+
 def _reads(member: Mapping[str, Any], parameter: str) -> bool:
     return {'get_param': parameter} in member.get('properties', {}).values()
 
 
-def _take_slot(
+def _assign_slot(
     root: dict[str, Any],
     file: str,
     content: dict[str, Any],
     slots: Mapping[str, str],
     new: Collection[str],
 ) -> None:
-    """Have new members read a parameter of their own, in place; what nobody reads goes, but for the
-    first.
+    """Make new members read the slot with the fewest readers, which is a free one if there is any.
 
-    If all are taken they share the one with the fewest readers.
+    Edits `root` and `content` in place. Slots that no member reads are removed, but not the first.
     """
-    first, *others = slots or ['']
+    if not slots:
+        return
+    first, *others = slots
     readers = collections.Counter(
         slot
         for number, member in content['resources'].items()
@@ -191,29 +210,30 @@ def _take_slot(
         for slot in slots
         if _reads(member, slot)
     )
-    if others and new:
-        free = min(slots, key=lambda slot: readers[slot])
-        readers[free] += 1
-        content['resources'] |= {
-            number: member
-            | {
-                'properties': {
-                    key: {'get_param': free} if value == {'get_param': first} else value
-                    for key, value in member['properties'].items()
-                }
-            }
-            for number, member in content['resources'].items()
-            if number in new
-        }
+    if new:
+        chosen = min(slots, key=lambda slot: readers[slot])
+        readers[chosen] += 1
+        for number, member in content['resources'].items():
+            if number in new:
+                content['resources'][number] = _read_slot(member, first, chosen)
     for slot in others:
-        for declared, name, spec in (
+        # Where a slot stands: (mapping, key, value). All three go together.
+        places = [
             (content['parameters'], slot, content['parameters'][first]),
             (root['parameters'], slots[slot], root['parameters'][slots[first]]),
-            *(
-                (item['properties'], slot, {'get_param': slots[slot]})
-                for item in _holders(root, file)
-            ),
-        ):
-            declared.pop(name, None)
+        ]
+        for item in _list_made_from(root, file):
+            places.append((item['properties'], slot, {'get_param': slots[slot]}))
+        for mapping, key, value in places:
+            mapping.pop(key, None)
             if readers[slot]:
-                declared[name] = spec
+                mapping[key] = value
+
+
+def _read_slot(member: Mapping[str, Any], first: str, chosen: str) -> dict[str, Any]:
+    """A new member, which reads the first slot, with another slot instead."""
+    properties = {
+        name: {'get_param': chosen} if value == {'get_param': first} else value
+        for name, value in member['properties'].items()
+    }
+    return {**member, 'properties': properties}

@@ -1,10 +1,11 @@
-"""What a node gets, in the form that its operating system reads: cloud-config, or Ignition.
+"""Serialise what a node gets, for its operating system: as cloud-config or as Ignition.
 
-Both are made of the same data, which a driver's template gives: `{files: [{path, mode, compress,
-...}, ...], mask: [unit, ...], start: [unit, ...], ssh_authorized_keys: [...]}`. What is in a file
-comes from `content`, a function of its item. Everything is serialised here and nothing is pasted,
-so a value never becomes syntax. Placeholders like @@NODE_NAME@@ stay as they are; Heat puts
-something in their place."""
+`Driver` calls this with the data that a folder's template gives: `{files: [{path, mode, compress,
+...}, ...], mask: [unit, ...], start: [unit, ...], ssh_authorized_keys: [...]}`, and a function that
+returns the content of a file by its item. Everything is serialised here and nothing is pasted, so a
+value never becomes syntax. Placeholders like @@NODE_NAME@@ stay as they are, and Heat replaces
+them. All functions are pure.
+"""
 
 from __future__ import annotations
 
@@ -18,39 +19,42 @@ from typing import Any
 
 import jinja2
 
-#: What stands for itself in the data of a URL (RFC 2396, 2: reserved and mark). The @ of
-#: placeholders is among it, and so is whatever Heat puts in their place: addresses, names of nodes,
-#: ids, tokens, and URLs of its own.
+#: Characters that need no escape in a data URL (RFC 2396, 2: reserved and mark). They include the @
+#: of placeholders, and whatever Heat puts in their place: addresses, names of nodes, ids, tokens,
+#: and its own URLs.
 URL_SAFE = "~!*'();:@&=+$,/"
+
+GetContent = Callable[[dict[str, Any]], str]
 
 
 def quote(value: Any) -> str:
-    """Write `value` as JSON that is also YAML, in ASCII. Raises `jinja2.UndefinedError` for what is
-    not defined."""
-
-    def undefined(found: Any) -> Any:
-        if isinstance(found, jinja2.Undefined):
-            str(found)  # raises, with the name
-        raise TypeError(f'{type(found).__name__} cannot be printed')
-
-    # JSON's pairs of surrogates are two characters to YAML, so that characters beyond the basic
-    # plane take YAML's form.
-    text = json.dumps(value, ensure_ascii=False, default=undefined)
-    return re.sub(
-        r'[^ -~]',
-        lambda m: f'\\u{ord(m[0]):04x}' if m[0] <= '\uffff' else f'\\U{ord(m[0]):08x}',
-        text,
-    )
+    """Write `value` as JSON that is also YAML, in ASCII. Raises `jinja2.UndefinedError`."""
+    text = json.dumps(value, ensure_ascii=False, default=_refuse)
+    return re.sub(r'[^ -~]', _escape, text)
 
 
-def cloud_config(node: Mapping[str, Any], content: Callable[[dict[str, Any]], str]) -> str:
-    """Make cloud-config. Units are started by it, and the others masked."""
+def _refuse(value: Any) -> Any:
+    if isinstance(value, jinja2.Undefined):
+        # Raises UndefinedError, which says the name.
+        str(value)
+    raise TypeError(f'{type(value).__name__} cannot be printed')
+
+
+def _escape(match: re.Match[str]) -> str:
+    # JSON writes a character beyond the basic plane as a pair of surrogates, which YAML reads as
+    # two characters. So these have YAML's own form.
+    code = ord(match[0])
+    return f'\\u{code:04x}' if code <= 0xFFFF else f'\\U{code:08x}'
+
+
+def write_cloud_config(node: Mapping[str, Any], get_content: GetContent) -> str:
+    """Write cloud-config. It starts units, and masks others."""
     files = []
     for item in node['files']:
-        text = content(item)
+        text = get_content(item)
         entry = {'path': item['path'], 'permissions': item.get('mode', '0644'), 'content': text}
         if item.get('compress'):
-            entry |= {'encoding': 'gz+b64', 'content': _packed(text)}
+            entry |= {'encoding': 'gz+b64', 'content': _compress(text)}
         files.append(entry)
     config: dict[str, Any] = {'write_files': files}
     if node.get('ssh_authorized_keys'):
@@ -63,18 +67,22 @@ def cloud_config(node: Mapping[str, Any], content: Callable[[dict[str, Any]], st
     return f'#cloud-config\n{quote(config)}\n'
 
 
-def ignition(node: Mapping[str, Any], content: Callable[[dict[str, Any]], str]) -> str:
-    """Make Ignition, by version 3.3.0 of its specification: what reads any later one reads it.
+def write_ignition(node: Mapping[str, Any], get_content: GetContent) -> str:
+    """Write Ignition by version 3.3.0 of its specification, which all later versions read.
 
-    Units are enabled, because there is nothing yet that could start them: they must be wanted by a
-    target."""
+    It enables units, because nothing can start them yet. So a target must want them.
+    """
     files = []
     for item in node['files']:
-        text = content(item)
+        text = get_content(item)
         contents = {'source': 'data:,' + urllib.parse.quote(text, safe=URL_SAFE)}
-        if '@@' not in text:  # Heat cannot reach into what is packed
-            packed = {'source': 'data:;base64,' + _packed(text), 'compression': 'gzip'}
-            contents = min(contents, packed, key=lambda form: len(str(form)))
+        # Heat cannot replace a placeholder in a compressed text.
+        if '@@' not in text:
+            compressed = {
+                'source': 'data:;base64,' + _compress(text),
+                'compression': 'gzip',
+            }
+            contents = min(contents, compressed, key=_measure)
         files.append(
             {
                 'path': item['path'],
@@ -85,9 +93,8 @@ def ignition(node: Mapping[str, Any], content: Callable[[dict[str, Any]], str]) 
         )
     config: dict[str, Any] = {'ignition': {'version': '3.3.0'}, 'storage': {'files': files}}
     if node.get('ssh_authorized_keys'):
-        config['passwd'] = {
-            'users': [{'name': 'core', 'sshAuthorizedKeys': node['ssh_authorized_keys']}]
-        }
+        user = {'name': 'core', 'sshAuthorizedKeys': node['ssh_authorized_keys']}
+        config['passwd'] = {'users': [user]}
     config['systemd'] = {
         'units': [
             *({'name': unit, 'mask': True} for unit in node.get('mask', ())),
@@ -97,6 +104,10 @@ def ignition(node: Mapping[str, Any], content: Callable[[dict[str, Any]], str]) 
     return json.dumps(config, separators=(',', ':'))
 
 
-def _packed(content: str) -> str:
-    """gzip in base64. Without a time in it the same content gives the same text."""
+def _measure(contents: Mapping[str, str]) -> int:
+    return len(str(contents))
+
+
+def _compress(content: str) -> str:
+    """gzip in base64. It holds no time stamp, so the same content always gives the same text."""
     return base64.b64encode(gzip.compress(content.encode(), mtime=0)).decode()

@@ -120,11 +120,6 @@ MOST_NODES_OF_A_FUNCTION = 200
 MOST_NODES_OF_A_LINE = 4.5
 #: Functions that are larger. This list may only shrink.
 LARGE_FUNCTIONS = {
-    'drivers.py __init__',
-    'drivers.py _check_sizes',
-    'drivers.py check_cluster',
-    'drivers.py check_labels',
-    'drivers.py read_health',
 }
 
 
