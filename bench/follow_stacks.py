@@ -59,7 +59,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'tests'))
 import fakes
 
 from magnum_lite import certs, clients, config, db, drivers, keystore, models, notify, rpc
-from magnum_lite.conductor import service, steps, watch
+from magnum_lite.conductor import service, watch
+from magnum_lite.conductor.task import Services
 
 CPU_PROMISED = 0.20
 #: Rounds at the beginning in which no stack ends.
@@ -127,7 +128,7 @@ class CountedStacks(fakes.FakeStacks):
 
 
 def make_clusters(
-    services: steps.Services, cloud: CountedCloud, args: argparse.Namespace, ages: str
+    services: Services, cloud: CountedCloud, args: argparse.Namespace, ages: str
 ) -> None:
     """Store the clusters, each of one master and two workers, with a stack in the fake."""
     driver = next(iter(services.drivers.values()))
@@ -231,7 +232,7 @@ def make_cluster(
 
 
 def rendered(
-    services: steps.Services,
+    services: Services,
     driver: drivers.Driver,
     cluster: models.Cluster,
     template: models.ClusterTemplate,
@@ -289,7 +290,7 @@ class Bench:
     """A conductor at work, the thread that plays Heat for it, and the figures."""
 
     def __init__(
-        self, services: steps.Services, cloud: CountedCloud, args: argparse.Namespace, ages: str
+        self, services: Services, cloud: CountedCloud, args: argparse.Namespace, ages: str
     ) -> None:
         self.services, self.cloud, self.args, self.ages = services, cloud, args, ages
         self.problems: list[str] = []
@@ -490,7 +491,7 @@ def measure(conf: cfg.ConfigOpts, args: argparse.Namespace, ages: str, folder: s
     models.Base.metadata.create_all(database.engine)
     try:
         cloud = CountedCloud()
-        services = steps.Services(
+        services = Services(
             conf=conf,
             db=database,
             cloud=cloud,

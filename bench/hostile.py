@@ -116,7 +116,7 @@ def serve(folder: str, port: int, ready: multiprocessing.synchronize.Event) -> N
         drivers=drivers.load(conf),
         nudger=Nudges(),
         notifier=notify.Notifier(conf),
-        enforcer=policies.enforcer(conf),
+        enforcer=policies.make_enforcer(conf),
         signer=None,
     )
     server = wsgi.Server(('127.0.0.1', port), app.make_app(services), numthreads=4)

@@ -117,7 +117,7 @@ def main() -> None:
                     cloud=fakes.FakeCloud(),
                     drivers=drivers.load(conf),
                     nudger=None,
-                    enforcer=policies.enforcer(conf),
+                    enforcer=policies.make_enforcer(conf),
                     notifier=None,
                     signer=None,
                 )

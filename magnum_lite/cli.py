@@ -99,12 +99,12 @@ def _describe_driver(conf: cfg.ConfigOpts, driver: drivers.Driver) -> dict[str, 
     origins = {pathlib.Path(folder): '[drivers] path' for folder in conf.drivers.path}
     origins.setdefault(drivers.BUILT_IN, 'built-in')
     labels = {name: dict(spec) for name, spec in driver.labels_known.items()}
-    for name, value in driver.labels(conf, {}).items():
+    for name, value in driver.read_labels(conf, {}).items():
         if value != labels[name].get('default'):
             labels[name]['operator_default'] = value
     return {
         'name': driver.name,
-        'disabled': driver.name in conf.drivers.disabled_drivers,
+        'disabled': drivers.load(conf).is_disabled(driver.name),
         'labels': labels,
         'folder': str(driver.folder),
         'origin': origins.get(driver.folder.parent, 'from an entry point'),
@@ -152,7 +152,7 @@ def check_drivers(conf: cfg.ConfigOpts) -> int:
     exit_status = 0
     for name in [folder.name for folder in folders] or sorted(by_name):
         try:
-            count, refusals = offline.check(conf, by_name[name])
+            count, refusals = offline.check_folder(conf, by_name[name])
         except errors.DriverError as e:
             exit_status = 1
             print(f'{name}: {e}')
@@ -185,12 +185,12 @@ def render_driver(conf: cfg.ConfigOpts) -> None:
         template = offline.TEMPLATE | {'server_type': server_type, 'coe': coe}
     if command.driver:
         template = template | {'driver': command.driver}
-    row = offline.template(conf, template, command.os_distro)
-    driver, cluster = offline.cluster(conf, row, cluster_body or {})
+    row = offline.make_template(conf, template, command.os_distro)
+    driver, cluster = offline.make_cluster(conf, row, cluster_body or {})
     group = None
     if group_body is not None:
-        group = offline.nodegroup(conf, driver, cluster, group_body)
-    rendered = offline.render(conf, driver, cluster, offline.throwaway_secrets(driver), group)
+        group = offline.make_nodegroup(conf, driver, cluster, group_body)
+    rendered = offline.render(conf, driver, cluster, offline.make_secrets(driver), group)
     if command.user_data:
         stack = driver.manifest['stack' if group is None else 'nodegroup_stack']
         _print_user_data(rendered, stack, command.user_data)
@@ -235,15 +235,15 @@ def _read_body(place: str | None) -> dict[str, Any] | None:
 
 def print_new_key(conf: cfg.ConfigOpts) -> None:
     """Print a new line for [keystore] key_file."""
-    print(keystore.new_key())
+    print(keystore.generate_key())
 
 
 def print_openapi(conf: cfg.ConfigOpts) -> None:
     """Print the description of the API, which it serves at /v1/openapi.json: doc/openapi.json is
     this."""
-    from magnum_lite.api import openapi
+    from magnum_lite.api import openapi, routes
 
-    print(json.dumps(openapi.document(), indent=1))
+    print(json.dumps(openapi.build(routes.ROUTES), indent=1))
 
 
 # -- doctor ----------------------------------------------------------------------------------------
@@ -359,10 +359,11 @@ def _make_server(conf: cfg.ConfigOpts) -> wsgi.Server:
 
 def _make_conductor(conf: cfg.ConfigOpts) -> service.Conductor:
     from magnum_lite import clients, notify
-    from magnum_lite.conductor import service, steps
+    from magnum_lite.conductor import service
+    from magnum_lite.conductor.task import Services
 
     return service.Conductor(
-        steps.Services(
+        Services(
             conf=conf,
             db=db.Database(conf),
             cloud=clients.Cloud(conf),

@@ -364,7 +364,7 @@ class Audit:
             yield Finding(
                 f'The key {key.purpose} is of cluster {key.cluster_id}, which is not there',
                 'Delete the key',
-                functools.partial(db.forget, self._db, key),
+                functools.partial(db.delete_row, self._db, key),
             )
         if not self._rows.keys:
             return
@@ -378,7 +378,7 @@ class Audit:
             return
         for key in self._rows.keys:
             try:
-                store.open(key)
+                store.decrypt(key)
             except keystore.KeyStoreError as e:
                 text, _, remedy = str(e).partition('. ')
                 yield Finding(
@@ -394,7 +394,9 @@ class Audit:
                 f'{silence.total_seconds() / 60:.0f} minutes'
             )
             if silence > FORGETTABLE:
-                yield Finding(text, 'Forget it', functools.partial(db.forget, self._db, service))
+                yield Finding(
+                    text, 'Forget it', functools.partial(db.delete_row, self._db, service)
+                )
             elif silence > SILENT:
                 yield Finding(text, 'Start it, if it should run there.')
 

@@ -29,7 +29,7 @@ from magnum_lite import certs, config, db, drivers, keystore, models, notify, rp
 from magnum_lite.api import app as api_app
 from magnum_lite.api import policies
 from magnum_lite.api.request import Services
-from magnum_lite.conductor import endpoint, steps
+from magnum_lite.conductor import endpoint, task
 
 SERVERS = {
     'mariadb': os.environ.get(
@@ -201,7 +201,7 @@ def services(
         drivers=drivers.load(conf),
         nudger=nudges,
         notifier=notify.Notifier(conf),
-        enforcer=policies.enforcer(conf),
+        enforcer=policies.make_enforcer(conf),
         signer=SigningHere(conf, database),
     )
 
@@ -218,12 +218,12 @@ def conductor_services(
     cloud: fakes.FakeCloud,
     rsa_pair: certs.Pair,
     monkeypatch: pytest.MonkeyPatch,
-) -> steps.Services:
+) -> task.Services:
     """What the steps of the conductor act on. One RSA key serves all tests: making one takes a
     second."""
     monkeypatch.setattr(certs, 'make_keypair', lambda *, algorithm: rsa_pair)
     keystore.create_key_file(conf.keystore.key_file)
-    return steps.Services(
+    return task.Services(
         conf=conf,
         db=database,
         cloud=cloud,

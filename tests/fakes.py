@@ -151,29 +151,29 @@ class FakeCloud:
                 del self.cluster_logins[name]
                 self.user_grants.pop(known[0], None)  # Keystone forgets them with the user
 
-    def cluster_users(self) -> dict[str, str]:
-        with self.call('cluster_users'):
+    def list_cluster_users(self) -> dict[str, str]:
+        with self.call('list_cluster_users'):
             return {name: user_id for name, (user_id, _) in self.cluster_logins.items()}
 
-    def login(self, user_id: str, password: str) -> clients.Login:
-        with self.call('login'):
+    def build_login(self, user_id: str, password: str) -> clients.Login:
+        with self.call('build_login'):
             return clients.Login(user_id, password, 'http://keystone/v3', 'RegionOne')
 
-    def projects_with_role(self) -> list[str]:
-        with self.call('projects_with_role'):
+    def list_projects_with_role(self) -> list[str]:
+        with self.call('list_projects_with_role'):
             return sorted(self.granted)
 
-    def project_state(self, project_id: str) -> str:
-        with self.call('project_state'):
+    def get_project_state(self, project_id: str) -> str:
+        with self.call('get_project_state'):
             return self.project_states.get(project_id, 'enabled')
 
     def stacks(self, project_id: str, *, as_admin: bool = False) -> FakeStacks:
         return FakeStacks(self, project_id, as_admin)
 
-    def load_balancers(
+    def list_load_balancers(
         self, project_id: str, text: str, *, as_admin: bool = False
     ) -> list[clients.LoadBalancer]:
-        with self.call('load_balancers'):
+        with self.call('list_load_balancers'):
             return [b for b in self.balancers.values() if text in b.description]
 
     def delete_load_balancer(
@@ -182,10 +182,10 @@ class FakeCloud:
         with self.call('delete_load_balancer'):
             self.balancers.pop(load_balancer_id, None)
 
-    def blockers(
+    def list_blockers(
         self, project_id: str, resource_type: str, physical_id: str, *, as_admin: bool = False
     ) -> list[str]:
-        with self.call('blockers'):
+        with self.call('list_blockers'):
             return self.users.get(physical_id, [])
 
     def check_identity(self, *, timeout_s: float) -> None:
@@ -196,8 +196,8 @@ class FakeCloud:
         with self.call('check_orchestration'):
             pass
 
-    def service_roles(self) -> tuple[list[str], list[str]]:
-        with self.call('service_roles'):
+    def list_service_roles(self) -> tuple[list[str], list[str]]:
+        with self.call('list_service_roles'):
             return ['admin'], []
 
     def lookups(self, auth: Any) -> FakeLookups:
@@ -289,8 +289,8 @@ class FakeStacks:
                 stack.status = stack.status.replace('IN_PROGRESS', 'FAILED')
                 stack.reason = 'User cancelled operation'
 
-    def progress(self, stack_id: str) -> tuple[int, int]:
-        with self._call('progress') as stacks:
+    def get_progress(self, stack_id: str) -> tuple[int, int]:
+        with self._call('get_progress') as stacks:
             return self._one(stacks, stack_id).progress
 
     def list_ours(self) -> list[clients.Stack]:
@@ -301,16 +301,16 @@ class FakeStacks:
         with self._call('find') as stacks:
             return next((stack.seen() for stack in stacks.values() if stack.name == name), None)
 
-    def look(self, ids: Any) -> dict[str, clients.Stack]:
-        with self._call('look') as stacks:
+    def list_by_ids(self, ids: Any) -> dict[str, clients.Stack]:
+        with self._call('list_by_ids') as stacks:
             return {key: stack.seen() for key, stack in stacks.items() if key in ids}
 
-    def outputs(self, stack_id: str) -> dict[str, Any]:
-        with self._call('outputs') as stacks:
+    def get_outputs(self, stack_id: str) -> dict[str, Any]:
+        with self._call('get_outputs') as stacks:
             return self._one(stacks, stack_id).outputs
 
-    def failures(self, stack_id: str) -> list[clients.FailedResource]:
-        with self._call('failures') as stacks:
+    def list_failures(self, stack_id: str) -> list[clients.FailedResource]:
+        with self._call('list_failures') as stacks:
             return self._one(stacks, stack_id).failed
 
     def delete(self, stack_id: str) -> None:
@@ -334,13 +334,13 @@ class FakeLookups:
     def has(self, service: str) -> bool:
         return service not in self.cloud.missing
 
-    def image(self, ref: str) -> clients.Image:
+    def get_image(self, ref: str) -> clients.Image:
         return self._get('image', self.cloud.images, ref)
 
-    def flavor(self, ref: str) -> clients.Flavor:
+    def get_flavor(self, ref: str) -> clients.Flavor:
         return self._get('flavor', self.cloud.flavors, ref)
 
-    def network(self, ref: str, *, external: bool = False) -> str:
+    def get_network_id(self, ref: str, *, external: bool = False) -> str:
         return self._get(
             'network',
             self.cloud.external_networks
@@ -349,8 +349,8 @@ class FakeLookups:
             ref,
         )
 
-    def subnet(self, ref: str) -> str:
+    def get_subnet_id(self, ref: str) -> str:
         return self._get('subnet', self.cloud.subnets, ref)
 
-    def public_key(self, keypair: str) -> str:
+    def get_public_key(self, keypair: str) -> str:
         return self._get('keypair', self.cloud.keypairs, keypair)

@@ -143,7 +143,7 @@ class Walk:
         found: dict[str, list[Choice]] = {}
         known = self.driver.labels_known
         for number, (name, label) in enumerate(known.items()):
-            values = offline._choices(label['schema'])
+            values = offline._list_examples(label['schema'])
             if label['schema'].get('format') == 'ipv4-network':
                 values = [f'10.{200 + number % 50}.0.0/16']
             if 'maximum' in label['schema']:
@@ -217,10 +217,10 @@ class Walk:
     def make(self, row: Row) -> tuple[models.Cluster, models.NodeGroup | None]:
         """The rows of the database. Raises Invalid or Conflict for what the API would refuse."""
         bodies = self.bodies(row)
-        template = offline.template(self.conf, bodies['template'], self.driver.provides[0][1])
-        _, cluster = offline.cluster(self.conf, template, bodies['cluster'])
+        template = offline.make_template(self.conf, bodies['template'], self.driver.provides[0][1])
+        _, cluster = offline.make_cluster(self.conf, template, bodies['cluster'])
         further = 'nodegroup_stack' in self.driver.manifest
-        return cluster, offline.nodegroup(
+        return cluster, offline.make_nodegroup(
             self.conf, self.driver, cluster, bodies['group']
         ) if further else None
 

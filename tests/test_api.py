@@ -67,7 +67,7 @@ VERSIONED = (
     'Vary',
 )
 #: What the API may ask of the cloud. Everything else is the conductor's.
-LOOKUPS = {'image', 'flavor', 'network', 'subnet', 'keypair', 'project_state'}
+LOOKUPS = {'image', 'flavor', 'network', 'subnet', 'keypair', 'get_project_state'}
 
 
 # -- what holds for every answer -------------------------------------------------------------------
@@ -221,7 +221,7 @@ def stage() -> Iterator[Stage]:
             drivers=drivers.load(settings.conf),
             nudger=Nudges(),
             notifier=notify.Notifier(settings.conf),
-            enforcer=policies.enforcer(settings.conf),
+            enforcer=policies.make_enforcer(settings.conf),
             signer=SigningHere(settings.conf, database),
         )
         with contextlib.closing(Watched(api_app.make_app(services), services)) as application:
@@ -365,7 +365,7 @@ class Authorities(fixture.GabbiFixture):
                 (8, ('ca',)),
             ):
                 for purpose in purposes:
-                    store.put(
+                    store.store_pair(
                         session,
                         uuid_of(number),
                         purpose,
@@ -748,7 +748,7 @@ def test_watched_sees_what_a_refusal_stores(services: Services, watch: Watch) ->
 
 def test_watched_sees_a_listing_that_calls_the_cloud(services: Services, watch: Watch) -> None:
     def slow(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        services.cloud.lookups(None).image('ubuntu')
+        services.cloud.lookups(None).get_image('ubuntu')
         return _answering(200, {'clusters': []})(environ, start_response)
 
     with pytest.raises(AssertionError, match='the cloud was called'):
@@ -1282,8 +1282,8 @@ def test_faults_are_for_one_cluster_and_not_for_listings(api: Api, services: Ser
 def test_withdrawn_template_leaves_the_clusters_of_others_alone(
     api: Api, services: Services, columns: dict[str, Any]
 ) -> None:
-    """Magnum answers 404 for such a cluster, and for the whole listing of its project (api.md 10,
-    D11)."""
+    """Magnum answers 404 for such a cluster, and for the whole listing of its project
+    (doc/contributor/wire-contract.md)."""
     store_template(services.db, project_id='p2', public=True)
     store_cluster(services.db, 1, labels={})
     with services.db.write() as session:
@@ -2020,7 +2020,7 @@ def test_changes_at_the_same_time_all_come_to_be(
         drivers=drivers.load(conf),
         nudger=nudges,
         notifier=notify.Notifier(conf),
-        enforcer=policies.enforcer(conf),
+        enforcer=policies.make_enforcer(conf),
         signer=None,
     )
     api, path = Api(api_app.make_app(services)), f'/v1/clusters/{uuid_of(1)}'
@@ -2054,7 +2054,7 @@ def test_one_of_two_nodegroups_with_one_name_comes_to_be(
         drivers=drivers.load(conf),
         nudger=nudges,
         notifier=notify.Notifier(conf),
-        enforcer=policies.enforcer(conf),
+        enforcer=policies.make_enforcer(conf),
         signer=None,
     )
     api = Api(api_app.make_app(services))
@@ -2082,7 +2082,7 @@ def test_200_creates_at_once_make_as_many_clusters_as_the_quota_has(
         drivers=drivers.load(conf),
         nudger=nudges,
         notifier=notify.Notifier(conf),
-        enforcer=policies.enforcer(conf),
+        enforcer=policies.make_enforcer(conf),
         signer=None,
     )
     api = Api(api_app.make_app(services))
@@ -2320,13 +2320,13 @@ def test_template_whose_driver_was_taken_away_can_still_be_renamed(
 def test_quota_is_not_set_while_keystone_cannot_say_whose_it_is(
     api: Api, services: Services, cloud: fakes.FakeCloud, error: Exception, reason: str
 ) -> None:
-    cloud.hook = fail('project_state', error)
+    cloud.hook = fail('get_project_state', error)
 
     response = api('POST', '/v1/quotas', {'project_id': 'p1', 'hard_limit': 3}, roles='admin')
 
     assert response.status_code == 503
     assert reason in response.json['faultstring'] and '192.0.2.7' not in response.text
-    assert db.get_quota(services.db, 'p1', db.CLUSTER_RESOURCE) is None
+    assert db.find_quota(services.db, 'p1', db.CLUSTER_RESOURCE) is None
 
 
 def test_without_an_image_service_there_are_no_templates(api: Api, cloud: fakes.FakeCloud) -> None:

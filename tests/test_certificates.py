@@ -26,7 +26,7 @@ from oslo_db import exception as db_exc
 from magnum_lite import certs, db, drivers, errors, models, rpc
 from magnum_lite.api import app as api_app
 from magnum_lite.api.request import Services
-from magnum_lite.conductor import endpoint, steps
+from magnum_lite.conductor import endpoint, task
 
 LIFE_S = 3600
 
@@ -37,12 +37,12 @@ def ca() -> certs.Pair:
 
 
 @pytest.fixture
-def complete(conductor_services: steps.Services, cluster: str, ca: certs.Pair) -> str:
+def complete(conductor_services: task.Services, cluster: str, ca: certs.Pair) -> str:
     """The uuid of a cluster with authorities and an address."""
     with conductor_services.db.write() as session:
         session.execute(sa.update(models.Cluster).values(api_address='https://192.0.2.1:6443'))
         for purpose in ('ca', 'etcd', 'front-proxy', 'service-account'):
-            conductor_services.keystore.put(session, cluster, purpose, ca)
+            conductor_services.keystore.store_pair(session, cluster, purpose, ca)
     return cluster
 
 
@@ -66,7 +66,7 @@ def ask(complete: str, csr: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def here(conductor_services: steps.Services) -> Callable[..., dict[str, Any]]:
+def here(conductor_services: task.Services) -> Callable[..., dict[str, Any]]:
     """A conductor's answer to a call."""
     made = endpoint.Endpoint(threading.Event(), conductor_services)
     return lambda **request: made.sign_certificate({}, **request)
@@ -92,7 +92,7 @@ def test_public_part_takes_two_statements_and_no_private_one(
 @pytest.mark.parametrize('phase', range(1, models.ROTATION_PHASES + 1))
 def test_while_authorities_are_exchanged_both_are_shown_and_one_signs(
     api: Api,
-    conductor_services: steps.Services,
+    conductor_services: task.Services,
     complete: str,
     csr: str,
     ca: certs.Pair,
@@ -100,7 +100,7 @@ def test_while_authorities_are_exchanged_both_are_shown_and_one_signs(
 ) -> None:
     newer = certs.make_ca('newer', life=datetime.timedelta(days=1))
     with conductor_services.db.write() as session:
-        conductor_services.keystore.put(session, complete, 'ca', newer, is_next=True)
+        conductor_services.keystore.store_pair(session, complete, 'ca', newer, is_next=True)
         session.execute(sa.update(models.Cluster).values(rotation_phase=phase))
 
     assert (
@@ -132,7 +132,7 @@ def test_certificate_lives_as_long_as_the_operator_says(
     ca: certs.Pair,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    conf.set_override('term_of_validity', 30, 'x509')
+    conf.set_override('term_of_validity', 30, 'certificates')
 
     with caplog.at_level('INFO', 'magnum_lite'):
         pem = api('POST', '/v1/certificates', {'cluster_uuid': complete, 'csr': csr}).json['pem']
@@ -205,7 +205,7 @@ def test_kubeconfig_disturbs_no_work(api: Api, services: Services, complete: str
     assert api('GET', f'/v1/clusters/{complete}').json == before
     assert (created.outcome, issued.kind, issued.outcome) == (None, 'kubeconfig', 'complete')
     assert issued.created_at == issued.begun_at == issued.ended_at
-    assert db.estimate_s(services.db, created) is None
+    assert db.estimate_duration_s(services.db, created) is None
     assert api('DELETE', f'/v1/operations/{created.uuid}').status_code == 202, (
         'the create alone is stopped'
     )
@@ -268,7 +268,7 @@ def test_conductor_believes_no_message(
 
 
 def test_key_that_does_not_open_is_the_operator_s_to_mend(
-    conductor_services: steps.Services,
+    conductor_services: task.Services,
     here: Callable[..., dict[str, Any]],
     ask: dict[str, Any],
     caplog: pytest.LogCaptureFixture,
@@ -284,10 +284,10 @@ def test_key_that_does_not_open_is_the_operator_s_to_mend(
 
 @pytest.mark.parametrize('error', [db_exc.DBConnectionError(), RuntimeError('a bug')])
 def test_errors_come_back_as_data(
-    conductor_services: steps.Services, ask: dict[str, Any], error: Exception
+    conductor_services: task.Services, ask: dict[str, Any], error: Exception
 ) -> None:
     class Broken:
-        def load(self, *_: Any) -> None:
+        def load_pairs(self, *_: Any) -> None:
             raise error
 
     made = endpoint.Endpoint(
@@ -302,7 +302,7 @@ def test_errors_come_back_as_data(
 
 @contextlib.contextmanager
 def conductor(conf: cfg.ConfigOpts, made: Any) -> Iterator[None]:
-    server = rpc.server(conf, made)
+    server = rpc.make_server(conf, made)
     server.start()
     try:
         yield
@@ -316,7 +316,7 @@ def test_certificate_is_signed_over_the_broker(
     conf: cfg.ConfigOpts,
     topic: None,
     url: str,
-    conductor_services: steps.Services,
+    conductor_services: task.Services,
     ask: dict[str, Any],
 ) -> None:
     use(conf, url)
@@ -341,7 +341,7 @@ def test_signing_that_takes_long_holds_up_no_nudge(
     conf: cfg.ConfigOpts,
     topic: None,
     url: str,
-    conductor_services: steps.Services,
+    conductor_services: task.Services,
     ask: dict[str, Any],
 ) -> None:
     use(conf, url)
@@ -435,7 +435,7 @@ def test_broker_that_hangs_is_a_503_in_time_and_holds_few(
 ) -> None:
     use(conf, silent_broker)
     conf.set_override('sign_timeout', 1, 'certificates')
-    monkeypatch.setattr(rpc, 'MOST_CALLS', 2)
+    monkeypatch.setattr(rpc, 'MAX_CALLS', 2)
     signer = rpc.Signer(conf)
 
     began = time.monotonic()

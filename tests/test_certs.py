@@ -130,7 +130,7 @@ def put(
     store: keystore.KeyStore, database: db.Database, cluster: str, purpose: str, pair: certs.Pair
 ) -> None:
     with database.write() as session:
-        store.put(session, cluster, purpose, pair)
+        store.store_pair(session, cluster, purpose, pair)
 
 
 def test_key_comes_back_and_is_not_readable_in_the_database(
@@ -138,7 +138,7 @@ def test_key_comes_back_and_is_not_readable_in_the_database(
 ) -> None:
     put(store, database, cluster, 'ca', ca)
 
-    assert store.load(database, models.Cluster(uuid=cluster, rotation_phase=0)) == {'ca': ca}
+    assert store.load_pairs(database, models.Cluster(uuid=cluster, rotation_phase=0)) == {'ca': ca}
     with database.read() as session:
         stored = session.scalar(sa.text('SELECT private_key FROM cluster_keys'))
     assert 'PRIVATE' not in stored and ca.private_key[40:80] not in stored
@@ -152,7 +152,7 @@ def test_key_that_was_moved_to_another_purpose_does_not_open(
         session.execute(sa.update(models.Key).values(purpose='etcd'))
 
     with pytest.raises(keystore.KeyStoreError, match='was made for another one'):
-        store.load(database, models.Cluster(uuid=cluster, rotation_phase=0))
+        store.load_pairs(database, models.Cluster(uuid=cluster, rotation_phase=0))
 
 
 def test_new_line_on_top_keeps_old_keys_readable(
@@ -164,15 +164,15 @@ def test_new_line_on_top_keeps_old_keys_readable(
 ) -> None:
     put(store, database, cluster, 'ca', ca)
     path = pathlib.Path(conf.keystore.key_file)
-    path.write_text(f'{keystore.new_key()}\n{path.read_text()}')
+    path.write_text(f'{keystore.generate_key()}\n{path.read_text()}')
 
-    assert keystore.KeyStore(conf).load(
+    assert keystore.KeyStore(conf).load_pairs(
         database, models.Cluster(uuid=cluster, rotation_phase=0)
     ) == {'ca': ca}
 
-    path.write_text(keystore.new_key())
+    path.write_text(keystore.generate_key())
     with pytest.raises(keystore.KeyStoreError, match='does not open'):
-        keystore.KeyStore(conf).load(database, models.Cluster(uuid=cluster, rotation_phase=0))
+        keystore.KeyStore(conf).load_pairs(database, models.Cluster(uuid=cluster, rotation_phase=0))
 
 
 def test_key_file_is_private_and_made_once(conf: cfg.ConfigOpts) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from magnum_lite import drivers, upgrade
-from magnum_lite.conductor import steps
+from magnum_lite.conductor.task import Services
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMMAND = pathlib.Path(sys.executable).parent / 'magnum-lite'
@@ -87,7 +87,7 @@ def test_drivers_are_listed_with_their_labels(tmp_path: pathlib.Path) -> None:
         and '  built-in, ' in short.stdout
         and 'kube_tag' not in short.stdout
     )
-    assert '\nswarm_ubuntu (disabled): ' in short.stdout
+    assert '\nswarm_cloud_init (disabled): ' in short.stdout
     assert '  kube_tag (default v' in one.stdout
     assert '  fixed_subnet_cidr (default 10.0.0.0/24, here 10.9.0.0/24, also ' in one.stdout
     assert told['labels']['fixed_subnet_cidr']['operator_default'] == '10.9.0.0/24'
@@ -186,7 +186,7 @@ def test_signals_while_a_signal_is_handled_stop_a_process_all_the_same() -> None
         cfg.CONF([], project='magnum-lite', default_config_files=[])
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.setprofile(again)
-        cli._until_told(cfg.CONF, None, None)
+        cli._run_until_signal(cfg.CONF, None, None)
         """),
         ],
         timeout=60,
@@ -218,7 +218,7 @@ def test_request_that_hangs_does_not_keep_a_process_from_its_end() -> None:
         server.prepare()
         client = socket.create_connection(server.bind_addr)
         client.sendall(b'GET / HTTP/1.1\\r\\nHost: here\\r\\n\\r\\n')
-        cli._until_told(cfg.CONF, server, None)
+        cli._run_until_signal(cfg.CONF, server, None)
         """),
         ],
         timeout=30,
@@ -277,10 +277,10 @@ def test_upgrade_check_says_what_is_to_be_done_first(tmp_path: pathlib.Path) -> 
 
 
 def test_upgrade_check_is_content_with_what_is_right(
-    conductor_services: steps.Services, cloud: fakes.FakeCloud, monkeypatch: pytest.MonkeyPatch
+    conductor_services: Services, cloud: fakes.FakeCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checks = upgrade.Checks(conductor_services.conf, conductor_services.db, cloud)
-    monkeypatch.setattr(cloud, 'service_roles', lambda: (['member'], []))
+    monkeypatch.setattr(cloud, 'list_service_roles', lambda: (['member'], []))
 
     results = {
         name: check(checks)

@@ -91,7 +91,7 @@ def response(status: int, **headers: str) -> requests.Response:
 def test_every_failure_is_one_of_four(raised: Exception, becomes: type[clients.CloudError]) -> None:
     with (
         pytest.raises(clients.CloudError, match=r'^Doing it: ') as caught,
-        clients._translated('Doing it'),
+        clients._translate_errors('Doing it'),
     ):
         raise raised
 
@@ -102,7 +102,7 @@ def test_every_failure_is_one_of_four(raised: Exception, becomes: type[clients.C
 def test_what_heat_says_is_passed_on() -> None:
     with (
         pytest.raises(clients.Rejected, match=r'^Doing it: Property error: x \(HTTP 400\)$'),
-        clients._translated('Doing it'),
+        clients._translate_errors('Doing it'),
     ):
         raise heat_exc.HTTPBadRequest('{"error": {"message": "Property error:\\n   x"}}', 400)
 
@@ -110,7 +110,7 @@ def test_what_heat_says_is_passed_on() -> None:
 def test_a_page_is_told_without_its_tags() -> None:
     with (
         pytest.raises(clients.Unreachable, match=r'^Doing it: 502 Bad Gateway nginx \(HTTP 502\)$'),
-        clients._translated('Doing it'),
+        clients._translate_errors('Doing it'),
     ):
         raise heat_exc.HTTPBadGateway(
             b'<html>\r\n<head></head><body><h1>502 Bad Gateway</h1>\r\n<hr>nginx</body></html>', 502
@@ -130,7 +130,7 @@ def test_a_page_is_told_without_its_tags() -> None:
 )
 def test_retry_after_is_heeded(header: str | None, seconds: float | None) -> None:
     headers = {'Retry-After': header} if header else {}
-    with pytest.raises(clients.Unreachable) as caught, clients._translated('Doing it'):
+    with pytest.raises(clients.Unreachable) as caught, clients._translate_errors('Doing it'):
         raise ksa_exc.HttpError('slow down', response=response(429, **headers), http_status=429)
 
     assert caught.value.retry_after_s == seconds
@@ -139,8 +139,8 @@ def test_retry_after_is_heeded(header: str | None, seconds: float | None) -> Non
 def test_what_is_already_said_stays() -> None:
     with (
         pytest.raises(clients.NotFound, match=r'^inner: not found') as caught,
-        clients._translated('outer'),
-        clients._translated('inner'),
+        clients._translate_errors('outer'),
+        clients._translate_errors('inner'),
     ):
         raise ksa_exc.NotFound('not found')
 
@@ -155,7 +155,7 @@ def test_errors_can_be_made_by_hand() -> None:
 
 
 def test_death_is_no_failure_of_the_cloud() -> None:
-    with pytest.raises(KeyboardInterrupt), clients._translated('Doing it'):
+    with pytest.raises(KeyboardInterrupt), clients._translate_errors('Doing it'):
         raise KeyboardInterrupt
 
 
@@ -210,7 +210,7 @@ def stacks(heat: Heat, conf: cfg.ConfigOpts) -> Iterator[clients.Stacks]:
         thread.start()
         undo.callback(thread.join)
         undo.callback(server.shutdown)
-        session = clients.Cloud(conf)._session(
+        session = clients.Cloud(conf)._make_session(
             token_endpoint.Token(f'http://127.0.0.1:{server.server_port}', 'token')
         )
         undo.callback(session.session.close)
@@ -263,7 +263,7 @@ def test_a_heat_that_is_not_well_is_away(
     heat.answers = [(status, headers, body)]
 
     with pytest.raises(clients.Unreachable) as caught:
-        stacks.look(['x'])
+        stacks.list_by_ids(['x'])
 
     assert (caught.value.what, caught.value.retry_after_s) == ('Looking at stacks', seconds)
     assert said in str(caught.value)
@@ -286,7 +286,7 @@ def test_tags_tell_the_revision(heat: Heat, stacks: clients.Stacks) -> None:
         )
     ]
 
-    found = stacks.look(['a', 'b', 'c', 'd'])
+    found = stacks.list_by_ids(['a', 'b', 'c', 'd'])
 
     assert {s.id: (s.revision, s.tags) for s in found.values()} == {
         'a': (12, ('magnum-lite', 'rev-12')),
@@ -303,7 +303,7 @@ def test_any_number_of_stacks_is_one_call(
     ids = [str(uuid.uuid4()) for _ in range(count)]
     heat.answers = [(200, {}, {'stacks': [listed(one, one) for one in [*ids[1:], 'another']]})]
 
-    found = stacks.look(ids)
+    found = stacks.list_by_ids(ids)
 
     assert set(found) == set(ids[1:])
     [(_, path, _)] = heat.requests
@@ -313,7 +313,7 @@ def test_any_number_of_stacks_is_one_call(
 
 
 def test_no_stack_is_no_call(heat: Heat, stacks: clients.Stacks) -> None:
-    assert stacks.look([]) == {}
+    assert stacks.list_by_ids([]) == {}
     assert not heat.requests
 
 
@@ -405,7 +405,7 @@ def test_progress_counts_what_was_begun_and_is_complete(heat: Heat, stacks: clie
         )
     ]
 
-    assert stacks.progress('x') == (2, 5)
+    assert stacks.get_progress('x') == (2, 5)
 
 
 def test_a_failed_resource_tells_where_it_is(heat: Heat, stacks: clients.Stacks) -> None:
@@ -424,7 +424,7 @@ def test_a_failed_resource_tells_where_it_is(heat: Heat, stacks: clients.Stacks)
 
     heat.answers = [(200, {}, {'resources': [resource('a'), resource('b', parent_resource='a')]})]
 
-    assert stacks.failures('x') == [
+    assert stacks.list_failures('x') == [
         clients.FailedResource('a', 't', '', 'outer', '', '1', ''),
         clients.FailedResource('b', 't', '', 'outer', '', '1', 'a'),
     ]
@@ -444,14 +444,14 @@ def test_a_failed_resource_tells_where_it_is(heat: Heat, stacks: clients.Stacks)
 def test_what_is_not_known_has_no_filter(
     resource_type: str, physical_id: str, filters: dict[str, str]
 ) -> None:
-    assert clients._ports_at(resource_type, physical_id) == filters
+    assert clients._build_port_filter(resource_type, physical_id) == filters
 
 
 def test_without_a_filter_nobody_is_asked(conf: cfg.ConfigOpts) -> None:
     cloud = clients.Cloud(conf)  # knows no cloud at all
 
-    assert cloud.blockers('p', 'OS::Nova::Server', 'x') == []
-    assert cloud.blockers('p', 'OS::Neutron::Net', '') == []
+    assert cloud.list_blockers('p', 'OS::Nova::Server', 'x') == []
+    assert cloud.list_blockers('p', 'OS::Neutron::Net', '') == []
 
 
 @pytest.mark.parametrize(
@@ -471,10 +471,10 @@ def test_login_of_a_cluster_has_the_address_of_the_catalog(
     )
 
     if url:
-        assert cloud.login('user', 'password').auth_url == url
+        assert cloud.build_login('user', 'password').auth_url == url
     else:
         with pytest.raises(clients.Rejected, match='it has no public address of identity'):
-            cloud.login('user', 'password')
+            cloud.build_login('user', 'password')
 
 
 @pytest.mark.parametrize(
@@ -494,7 +494,7 @@ def test_external_network_is_found_by_id_and_only_if_it_is_one(
     lookups = clients.Lookups(cloud, 'public', None)
 
     with contextlib.nullcontext() if found else pytest.raises(clients.NotFound):
-        assert lookups.network(ref, external=True) == 'an-id'
+        assert lookups.get_network_id(ref, external=True) == 'an-id'
     assert asked == [{'ignore_missing': False, 'router:external': True}], (
         'Neutron knows no other name of it'
     )

@@ -18,7 +18,7 @@ from magnum_lite import db, drivers, models, notify
 from magnum_lite.api import app as api_app
 from magnum_lite.api import idempotency, policies
 from magnum_lite.api.request import Services
-from magnum_lite.conductor import service, steps
+from magnum_lite.conductor import service, task
 
 KEY = {'Idempotency-Key': 'k1'}
 CLUSTER = {'name': 'once', 'cluster_template_id': TEMPLATE_UUID}
@@ -41,7 +41,7 @@ def any_api(conf: cfg.ConfigOpts, any_database: db.Database, cloud: fakes.FakeCl
         drivers=drivers.load(conf),
         nudger=Nudges(),
         notifier=notify.Notifier(conf),
-        enforcer=policies.enforcer(conf),
+        enforcer=policies.make_enforcer(conf),
         signer=None,
     )
     store_template(any_database)
@@ -330,7 +330,7 @@ def test_old_receipts_are_found_by_their_index(database: db.Database) -> None:
 
 
 def test_conductor_drops_them_when_it_reports(
-    conductor_services: steps.Services, database: db.Database
+    conductor_services: task.Services, database: db.Database
 ) -> None:
     with database.write() as session:
         session.add(receipt(1, models.utcnow() - datetime.timedelta(seconds=1)))

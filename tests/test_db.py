@@ -255,7 +255,7 @@ def a_quota(hard_limit: int = 3, project: str = 'p1') -> models.Quota:
 
 def test_row_that_is_locked_is_no_quota_until_one_is_set(any_database: db.Database) -> None:
     new_cluster(any_database, new_template(any_database))
-    assert db.get_quota(any_database, 'p1', db.CLUSTER_RESOURCE) is None
+    assert db.find_quota(any_database, 'p1', db.CLUSTER_RESOURCE) is None
     assert db.list_quotas(any_database, P1, db.Page(10)) == []
     with pytest.raises(errors.NotFound):
         db.update_quota(any_database, 'p1', db.CLUSTER_RESOURCE, 5)
@@ -268,7 +268,7 @@ def test_row_that_is_locked_is_no_quota_until_one_is_set(any_database: db.Databa
         db.create_quota(any_database, a_quota())
     assert db.update_quota(any_database, 'p1', db.CLUSTER_RESOURCE, 5).hard_limit == 5
     db.update_quota(any_database, 'p1', db.CLUSTER_RESOURCE, None)
-    assert db.get_quota(any_database, 'p1', db.CLUSTER_RESOURCE) is None
+    assert db.find_quota(any_database, 'p1', db.CLUSTER_RESOURCE) is None
 
 
 def test_one_of_many_sets_a_quota(any_database: db.Database) -> None:
@@ -281,7 +281,7 @@ def test_one_of_many_sets_a_quota(any_database: db.Database) -> None:
     with futures.ThreadPoolExecutor(6) as pool:
         limits = list(pool.map(create, range(1, 13)))
     assert len([limit for limit in limits if limit]) == 1
-    found = db.get_quota(any_database, 'p1', db.CLUSTER_RESOURCE)
+    found = db.find_quota(any_database, 'p1', db.CLUSTER_RESOURCE)
     assert found is not None and found.hard_limit == max(limits)
 
 
@@ -305,15 +305,15 @@ def test_quota_that_comes_and_goes_while_clusters_are_made(any_database: db.Data
 
 def test_what_there_is_is_counted_in_one_statement(any_database: db.Database) -> None:
     template = new_template(any_database, public=True)
-    assert db.count(any_database, None) == (0, 0)
+    assert db.count_usage(any_database, None) == (0, 0)
     for project, workers in (('p1', 2), ('p1', 0), ('p2', 5)):
         new_cluster(any_database, template, project=project, workers=workers)
 
     with counted_statements(any_database) as sent:
-        assert db.count(any_database, 'p1') == (2, 4)
+        assert db.count_usage(any_database, 'p1') == (2, 4)
     assert len(sent) == 1
-    assert db.count(any_database, None) == (3, 10)
-    assert db.count(any_database, 'p3') == (0, 0)
+    assert db.count_usage(any_database, None) == (3, 10)
+    assert db.count_usage(any_database, 'p3') == (0, 0)
 
 
 def test_conductor_is_up_while_it_reports(any_database: db.Database) -> None:
@@ -412,7 +412,7 @@ def test_either_a_template_changes_or_a_cluster_is_made_with_it(
         created, updated = [
             future.result(30) for future in (pool.submit(create), pool.submit(update))
         ]
-    assert created if changed.keys() <= db.LABELLING else created is not updated
+    assert created if changed.keys() <= db.CLUSTER_INDEPENDENT_COLUMNS else created is not updated
 
 
 def test_template_that_changed_meanwhile_is_looked_at_again(any_database: db.Database) -> None:
@@ -526,22 +526,22 @@ def test_cluster_that_somebody_left_without_a_lease_is_looked_at_again(
     claim(any_database, 'second')
     db.release(any_database, cluster, 'first', check_in_s=None)
     db.release(any_database, cluster, 'second', check_in_s=None)
-    assert 0 < min(db.due_in_s(any_database)) <= db.RECHECK_S
+    assert 0 < min(db.get_due_in_s(any_database)) <= db.RECHECK_S
 
     with any_database.write() as session:
         session.execute(sa.update(Cluster).values(check_at=None))
     db.release(any_database, cluster, 'first', check_in_s=None)
-    assert 0 < min(db.due_in_s(any_database)) <= db.RECHECK_S
+    assert 0 < min(db.get_due_in_s(any_database)) <= db.RECHECK_S
 
     with any_database.write() as session:
         session.execute(sa.update(Cluster).values(check_at=db.now(100)))
     db.release(any_database, cluster, 'first', check_in_s=None)
-    assert min(db.due_in_s(any_database)) > 90, 'a look comes anyway, in its time'
+    assert min(db.get_due_in_s(any_database)) > 90, 'a look comes anyway, in its time'
 
     with any_database.write() as session:
         session.execute(sa.update(Cluster).values(check_at=db.now(), leased_by='second'))
     db.release(any_database, cluster, 'first', check_in_s=None)
-    assert min(db.due_in_s(any_database)) > 0, (
+    assert min(db.get_due_in_s(any_database)) > 0, (
         'a look that somebody else has begun may have seen what was before'
     )
 
@@ -577,7 +577,7 @@ def test_released_cluster_is_due_later_unless_a_change_came(any_database: db.Dat
     [row] = claim(any_database, 'me')
     db.release(any_database, row, 'me', check_in_s=100)
     assert claim(any_database, 'me2') == []
-    assert 90 < min(db.due_in_s(any_database)) <= 100
+    assert 90 < min(db.get_due_in_s(any_database)) <= 100
 
     with any_database.write() as session:
         session.execute(sa.update(Cluster).values(check_at=db.now(-1)))
@@ -592,7 +592,7 @@ def test_handed_back_clusters_are_due_at_once(any_database: db.Database) -> None
     new_cluster(any_database, new_template(any_database))
     claim(any_database, 'me')
 
-    assert db.hand_back(any_database, 'me') == 1
+    assert db.release_all(any_database, 'me') == 1
     assert len(claim(any_database, 'other')) == 1
 
 
@@ -618,7 +618,7 @@ def test_claims_tell_those_with_a_stack_from_those_without(any_database: db.Data
         [1, 2],
     )
     assert (followed.uuid, followed.groups) == (running.uuid, [('s', 'CREATE_IN_PROGRESS')] * 2)
-    assert (followed.watched, followed.failures) == (False, 0)
+    assert (followed.is_polled, followed.failures) == (False, 0)
 
 
 def test_followed_clusters_of_a_project_come_together(any_database: db.Database) -> None:
@@ -684,10 +684,10 @@ def test_look_that_is_asked_for_while_somebody_looks_is_not_forgotten(
         assert len(follow(any_database, 'me')) == 1
         assert db.make_due_by_stack(any_database, ['s']) == 1
         give_back()
-        assert min(db.due_in_s(any_database)) <= 0
+        assert min(db.get_due_in_s(any_database)) <= 0
     assert len(follow(any_database, 'me')) == 1
     db.release_unchanged(any_database, 'me', [cluster.uuid], check_in_s=100)
-    assert 90 < min(db.due_in_s(any_database)) <= 100
+    assert 90 < min(db.get_due_in_s(any_database)) <= 100
 
 
 def test_notification_does_not_wake_who_waits_for_nothing(any_database: db.Database) -> None:
@@ -697,7 +697,7 @@ def test_notification_does_not_wake_who_waits_for_nothing(any_database: db.Datab
         session.execute(sa.update(Cluster).values(check_at=None))
 
     assert db.make_due_by_stack(any_database, ['s', 'unknown']) == 0
-    assert min(db.due_in_s(any_database)) == float('inf')
+    assert min(db.get_due_in_s(any_database)) == float('inf')
 
 
 def test_asking_twice_to_delete_is_one_operation(any_database: db.Database) -> None:
@@ -793,7 +793,7 @@ def test_process_that_stands_still_in_a_transaction_does_not_stop_the_others(
     if any_database.engine.dialect.name == 'sqlite':
         pytest.skip('a file has no server that could end it')
     cluster = new_cluster(any_database, new_template(any_database))
-    monkeypatch.setattr(db, 'IDLE_TRANSACTION_S', 1)
+    monkeypatch.setattr(db.engine, 'IDLE_TRANSACTION_S', 1)
     frozen = db.Database(conf, connection=any_database.url)
 
     with pytest.raises(db_exc.DBError), frozen.write() as session:

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from conftest import Api, history_of
 
 from magnum_lite import certs, clients, db, doctor, keystore, models
-from magnum_lite.conductor import steps
+from magnum_lite.conductor.task import Services
 
 OTHER = '5d7e1b5c-0000-4000-8000-0000000000ff'
 
@@ -26,7 +26,7 @@ OTHER = '5d7e1b5c-0000-4000-8000-0000000000ff'
 class Doctor:
     """Runs the doctor and keeps what it said."""
 
-    def __init__(self, conductor_services: steps.Services) -> None:
+    def __init__(self, conductor_services: Services) -> None:
         self.conductor_services = conductor_services
         self.said: list[str] = []
         self.asked: list[str] = []
@@ -46,13 +46,13 @@ class Doctor:
                 self.conductor_services.db,
                 self.conductor_services.cloud,
             ),
-            answer=answer if fix else None,
+            confirm=answer if fix else None,
             say=self.said.append,
         )
 
 
 @pytest.fixture
-def examine(conductor_services: steps.Services) -> Doctor:
+def examine(conductor_services: Services) -> Doctor:
     return Doctor(conductor_services)
 
 
@@ -148,7 +148,7 @@ def test_stack_with_another_text_than_the_stored_one_is_put_right(
         f'Stack c1-{cluster} ({complete.id}) of cluster {cluster} in project p1 has text number '
         '7 and should have 1. Have a conductor put it right (--fix does).'
     )
-    assert min(db.due_in_s(database)) <= 0
+    assert min(db.get_due_in_s(database)) <= 0
 
     set_columns(models.Cluster, status='UPDATE_FAILED', check_at=None)
     set_columns(models.NodeGroup, status='UPDATE_FAILED')
@@ -404,20 +404,20 @@ def test_row_that_waits_for_a_conductor_is_named(
     )
 
 
-def put_key(conductor_services: steps.Services, cluster_uuid: str) -> None:
+def put_key(conductor_services: Services, cluster_uuid: str) -> None:
     with conductor_services.db.write() as session:
-        conductor_services.keystore.put(
+        conductor_services.keystore.store_pair(
             session, cluster_uuid, 'ca', certs.Pair('certificate', 'private')
         )
 
 
 def test_key_that_does_not_open_is_named(
-    examine: Doctor, conductor_services: steps.Services, cluster: str, complete: fakes.FakeStack
+    examine: Doctor, conductor_services: Services, cluster: str, complete: fakes.FakeStack
 ) -> None:
     put_key(conductor_services, cluster)
     assert examine() == 0
 
-    pathlib.Path(conductor_services.conf.keystore.key_file).write_text(keystore.new_key())
+    pathlib.Path(conductor_services.conf.keystore.key_file).write_text(keystore.generate_key())
 
     assert examine(fix=True) == 1
     assert examine.said[0] == (
@@ -430,7 +430,7 @@ def test_key_that_does_not_open_is_named(
 
 
 def test_key_without_a_cluster_is_deleted(
-    examine: Doctor, conductor_services: steps.Services, complete: fakes.FakeStack
+    examine: Doctor, conductor_services: Services, complete: fakes.FakeStack
 ) -> None:
     with contextlib.closing(
         sqlite3.connect(str(conductor_services.db.engine.url.database))
@@ -496,9 +496,9 @@ def test_cloud_that_is_away_is_said_and_the_rest_is_done(
 
     assert examine(fix=True) == 1
     assert examine.said[:2] == [
-        'Projects without clusters could not be looked for: projects_with_role: refused. Run this '
-        'again.',
-        'Project p1 could not be looked at: project_state: refused. Run this again.',
+        'Projects without clusters could not be looked for: list_projects_with_role: refused. '
+        'Run this again.',
+        'Project p1 could not be looked at: get_project_state: refused. Run this again.',
     ]
     assert examine.said[-1] == 'Found: 4. Mended: 1.'
 

@@ -385,10 +385,10 @@ def test_lengths_are_known_without_rendering_all(
     cluster = a_cluster(driver, masters=masters, workers=workers, labels=BIG)
     for group in cluster.nodegroups:
         for node in group.nodes:
-            node.name = members.node_name(cluster, group, node.number)
+            node.name = members.make_node_name(cluster, group, node.number)
     rendered = driver.render(conf, cluster, secrets)
     files = {'template': rendered.template, 'files': rendered.files}
-    edited = driver.texts.with_members(
+    edited = driver.texts.replace_members(
         files
         | {
             'files': {
@@ -412,13 +412,16 @@ def test_lengths_are_known_without_rendering_all(
     for body in (files, edited):
         length = len(json.dumps(body | {'parameters': rendered.parameters, 'timeout_mins': 60}))
         # Keys are weighed at their longest, and twice, as while authorities are exchanged.
-        assert length <= said[-1] <= length * 1.2 + drivers.BODY_ROOM
+        assert length <= said[-1] <= length * 1.2 + drivers.REQUEST_OVERHEAD
 
 
 def test_a_thousand_nodes_are_weighed_at_once(driver: drivers.Driver, conf: cfg.ConfigOpts) -> None:
     """Counted in templates that are rendered, which take the time, and not in seconds."""
     calls: list[str] = []
-    render, driver._text = driver._text, lambda *args: calls.append(args[0]) or render(*args)  # type: ignore[method-assign]
+    render, driver._render_text = (
+        driver._render_text,
+        lambda *args: calls.append(args[0]) or render(*args),
+    )  # type: ignore[method-assign]
     try:
         lengths = []
         for workers in (1000, 100_000):
@@ -427,7 +430,7 @@ def test_a_thousand_nodes_are_weighed_at_once(driver: drivers.Driver, conf: cfg.
             problems = driver.check_cluster(conf, cluster)
             lengths.append(len(calls))
     finally:
-        driver._text = render  # type: ignore[method-assign]
+        driver._render_text = render  # type: ignore[method-assign]
 
     assert lengths[1] == 2 * lengths[0] < 60
     assert [text for text in problems if 'and Heat takes 524288; use fewer nodes here' in text]
@@ -442,7 +445,7 @@ def test_masters_fit_into_their_server_group_even_while_one_is_replaced(
     conf.set_override('max_resources_per_stack', -1, group='cluster_heat')
 
     cluster = a_cluster(driver, masters=masters)
-    wanted = masters + (driver.replaceable(cluster, 'master') is None)
+    wanted = masters + (driver.explain_irreplaceable(cluster, 'master') is None)
 
     problems = driver.check_cluster(conf, cluster)
 
@@ -661,7 +664,7 @@ def test_nothing_in_the_root_stack_rests_on_a_master_that_can_be_replaced(
 ) -> None:
     cluster = a_cluster(driver, **shape)
     before = driver.render(conf, cluster, secrets)
-    if driver.replaceable(cluster, 'master'):
+    if driver.explain_irreplaceable(cluster, 'master'):
         return
     with_new_master(cluster)
 
@@ -677,7 +680,7 @@ def test_nothing_in_the_root_stack_rests_on_a_master_that_can_be_replaced(
     assert (
         masters
         <= changed
-        <= masters | {n for n in before.files if driver.texts.role_of(n) == 'master'}
+        <= masters | {n for n in before.files if driver.texts.find_role(n) == 'master'}
     )
 
 
@@ -714,11 +717,11 @@ def test_new_master_knows_whose_place_it_takes_and_the_first_ones_take_nobodys(
 
 @pytest.mark.parametrize('driver', ['k8s_cloud_init', 'swarm_cloud_init'], indirect=True)
 def test_masters_are_replaceable_behind_a_load_balancer_only(driver: drivers.Driver) -> None:
-    assert driver.replaceable(a_cluster(driver, master_lb_enabled=True), 'master') is None
+    assert driver.explain_irreplaceable(a_cluster(driver, master_lb_enabled=True), 'master') is None
     alone = a_cluster(driver, master_lb_enabled=False)
-    assert driver.replaceable(alone, 'worker') is None
+    assert driver.explain_irreplaceable(alone, 'worker') is None
     assert f'The masters of cluster {alone.uuid} cannot be replaced: There is no load' in str(
-        driver.replaceable(alone, 'master')
+        driver.explain_irreplaceable(alone, 'master')
     )
 
 
@@ -772,7 +775,7 @@ def test_steps_of_the_version_that_the_engine_does_not_allow(
     assert [word in problem for word, problem in zip(words, problems, strict=True)] == [True] * len(
         words
     )
-    assert driver.engine_version(conf, {'kube_tag': new}) == new
+    assert driver.find_engine_version(conf, {'kube_tag': new}) == new
 
 
 def test_new_members_bring_their_user_data_and_the_version_of_the_engine(
@@ -781,9 +784,9 @@ def test_new_members_bring_their_user_data_and_the_version_of_the_engine(
     rendered = driver.render(conf, a_cluster(driver, labels={'kube_tag': 'v1.34.1'}), secrets)
 
     text = {'template': rendered.template, 'files': rendered.files}
-    assert driver.texts.values(text, rendered.parameters, {'worker': set()}) == {}
+    assert driver.texts.select_parameters(text, rendered.parameters, {'worker': set()}) == {}
     version = {'coe_version': 'v1.34.1'} if 'coe_version' in rendered.parameters else {}
-    assert driver.texts.values(text, rendered.parameters, {'worker': {0}}) == {
+    assert driver.texts.select_parameters(text, rendered.parameters, {'worker': {0}}) == {
         'worker_user_data': rendered.parameters['worker_user_data'],
         **version,
     }
@@ -807,10 +810,13 @@ def test_user_data_that_is_handed_on_in_another_way_is_for_all(
         'files': {**rendered.files, file: userdata.quote(content)},
     }
 
-    grown = driver.texts.with_members(text, rendered.files, {'worker'})
+    grown = driver.texts.replace_members(text, rendered.files, {'worker'})
 
-    assert (driver.texts.numbers(grown)['worker'], grown['template']) == ({0, 1}, rendered.template)
-    sent = driver.texts.values(grown, rendered.parameters, {'worker': {1}})
+    assert (driver.texts.list_numbers(grown)['worker'], grown['template']) == (
+        {0, 1},
+        rendered.template,
+    )
+    sent = driver.texts.select_parameters(grown, rendered.parameters, {'worker': {1}})
     assert {name for name in sent if 'user_data' in name} == {'worker_user_data'}
 
 
@@ -1079,7 +1085,7 @@ def test_ignition_itself_writes_what_was_meant(
 def test_every_image_is_rendered_by_its_folder(
     conf: cfg.ConfigOpts, rsa: certs.Pair, folder: str, os_distro: str, coe: str
 ) -> None:
-    driver = drivers.find(conf, server_type='vm', os_distro=os_distro, coe=coe)
+    driver = drivers.load(conf).find(server_type='vm', os_distro=os_distro, coe=coe)
     cluster = a_cluster(driver, template={'coe': coe, 'cluster_distro': os_distro})
 
     rendered = driver.render(conf, cluster, all_secrets(driver, rsa))
@@ -1140,7 +1146,7 @@ def test_the_largest_user_data_is_within_the_limit_and_no_larger_than_was_though
     assert all(
         size + drivers.PLACEHOLDER_ROOM < drivers.MAX_USER_DATA for size in sizes.values()
     ), sizes
-    monkeypatch.setattr(drivers, 'MAX_USER_DATA', 1)
+    monkeypatch.setattr(drivers.limits, 'MAX_USER_DATA', 1)
     thought = [
         int(problem.split(' would have ')[1].split()[0])
         for problem in driver.check_cluster(conf, cluster)
@@ -1343,22 +1349,22 @@ def test_the_operators_default_stands_between_manifest_and_user(conf: cfg.Config
         group='drivers',
     )
 
-    assert driver.labels(conf, {})['flannel_backend'] == 'udp'
-    assert driver.labels(conf, {})['fixed_subnet_cidr'] == '10.9.0.0/24'
-    assert driver.labels(conf, {'flannel_backend': 'host-gw'})['flannel_backend'] == 'host-gw'
-    assert driver.labels(conf, {'flannel_backend': ''})['flannel_backend'] == 'udp'
-    assert 'other' not in driver.labels(conf, {})
+    assert driver.read_labels(conf, {})['flannel_backend'] == 'udp'
+    assert driver.read_labels(conf, {})['fixed_subnet_cidr'] == '10.9.0.0/24'
+    assert driver.read_labels(conf, {'flannel_backend': 'host-gw'})['flannel_backend'] == 'host-gw'
+    assert driver.read_labels(conf, {'flannel_backend': ''})['flannel_backend'] == 'udp'
+    assert 'other' not in driver.read_labels(conf, {})
 
 
 def test_a_wrong_default_of_the_operator_names_its_option(conf: cfg.ConfigOpts) -> None:
     conf.set_override('label_defaults', {'flannel_backend': 'gre'}, group='drivers')
 
     with pytest.raises(errors.DriverError, match=r'label_defaults: label flannel_backend'):
-        drivers.load(conf)['k8s_cloud_init'].labels(conf, {})
+        drivers.load(conf)['k8s_cloud_init'].read_labels(conf, {})
 
 
 def test_labels_come_typed(conf: cfg.ConfigOpts) -> None:
-    labels = drivers.load(conf)['k8s_cloud_init'].labels(
+    labels = drivers.load(conf)['k8s_cloud_init'].read_labels(
         conf,
         {
             'boot_volume_size': '20',
@@ -1406,7 +1412,7 @@ def test_labels_of_old_templates_are_borne_unless_they_ask_for_what_is_not_there
     problems = driver.check_labels({label: value}, conf)
 
     assert [label in problem and words in problem for problem in problems] == [True] * bool(words)
-    assert label not in driver.labels(conf, {label: value})
+    assert label not in driver.read_labels(conf, {label: value})
 
 
 # What acts on the cloud from inside.
@@ -1749,7 +1755,9 @@ def test_limits_are_said_before_they_bite(
 def test_nodes_report_before_their_stack_gives_up(
     driver: drivers.Driver, conf: cfg.ConfigOpts, minutes: int | None, seconds: int
 ) -> None:
-    assert drivers.node_timeout_s(conf, a_cluster(driver, create_timeout=minutes)) == seconds
+    assert (
+        drivers.compute_node_timeout_s(conf, a_cluster(driver, create_timeout=minutes)) == seconds
+    )
 
 
 # Outputs.
@@ -1805,12 +1813,12 @@ def test_outputs_are_read_in_the_order_of_numbers(conf: cfg.ConfigOpts) -> None:
 
 
 def test_find_knows_what_each_folder_makes(conf: cfg.ConfigOpts) -> None:
-    found = drivers.find(conf, server_type='vm', os_distro='ubuntu', coe='kubernetes')
+    found = drivers.load(conf).find(server_type='vm', os_distro='ubuntu', coe='kubernetes')
 
     assert found.name == 'k8s_cloud_init'
     assert (
-        drivers.find(
-            conf, server_type='vm', os_distro='debian', coe='kubernetes', name='k8s_cloud_init'
+        drivers.load(conf).find(
+            server_type='vm', os_distro='debian', coe='kubernetes', name='k8s_cloud_init'
         )
         is found
     )
@@ -1838,8 +1846,8 @@ def test_a_driver_that_is_not_there(
     conf: cfg.ConfigOpts, asked: dict[str, str], sentences: str
 ) -> None:
     with pytest.raises(errors.Invalid) as raised:
-        drivers.find(
-            conf, **{'server_type': 'vm', 'os_distro': 'ubuntu', 'coe': 'kubernetes', **asked}
+        drivers.load(conf).find(
+            **{'server_type': 'vm', 'os_distro': 'ubuntu', 'coe': 'kubernetes', **asked}
         )
 
     assert str(raised.value).startswith(sentences[:60])
@@ -1850,11 +1858,11 @@ def test_a_disabled_driver_is_not_found(conf: cfg.ConfigOpts) -> None:
     conf.set_override('disabled_drivers', FOLDERS, group='drivers')
 
     with pytest.raises(errors.Invalid, match='is disabled here'):
-        drivers.find(
-            conf, server_type='vm', os_distro='ubuntu', coe='kubernetes', name='k8s_cloud_init'
+        drivers.load(conf).find(
+            server_type='vm', os_distro='ubuntu', coe='kubernetes', name='k8s_cloud_init'
         )
     with pytest.raises(errors.Invalid, match='No driver is enabled'):
-        drivers.find(conf, server_type='vm', os_distro='ubuntu', coe='kubernetes')
+        drivers.load(conf).find(server_type='vm', os_distro='ubuntu', coe='kubernetes')
 
 
 @pytest.fixture
@@ -1869,7 +1877,7 @@ def edit(path: pathlib.Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    drivers._load.cache_clear()
+    drivers.folders.read_folders.cache_clear()
 
 
 @pytest.mark.parametrize('driver', ['k8s_cloud_init'], indirect=True)
@@ -1884,10 +1892,12 @@ def test_a_folder_of_the_operator_wins_over_the_built_in_one(
         "    template_defaults = {'network_driver': 'own'}\n"
     )
 
-    ours = drivers.find(conf, server_type='vm', os_distro='ours', coe='kubernetes')
+    ours = drivers.load(conf).find(server_type='vm', os_distro='ours', coe='kubernetes')
 
     assert drivers.load(conf)['k8s_cloud_init'].folder == home / 'k8s_cloud_init'
-    assert drivers.load(conf)['k8s_cloud_init'].labels(conf, {})['flannel_backend'] == 'host-gw'
+    assert (
+        drivers.load(conf)['k8s_cloud_init'].read_labels(conf, {})['flannel_backend'] == 'host-gw'
+    )
     assert (ours.name, ours.template_defaults) == ('ours', {'network_driver': 'own'})
     assert ours.render(conf, a_cluster(ours), secrets).template  # what is shared is found
 

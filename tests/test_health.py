@@ -27,7 +27,8 @@ from oslo_db import exception as db_exc
 from test_db import new_cluster, new_template
 
 from magnum_lite import certs, db, drivers, keystore, members, models
-from magnum_lite.conductor import health, steps
+from magnum_lite.conductor import health
+from magnum_lite.conductor.task import Services
 from magnum_lite.models import Cluster
 
 LIFE = datetime.timedelta(days=1)
@@ -66,7 +67,9 @@ def test_each_turn_has_one_owner(any_database: db.Database) -> None:
 
     with futures.ThreadPoolExecutor(4) as pool:
         claims = list(
-            pool.map(lambda _: db.claim_health(any_database, limit=5, interval_s=60), range(16))
+            pool.map(
+                lambda _: db.claim_health_checks(any_database, limit=5, interval_s=60), range(16)
+            )
         )
 
     taken = [cluster.uuid for claim in claims for cluster, _ in claim]
@@ -76,14 +79,14 @@ def test_each_turn_has_one_owner(any_database: db.Database) -> None:
 def test_the_next_turn_comes_an_interval_later(any_database: db.Database) -> None:
     cluster = due(any_database)
 
-    [(claimed, token)] = db.claim_health(any_database, limit=5, interval_s=100)
+    [(claimed, token)] = db.claim_health_checks(any_database, limit=5, interval_s=100)
 
     with any_database.read() as session:
         clock = session.scalar(sa.select(db.now()))
     assert 85 < (token - clock).total_seconds() <= 110
     assert row(any_database, cluster).health_at == token
     assert (claimed.template.name, len(claimed.nodegroups)) == ('t', 2)
-    assert db.claim_health(any_database, limit=5, interval_s=100) == []
+    assert db.claim_health_checks(any_database, limit=5, interval_s=100) == []
 
 
 @pytest.mark.parametrize(
@@ -95,13 +98,13 @@ def test_what_has_no_address_or_is_deleted_is_not_asked(
 ) -> None:
     due(any_database, **columns)
 
-    assert db.claim_health(any_database, limit=5, interval_s=60) == []
+    assert db.claim_health_checks(any_database, limit=5, interval_s=60) == []
 
 
 def test_a_report_changes_nothing_but_health(any_database: db.Database) -> None:
     cluster = due(any_database)
     before = vars(row(any_database, cluster))
-    [(_, token)] = db.claim_health(any_database, limit=5, interval_s=60)
+    [(_, token)] = db.claim_health_checks(any_database, limit=5, interval_s=60)
 
     written = db.report_health(
         any_database, cluster.uuid, token, status='HEALTHY', reason={'api': 'ok'}
@@ -116,9 +119,9 @@ def test_a_report_changes_nothing_but_health(any_database: db.Database) -> None:
 
 def test_who_slept_through_a_turn_writes_nothing(any_database: db.Database) -> None:
     cluster = due(any_database)
-    [(_, old)] = db.claim_health(any_database, limit=5, interval_s=60)
+    [(_, old)] = db.claim_health_checks(any_database, limit=5, interval_s=60)
     wake(any_database)
-    [(_, new)] = db.claim_health(any_database, limit=5, interval_s=60)
+    [(_, new)] = db.claim_health_checks(any_database, limit=5, interval_s=60)
 
     assert db.report_health(any_database, cluster.uuid, new, status='HEALTHY', reason={})
     assert not db.report_health(any_database, cluster.uuid, old, status='UNHEALTHY', reason={})
@@ -127,12 +130,14 @@ def test_who_slept_through_a_turn_writes_nothing(any_database: db.Database) -> N
 
 def test_a_cluster_that_is_deleted_meanwhile_is_left_alone(any_database: db.Database) -> None:
     cluster = due(any_database)
-    [(_, token)] = db.claim_health(any_database, limit=5, interval_s=60)
+    [(_, token)] = db.claim_health_checks(any_database, limit=5, interval_s=60)
     with any_database.write() as session:
         session.execute(sa.update(Cluster).values(health_at=None))
     gone = due(any_database)
     [(_, token_of_gone)] = [
-        c for c in db.claim_health(any_database, limit=5, interval_s=60) if c[0].uuid == gone.uuid
+        c
+        for c in db.claim_health_checks(any_database, limit=5, interval_s=60)
+        if c[0].uuid == gone.uuid
     ]
     with any_database.write() as session:
         db.delete_cluster_row(session, gone)
@@ -258,7 +263,7 @@ NODES = '/api/v1/nodes?includeObject=None&resourceVersion=0'
 
 
 def asked(
-    conductor_services: steps.Services,
+    conductor_services: Services,
     url: str,
     *,
     authority: certs.Pair | None,
@@ -269,7 +274,7 @@ def asked(
     cluster = due(conductor_services.db, driver=driver, api_address=url, labels={}, **columns)
     if authority is not None:
         with conductor_services.db.write() as session:
-            conductor_services.keystore.put(session, cluster.uuid, 'ca', authority)
+            conductor_services.keystore.store_pair(session, cluster.uuid, 'ca', authority)
     return cluster
 
 
@@ -277,18 +282,18 @@ def address(engine: Engine, scheme: str = 'https') -> str:
     return f'{scheme}://127.0.0.1:{engine.server_address[1]}'
 
 
-def look(conductor_services: steps.Services, cluster: Cluster) -> tuple[str | None, dict[str, str]]:
+def look(conductor_services: Services, cluster: Cluster) -> tuple[str | None, dict[str, str]]:
     """What a round writes down."""
     prober = health.Prober(conductor_services)
-    prober.round()
-    futures.wait(prober._looks)
+    prober.run_round()
+    futures.wait(prober._probes)
     prober._pool.shutdown()
     seen = row(conductor_services.db, cluster)
     return seen.health_status, seen.health_status_reason
 
 
 def test_a_cluster_that_is_well(
-    conductor_services: steps.Services, engine: Engine, ca: certs.Pair
+    conductor_services: Services, engine: Engine, ca: certs.Pair
 ) -> None:
     cluster = asked(conductor_services, address(engine), authority=ca)
 
@@ -366,7 +371,7 @@ def test_a_cluster_that_is_well(
     ],
 )
 def test_what_answers_mean(
-    conductor_services: steps.Services,
+    conductor_services: Services,
     engine: Engine,
     ca: certs.Pair,
     path: str,
@@ -382,7 +387,7 @@ def test_what_answers_mean(
 
 
 def test_members_that_were_removed_do_not_count_and_are_forgotten(
-    conductor_services: steps.Services, engine: Engine, ca: certs.Pair
+    conductor_services: Services, engine: Engine, ca: certs.Pair
 ) -> None:
     """The engine goes on to know them, as not ready. Who joined by other ways counts."""
     cluster = asked(conductor_services, address(engine), authority=ca)
@@ -392,7 +397,7 @@ def test_members_that_were_removed_do_not_count_and_are_forgotten(
             .one()
             .name
         )
-    gone = members.name_prefix(cluster) + '0123abcd-pool-7'
+    gone = members.make_name_prefix(cluster) + '0123abcd-pool-7'
     cells = [
         [there, 'Ready'],
         [gone, 'NotReady'],
@@ -411,9 +416,7 @@ def test_members_that_were_removed_do_not_count_and_are_forgotten(
     assert engine.forgotten == [f'/api/v1/nodes/{gone}']
 
 
-def test_a_thousand_nodes_fit(
-    conductor_services: steps.Services, engine: Engine, ca: certs.Pair
-) -> None:
+def test_a_thousand_nodes_fit(conductor_services: Services, engine: Engine, ca: certs.Pair) -> None:
     names = [f'a-cluster-with-a-name-0123abcd-worker-{n}' for n in range(1000)]
     rows = [
         {
@@ -442,7 +445,7 @@ def test_a_thousand_nodes_fit(
 
 
 def test_what_a_cluster_says_of_itself_is_bounded(
-    conductor_services: steps.Services, engine: Engine, ca: certs.Pair
+    conductor_services: Services, engine: Engine, ca: certs.Pair
 ) -> None:
     rows = [{'cells': [f'{n:0900}', 'Ready']} for n in range(1000)]
     engine.answers[NODES] = (200, json.dumps(READY | {'rows': rows}).encode())
@@ -474,7 +477,7 @@ def silence(handler: Handler) -> None:
 
 @pytest.mark.parametrize('slow', [trickle, trickle_headers, silence])
 def test_a_slow_engine_has_one_budget_for_all(
-    conductor_services: steps.Services,
+    conductor_services: Services,
     engine: Engine,
     ca: certs.Pair,
     slow: Callable[[Handler], None],
@@ -491,7 +494,7 @@ def test_a_slow_engine_has_one_budget_for_all(
 
 
 def test_an_address_that_swallows_everything_has_the_same_budget(
-    conductor_services: steps.Services, ca: certs.Pair
+    conductor_services: Services, ca: certs.Pair
 ) -> None:
     conductor_services.conf.set_override('timeout', 0.4, 'health')
     with socket.create_server(('127.0.0.1', 0)) as listening:  # accepts, and never shakes hands
@@ -506,7 +509,7 @@ def test_an_address_that_swallows_everything_has_the_same_budget(
     assert seen == ('UNHEALTHY', {'api': 'It does not answer in time'})
 
 
-def test_nobody_there(conductor_services: steps.Services, ca: certs.Pair) -> None:
+def test_nobody_there(conductor_services: Services, ca: certs.Pair) -> None:
     with socket.create_server(('127.0.0.1', 0)) as listening:
         port = listening.getsockname()[1]
     cluster = asked(conductor_services, f'https://127.0.0.1:{port}', authority=ca)
@@ -518,7 +521,7 @@ def test_nobody_there(conductor_services: steps.Services, ca: certs.Pair) -> Non
 
 
 def test_a_private_address_that_never_answered_is_unknown(
-    conductor_services: steps.Services, engine: Engine, ca: certs.Pair
+    conductor_services: Services, engine: Engine, ca: certs.Pair
 ) -> None:
     with socket.create_server(('127.0.0.1', 0)) as listening:
         port = listening.getsockname()[1]
@@ -544,7 +547,7 @@ def test_a_private_address_that_never_answered_is_unknown(
 
 
 def test_a_foreign_authority_or_address_is_not_believed(
-    conductor_services: steps.Services, tmp_path: pathlib.Path, ca: certs.Pair
+    conductor_services: Services, tmp_path: pathlib.Path, ca: certs.Pair
 ) -> None:
     other = certs.make_ca('engine', life=LIFE)
     for pair in (server_pair(other), server_pair(ca, '127.0.0.2')):
@@ -559,7 +562,7 @@ def test_a_foreign_authority_or_address_is_not_believed(
 
 
 def test_proxies_of_the_environment_are_not_used(
-    conductor_services: steps.Services,
+    conductor_services: Services,
     engine: Engine,
     ca: certs.Pair,
     monkeypatch: pytest.MonkeyPatch,
@@ -572,7 +575,7 @@ def test_proxies_of_the_environment_are_not_used(
 
 
 def test_no_key_is_left_in_a_file_or_shown(
-    conductor_services: steps.Services,
+    conductor_services: Services,
     engine: Engine,
     ca: certs.Pair,
     caplog: pytest.LogCaptureFixture,
@@ -597,7 +600,7 @@ def test_no_key_is_left_in_a_file_or_shown(
 # -- what is missing -------------------------------------------------------------------------------
 
 
-def test_what_is_missing_is_named(conductor_services: steps.Services) -> None:
+def test_what_is_missing_is_named(conductor_services: Services) -> None:
     no_driver = asked(conductor_services, 'https://192.0.2.1', authority=None, driver='gone')
     assert look(conductor_services, no_driver) == (
         'UNKNOWN',
@@ -612,13 +615,13 @@ def test_what_is_missing_is_named(conductor_services: steps.Services) -> None:
 
 
 def test_a_key_that_does_not_open_is_our_mistake(
-    conductor_services: steps.Services,
+    conductor_services: Services,
     ca: certs.Pair,
     tmp_path: pathlib.Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     cluster = asked(conductor_services, 'https://192.0.2.1', authority=ca)
-    (tmp_path / 'keystore.key').write_text(keystore.new_key())
+    (tmp_path / 'keystore.key').write_text(keystore.generate_key())
 
     seen = look(
         dataclasses.replace(
@@ -632,7 +635,7 @@ def test_a_key_that_does_not_open_is_our_mistake(
 
 
 def test_a_database_that_is_away_is_waited_for_and_told_of_once(
-    conductor_services: steps.Services,
+    conductor_services: Services,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -644,7 +647,7 @@ def test_a_database_that_is_away_is_waited_for_and_told_of_once(
             stopping.set()
         raise db_exc.DBConnectionError(Exception('gone'))
 
-    monkeypatch.setattr(db, 'claim_health', claim)
+    monkeypatch.setattr(db, 'claim_health_checks', claim)
     monkeypatch.setattr(health, 'TICK_S', 0.01)
 
     health.Prober(conductor_services).run(stopping)
@@ -653,14 +656,14 @@ def test_a_database_that_is_away_is_waited_for_and_told_of_once(
     assert caplog.text.count('could be looked for') == 1
 
 
-def test_interval_zero_means_never(conductor_services: steps.Services) -> None:
+def test_interval_zero_means_never(conductor_services: Services) -> None:
     conductor_services.conf.set_override('interval', 0, 'health')
 
     health.Prober(conductor_services).run(threading.Event())  # returns
 
 
 def test_many_are_looked_at_with_few_workers(
-    conductor_services: steps.Services,
+    conductor_services: Services,
     engine: Engine,
     ca: certs.Pair,
     monkeypatch: pytest.MonkeyPatch,
@@ -713,20 +716,20 @@ healthy: {{ answers.info.json.tasks > 2 }}
 
 
 def made_up(
-    conductor_services: steps.Services, folder: pathlib.Path, manifest: str, more: str = ''
-) -> steps.Services:
+    conductor_services: Services, folder: pathlib.Path, manifest: str, more: str = ''
+) -> Services:
     folder.mkdir()
     (folder / 'manifest.yaml').write_text(manifest)
     (folder / 'health.yaml.j2').write_text(TEMPLATE + more)
     return dataclasses.replace(
         conductor_services,
-        drivers={'made_up': drivers.Driver({folder: yaml.safe_load(manifest)}, [])},
+        drivers={'made_up': drivers.Driver('made_up', yaml.safe_load(manifest), [folder])},
     )
 
 
 @pytest.mark.parametrize('tls', [True, False])
 def test_another_engine_is_asked_in_its_own_way(
-    conductor_services: steps.Services, tmp_path: pathlib.Path, ca: certs.Pair, tls: bool
+    conductor_services: Services, tmp_path: pathlib.Path, ca: certs.Pair, tls: bool
 ) -> None:
     conductor_services = made_up(conductor_services, tmp_path / 'made_up', MANIFEST + HTTP)
     with serving(tmp_path, ca=ca if tls else None) as engine:
@@ -738,7 +741,7 @@ def test_another_engine_is_asked_in_its_own_way(
             driver='made_up',
         )
         with conductor_services.db.write() as session:
-            conductor_services.keystore.put(session, cluster.uuid, 'swarm', ca)
+            conductor_services.keystore.store_pair(session, cluster.uuid, 'swarm', ca)
             session.execute(sa.update(models.ClusterTemplate).values(tls_disabled=not tls))
 
         seen = look(conductor_services, cluster)
@@ -767,7 +770,7 @@ def test_another_engine_is_asked_in_its_own_way(
     ],
 )
 def test_an_engine_is_told_to_forget_members_that_were_removed(
-    conductor_services: steps.Services,
+    conductor_services: Services,
     tmp_path: pathlib.Path,
     ca: certs.Pair,
     forget: str,
@@ -786,7 +789,7 @@ def test_an_engine_is_told_to_forget_members_that_were_removed(
             driver='made_up',
         )
         with conductor_services.db.write() as session:
-            conductor_services.keystore.put(session, cluster.uuid, 'swarm', ca)
+            conductor_services.keystore.store_pair(session, cluster.uuid, 'swarm', ca)
 
         seen = look(conductor_services, cluster)
 
@@ -795,7 +798,7 @@ def test_an_engine_is_told_to_forget_members_that_were_removed(
 
 
 def test_an_engine_that_nobody_can_ask_is_left_alone(
-    conductor_services: steps.Services, tmp_path: pathlib.Path
+    conductor_services: Services, tmp_path: pathlib.Path
 ) -> None:
     conductor_services = made_up(conductor_services, tmp_path / 'made_up', MANIFEST)
     cluster = asked(conductor_services, 'http://192.0.2.1', authority=None, driver='made_up')
@@ -805,7 +808,7 @@ def test_an_engine_that_nobody_can_ask_is_left_alone(
 
 
 def test_an_address_that_is_no_url_is_our_mistake(
-    conductor_services: steps.Services, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+    conductor_services: Services, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     conductor_services = made_up(conductor_services, tmp_path / 'made_up', MANIFEST + HTTP)
     cluster = asked(conductor_services, 'user@host', authority=None, driver='made_up')

@@ -116,7 +116,7 @@ def test_a_check_that_hangs_is_named_and_costs_one_thread(monkeypatch: pytest.Mo
 
     readiness = healthcheck.Readiness({'broker': hang})
 
-    said = [readiness.look() for _ in range(3)]
+    said = [readiness.get_report() for _ in range(3)]
 
     assert len(begun) == 1
     assert [report['down'] for report in said] == [['broker']] * 3
@@ -130,9 +130,9 @@ def test_an_answer_is_good_for_some_seconds_and_then_asked_for_anew() -> None:
     readiness = healthcheck.Readiness({'broker': lambda: asked.append(1)}, clock=lambda: now[0])
 
     for _ in range(50):
-        readiness.look()
+        readiness.get_report()
     now[0] += healthcheck.CACHE_S + 0.1
-    readiness.look()
+    readiness.get_report()
 
     assert len(asked) == 2
 
@@ -172,7 +172,7 @@ def test_the_look_at_the_database_has_a_limit(url: str, expected: str) -> None:
 def test_the_look_at_any_database_works(any_database: db.Database, conf: cfg.ConfigOpts) -> None:
     limited = db.Database(conf, connection=db.add_timeouts(any_database.url, 4))
 
-    assert min(db.due_in_s(limited)) == float('inf')
+    assert min(db.get_due_in_s(limited)) == float('inf')
     limited.engine.dispose()
 
 
@@ -180,7 +180,7 @@ def test_log_lines_bear_request_cluster_and_operation(api: Api, template: dict[s
     lines = io.StringIO()
     handler = logging.StreamHandler(lines)
     handler.setFormatter(formatters.JSONFormatter())
-    logger = logging.getLogger('magnum_lite.api.request')
+    logger = logging.getLogger('magnum_lite.api.changes')
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
 

@@ -21,7 +21,7 @@ FILES = drivers.BUILT_IN / '_shared' / 'files'
 
 @pytest.fixture
 def driver(conf: cfg.ConfigOpts) -> drivers.Driver:
-    return drivers.find(conf, server_type='vm', os_distro='debian', coe='mesos')
+    return drivers.load(conf).find(server_type='vm', os_distro='debian', coe='mesos')
 
 
 def files_of(
@@ -40,7 +40,7 @@ def environment(files: dict[str, str]) -> dict[str, str]:
 @pytest.mark.parametrize('os_distro', ['ubuntu', 'debian'])
 def test_it_is_found_on_each_image(conf: cfg.ConfigOpts, os_distro: str) -> None:
     assert (
-        drivers.find(conf, server_type='vm', os_distro=os_distro, coe='mesos').name
+        drivers.load(conf).find(server_type='vm', os_distro=os_distro, coe='mesos').name
         == 'mesos_cloud_init'
     )
 
@@ -116,8 +116,8 @@ def test_taints_are_refused(driver: drivers.Driver, conf: cfg.ConfigOpts) -> Non
 def test_masters_stay_and_workers_can_be_replaced(driver: drivers.Driver) -> None:
     cluster = a_cluster(driver, masters=3)
 
-    assert 'members of ZooKeeper' in str(driver.replaceable(cluster, 'master'))
-    assert driver.replaceable(cluster, 'worker') is None
+    assert 'members of ZooKeeper' in str(driver.explain_irreplaceable(cluster, 'master'))
+    assert driver.explain_irreplaceable(cluster, 'worker') is None
 
 
 def test_there_are_no_authorities_to_exchange(driver: drivers.Driver) -> None:
@@ -391,7 +391,7 @@ def agent(name: str, active: bool = True) -> dict[str, Any]:
 
 
 W = 'c-worker-0', 'c-worker-1'
-OK = drivers.Answer(200, '{"leader":"10.0.0.5:8080"}')
+OK = drivers.HealthResponse(200, '{"leader":"10.0.0.5:8080"}')
 
 
 @pytest.mark.parametrize(
@@ -433,14 +433,14 @@ OK = drivers.Answer(200, '{"leader":"10.0.0.5:8080"}')
             {'api': 'ok', 'nodes': 'mesos-master gives no list of agents (HTTP 200)'},
         ),
         (
-            drivers.Answer(404, 'x'),
+            drivers.HealthResponse(404, 'x'),
             503,
             None,
             False,
             {'api': 'no instance of Marathon leads (HTTP 404)'},
         ),
         (
-            drivers.Answer(None, 'It does not answer in time'),
+            drivers.HealthResponse(None, 'It does not answer in time'),
             None,
             None,
             False,
@@ -451,7 +451,7 @@ OK = drivers.Answer(200, '{"leader":"10.0.0.5:8080"}')
 def test_what_answers_mean(
     driver: drivers.Driver,
     conf: cfg.ConfigOpts,
-    api: drivers.Answer,
+    api: drivers.HealthResponse,
     status: int | None,
     body: Any,
     healthy: bool | None,
@@ -460,10 +460,10 @@ def test_what_answers_mean(
     cluster = a_cluster(driver, workers=2, api_address='http://192.0.2.1:8080')
 
     seen = driver.read_health(
-        conf, cluster, {'api': api, 'agents': drivers.Answer(status, '', body)}
+        conf, cluster, {'api': api, 'agents': drivers.HealthResponse(status, '', body)}
     )
 
-    assert (seen.healthy, seen.reason, seen.forget) == (healthy, reason, ())
+    assert (seen.healthy, seen.reason, seen.stale_paths) == (healthy, reason, ())
 
 
 def test_a_worker_that_is_being_made_may_be_missing(
@@ -473,7 +473,9 @@ def test_a_worker_that_is_being_made_may_be_missing(
     cluster.nodegroups[1].nodes[1].status = 'CREATE_IN_PROGRESS'
 
     seen = driver.read_health(
-        conf, cluster, {'api': OK, 'agents': drivers.Answer(200, '', {'slaves': [agent(W[0])]})}
+        conf,
+        cluster,
+        {'api': OK, 'agents': drivers.HealthResponse(200, '', {'slaves': [agent(W[0])]})},
     )
 
     assert (seen.healthy, seen.reason) == (True, {'api': 'ok', f'{W[0]}.Ready': 'True'})
@@ -482,7 +484,7 @@ def test_a_worker_that_is_being_made_may_be_missing(
 def test_each_is_asked_at_its_own_port_without_tls(
     driver: drivers.Driver, conf: cfg.ConfigOpts
 ) -> None:
-    check = driver.health_check(conf, a_cluster(driver, api_address='http://192.0.2.1:7777'))
+    check = driver.build_health_check(conf, a_cluster(driver, api_address='http://192.0.2.1:7777'))
 
     assert check is not None
     assert {name: request.url for name, request in check.requests.items()} == {

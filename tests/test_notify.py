@@ -100,7 +100,7 @@ def test_kind_and_outcome_are_said_in_magnums_terms(
     outcome: str,
     priority: str,
 ) -> None:
-    notify.Notifier(conf).cluster(row, kind, outcome, **WHO)
+    notify.Notifier(conf).send_cluster_event(row, kind, outcome, **WHO)
 
     wait_for(lambda: _impl_test.NOTIFICATIONS)
     message = _impl_test.NOTIFICATIONS[0][1]
@@ -113,7 +113,9 @@ def test_payload_is_valid_and_complete(
 ) -> None:
     row.public_key = 'ssh-ed25519 AAAAsecret'
 
-    notify.Notifier(conf).cluster(row, 'create', notify.FAILURE, reason='NO_VALID_HOST', **WHO)
+    notify.Notifier(conf).send_cluster_event(
+        row, 'create', notify.FAILURE, reason='NO_VALID_HOST', **WHO
+    )
 
     wait_for(lambda: _impl_test.NOTIFICATIONS)
     said = json.loads(json.dumps(_impl_test.NOTIFICATIONS[0][1]['payload']))
@@ -158,7 +160,7 @@ def test_payload_is_valid_and_complete(
 def test_nothing_is_made_where_nobody_listens(conf: cfg.ConfigOpts, row: models.Cluster) -> None:
     notifier = notify.Notifier(conf)
 
-    notifier.cluster(row, 'create', notify.PENDING, **WHO)
+    notifier.send_cluster_event(row, 'create', notify.PENDING, **WHO)
 
     assert notifier._sender._thread is None
 
@@ -166,7 +168,7 @@ def test_nothing_is_made_where_nobody_listens(conf: cfg.ConfigOpts, row: models.
 def test_what_cannot_be_told_is_logged_and_not_raised(
     conf: cfg.ConfigOpts, row: models.Cluster, sent: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    notify.Notifier(conf).cluster(row, 'create', 'sideways', **WHO)
+    notify.Notifier(conf).send_cluster_event(row, 'create', 'sideways', **WHO)
 
     assert f'Cluster {row.uuid}: no notification could be made of create, sideways' in caplog.text
 
@@ -184,14 +186,14 @@ def test_broker_that_refuses_is_said_once_and_without_the_payload(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(notify, 'TRY_AGAIN_S', 0.01)
+    monkeypatch.setattr(notify, 'RETRY_AFTER_S', 0.01)
     with closed_port() as url:
         use(conf, url, 'messagingv2')
         notifier = notify.Notifier(conf)
 
-        notifier.cluster(row, 'create', notify.PENDING, **WHO)
+        notifier.send_cluster_event(row, 'create', notify.PENDING, **WHO)
 
-        away = notifier._sender._away
+        away = notifier._sender._broker
         wait_for(lambda: away._failures > 3)
     warnings = [
         r.getMessage()
@@ -203,7 +205,7 @@ def test_broker_that_refuses_is_said_once_and_without_the_payload(
         'dropped. See [oslo_messaging_notifications] ([Errno 111] Connection refused)'
     ]
     assert row.uuid not in caplog.text
-    notifier._sender._try_again_s = None  # the thread gives up
+    notifier._sender._retry_after_s = None  # the thread gives up
 
 
 @pytest.mark.filterwarnings(
@@ -213,13 +215,13 @@ def test_broker_that_hangs_holds_nobody_up(conf: cfg.ConfigOpts, row: models.Clu
     with socket.create_server(('127.0.0.1', 0)) as listener:
         use(conf, f'rabbit://guest:guest@127.0.0.1:{listener.getsockname()[1]}/', 'messagingv2')
         notifier = notify.Notifier(conf)
-        notifier.cluster(row, 'create', notify.PENDING, **WHO)
+        notifier.send_cluster_event(row, 'create', notify.PENDING, **WHO)
 
         began = time.monotonic()
         for _ in range(100):
-            notifier.cluster(row, 'create', notify.PENDING, **WHO)
+            notifier.send_cluster_event(row, 'create', notify.PENDING, **WHO)
         took_s = time.monotonic() - began
-        notifier._sender._try_again_s = None
+        notifier._sender._retry_after_s = None
 
     assert took_s < 2, 'a request would have waited'
     assert notifier._sender._queue.qsize() < background.BACKLOG
@@ -251,8 +253,10 @@ def test_listener_at_the_broker_hears_it(conf: cfg.ConfigOpts, row: models.Clust
         listener.start()
         try:
             notifier = notify.Notifier(conf)
-            notifier.cluster(row, 'create', notify.PENDING, **WHO)
-            notifier.cluster(row, 'resize', notify.FAILURE, reason='QUOTA_EXCEEDED', **WHO)
+            notifier.send_cluster_event(row, 'create', notify.PENDING, **WHO)
+            notifier.send_cluster_event(
+                row, 'resize', notify.FAILURE, reason='QUOTA_EXCEEDED', **WHO
+            )
             wait_for(lambda: len(heard) == 2)
         finally:
             listener.stop()

@@ -31,7 +31,7 @@ def heat(clock: Clock, caplog: pytest.LogCaptureFixture) -> outage.Outage:
 def test_first_failure_is_said_at_once(
     heat: outage.Outage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    heat.failed('refused')
+    heat.record_failure('refused')
 
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
         ('WARNING', 'Heat fails. Clusters wait (refused)')
@@ -43,7 +43,7 @@ def test_more_failures_are_said_once_a_minute(
 ) -> None:
     for second in range(150):
         clock.now = second
-        heat.failed('refused')
+        heat.record_failure('refused')
 
     assert caplog.messages == [
         'Heat fails. Clusters wait (refused)',
@@ -55,10 +55,10 @@ def test_more_failures_are_said_once_a_minute(
 def test_end_is_said_once(
     heat: outage.Outage, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    heat.failed('refused')
+    heat.record_failure('refused')
     clock.now = 90
-    heat.works()
-    heat.works()
+    heat.record_success()
+    heat.record_success()
 
     assert [(r.levelname, r.getMessage()) for r in caplog.records][1:] == [
         ('INFO', 'Heat works again after 90 s, failed calls: 1')
@@ -68,7 +68,7 @@ def test_end_is_said_once(
 def test_nothing_is_said_of_what_works(
     heat: outage.Outage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    heat.works()
+    heat.record_success()
 
     assert caplog.messages == []
 
@@ -78,19 +78,19 @@ def test_what_comes_and_goes_is_said_no_more_than_once_a_minute(
 ) -> None:
     for second in range(60):
         clock.now = second
-        heat.failed('refused')
-        heat.works()
+        heat.record_failure('refused')
+        heat.record_success()
 
     assert len(caplog.messages) == 2
 
     clock.now = 61
-    heat.failed('refused')
+    heat.record_failure('refused')
 
     assert caplog.messages[2:] == ['Heat fails. Clusters wait (refused)']
 
 
 def test_many_threads_warn_once(heat: outage.Outage, caplog: pytest.LogCaptureFixture) -> None:
-    threads = [threading.Thread(target=heat.failed, args=('refused',)) for _ in range(50)]
+    threads = [threading.Thread(target=heat.record_failure, args=('refused',)) for _ in range(50)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -135,7 +135,7 @@ def test_message_is_tried_again_until_it_is_sent(heat: outage.Outage) -> None:
         if message == 'b':
             sent.set()
 
-    sender = background.Sender('test', send, heat, try_again_s=0.001)
+    sender = background.Sender('test', send, heat, retry_after_s=0.001)
     sender.put('a')
     sender.put('b')
 

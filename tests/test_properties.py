@@ -26,7 +26,7 @@ from oslo_config import cfg
 from test_drivers import functions, is_ignition, parse, read_yaml, unpacked, walk
 
 from magnum_lite import certs, config, drivers, errors, userdata
-from magnum_lite.api import nodegroups, offline
+from magnum_lite.api import nodegroups, offline, versions
 
 settings.register_profile(
     'repeatable',
@@ -133,7 +133,7 @@ TEMPLATE = (
 )
 CLUSTER = ('flavor_id', 'master_flavor_id', 'fixed_network', 'fixed_subnet')
 GROUP = ('image_id', 'flavor_id', 'role')
-FOLDERS = sorted(drivers._load(()))
+FOLDERS = sorted(drivers.folders.read_folders(()))
 
 
 def configuration() -> cfg.ConfigOpts:
@@ -153,7 +153,7 @@ def driver(request: pytest.FixtureRequest) -> drivers.Driver:
 
 @pytest.fixture(scope='module')
 def secrets(driver: drivers.Driver) -> dict[str, certs.Pair]:
-    return offline.throwaway_secrets(driver)
+    return offline.make_secrets(driver)
 
 
 def words(schema: dict[str, Any]) -> Callable[[str], str] | None:
@@ -198,9 +198,9 @@ def rows(driver: drivers.Driver, texts: dict[tuple[str, str], str]) -> Any:
     been."""
     template, cluster, group = body_of(driver, texts)
     try:
-        row = offline.template(CONF, template)
-        found, made = offline.cluster(CONF, row, cluster)
-        return found, made, offline.nodegroup(CONF, found, made, group)
+        row = offline.make_template(CONF, template)
+        found, made = offline.make_cluster(CONF, row, cluster)
+        return found, made, offline.make_nodegroup(CONF, found, made, group)
     except (errors.Invalid, errors.Conflict) as e:
         str(e).encode('utf-8', 'backslashreplace')
         return None
@@ -211,10 +211,10 @@ def is_taken(driver: drivers.Driver, place: tuple[str, str], text: str) -> bool:
     template, cluster, group = body_of(driver, {place: text})
     try:
         if place[0] in ('template', 'labels'):
-            row = offline.template(CONF, template)
+            row = offline.make_template(CONF, template)
             return driver.check_labels(row.labels, CONF) == []
-        offline.CLUSTER.parse(cluster | {'cluster_template_id': 't'})
-        values = offline.NODEGROUP.parse(group)
+        offline.CLUSTER.parse(cluster | {'cluster_template_id': 't'}, versions.MAXIMUM)
+        values = offline.NODEGROUP.parse(group, versions.MAXIMUM)
         nodegroups._check_consistent(values, driver.check_node_labels(values['node_labels']))
     except (errors.Invalid, errors.Conflict):
         return False
@@ -398,7 +398,7 @@ def test_any_field_is_taken_or_refused_in_words(
     template, _, _ = body_of(driver, {})
 
     try:
-        row = offline.template(CONF, template | texts | {'labels': labels})
+        row = offline.make_template(CONF, template | texts | {'labels': labels})
     except (errors.Invalid, errors.Conflict) as e:
         assert str(e)
     else:
@@ -448,14 +448,14 @@ def test_name_of_a_nodegroup_is_one_label(
 @given(key=HOSTILE, value=HOSTILE)
 def test_labels_and_taints_of_nodes_are_words(driver: drivers.Driver, key: str, value: str) -> None:
     template, cluster, _ = body_of(driver, {})
-    found, made = offline.cluster(CONF, offline.template(CONF, template), cluster)
+    found, made = offline.make_cluster(CONF, offline.make_template(CONF, template), cluster)
     for tried in (
         {'node_labels': {key: 'v'}},
         {'node_labels': {'k': value}},
         {'node_taints': [{'key': key, 'value': value, 'effect': 'NoExecute'}]},
     ):
         try:
-            group = offline.nodegroup(
+            group = offline.make_nodegroup(
                 CONF, found, made, {'name': f'g{len(made.nodegroups)}', **tried}
             )
         except (errors.Invalid, errors.Conflict) as e:

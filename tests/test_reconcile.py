@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import datetime
 import pathlib
-import threading
 from typing import Any
 
 import fakes
@@ -19,15 +18,15 @@ from oslo_db import exception as db_exc
 
 from magnum_lite import clients, db, errors, keystore, models
 from magnum_lite.conductor import reconcile, service, steps, watch
+from magnum_lite.conductor.task import Services, Task, choose_interval_s
 
 ADMIN = db.Scope('', all_projects=True)
-NOBODY_STOPS = threading.Event()
 
 
 class Story:
     """Runs rounds of conductors, each of which may die, until nothing is due any more."""
 
-    def __init__(self, conductor_services: steps.Services, cloud: fakes.FakeCloud) -> None:
+    def __init__(self, conductor_services: Services, cloud: fakes.FakeCloud) -> None:
         self.conductor_services, self.cloud = conductor_services, cloud
         self.rounds = 0
 
@@ -57,18 +56,16 @@ class Story:
         self.rounds += 1
         fresh, followed = f'conductor-{self.rounds}-a', f'conductor-{self.rounds}-b'
         for uuid in db.claim_unstarted(self.conductor_services.db, fresh, limit=100, lease_s=60):
-            watch.visit(self.conductor_services, fresh, uuid, {}, False, NOBODY_STOPS)
+            reconcile.reconcile_leased(self.conductor_services, fresh, uuid, {})
         clusters = db.claim_watched(
             self.conductor_services.db, followed, projects=100, lease_s=60, horizon_s=0
         )
-        for project in service.by_project(clusters):
-            watch.follow(
-                self.conductor_services,
-                followed,
-                project,
-                lambda work, *args: work(*args),
-                NOBODY_STOPS,
-            )
+        for project in service.group_by_project(clusters):
+            look = watch.check_stacks(self.conductor_services, followed, project)
+            for cluster_uuid in look.changed:
+                reconcile.reconcile_leased(
+                    self.conductor_services, followed, cluster_uuid, look.snapshot, look.as_admin
+                )
 
     def heat_works(self) -> None:
         """What Heat does meanwhile: stacks become complete, deleted ones go."""
@@ -84,7 +81,7 @@ class Story:
             self.make_due()
             self.round()
             self.heat_works()
-            if min(db.due_in_s(self.conductor_services.db)) == float('inf'):
+            if min(db.get_due_in_s(self.conductor_services.db)) == float('inf'):
                 return
 
     def clusters(self) -> list[models.Cluster]:
@@ -96,7 +93,7 @@ class Story:
 
 
 @pytest.fixture
-def story(conductor_services: steps.Services, cloud: fakes.FakeCloud) -> Story:
+def story(conductor_services: Services, cloud: fakes.FakeCloud) -> Story:
     return Story(conductor_services, cloud)
 
 
@@ -237,8 +234,8 @@ def test_delete_before_any_conductor_saw_it_makes_no_call_to_heat(
     assert story.cloud.calls.count('create') == story.cloud.calls.count('find') == 0
 
 
-OUTSIDE_CALLS = ('grant_roles', 'create', 'look', 'outputs')
-DELETE_CALLS = ('look', 'delete', 'revoke_roles')
+OUTSIDE_CALLS = ('grant_roles', 'create', 'list_by_ids', 'get_outputs')
+DELETE_CALLS = ('list_by_ids', 'delete', 'revoke_roles')
 
 
 def dying(cloud: fakes.FakeCloud, victim: str, moment: str) -> list[int]:
@@ -320,7 +317,7 @@ def test_conductor_that_dies_in_a_diagnosis(story: Story, cluster: str, moment: 
     story.make_due()
     story.round()
     story.cloud.all_stacks()[0].status = 'CREATE_FAILED'
-    deaths = dying(story.cloud, 'failures', moment)
+    deaths = dying(story.cloud, 'list_failures', moment)
     story.run()
 
     assert deaths, 'the call was never made, so this shows nothing'
@@ -421,7 +418,7 @@ def test_stack_that_fails_says_why(story: Story, api: Api, cluster: str) -> None
     assert 'No valid host was found' in body['faults']['default-worker']
     [operation] = history_of(story.conductor_services.db, cluster)
     assert (operation.outcome, operation.code) == ('failed', 'NO_VALID_HOST')
-    assert story.cloud.calls.count('failures') == 1
+    assert story.cloud.calls.count('list_failures') == 1
 
     api('DELETE', f'/v1/clusters/{cluster}')
     story.run(4)
@@ -481,7 +478,7 @@ def test_stack_that_heat_refuses_fails_at_once(story: Story, cluster: str) -> No
         RuntimeError('a mistake of ours'),
     ],
 )
-@pytest.mark.parametrize('call', ['grant_roles', 'create', 'look', 'outputs'])
+@pytest.mark.parametrize('call', ['grant_roles', 'create', 'list_by_ids', 'get_outputs'])
 def test_call_that_fails_for_a_while_is_tried_again(
     story: Story, cluster: str, call: str, error: Exception
 ) -> None:
@@ -544,8 +541,8 @@ def test_conductor_that_lost_its_lease_changes_nothing(story: Story, cluster: st
     story.run(4)
     before = vars_of(story.clusters()[0])
 
-    task = steps.Task(story.conductor_services, row, 'paused', {})
-    reconcile.visit(task)
+    task = Task(story.conductor_services, row, 'paused', {})
+    reconcile.reconcile(task)
     with pytest.raises(errors.LeaseLost):
         task.update(status_reason='I was here')
 
@@ -594,12 +591,12 @@ def test_looks_of_one_project_are_one_call(
     story.make_due()
     story.round()
 
-    assert story.cloud.calls == ['look']
+    assert story.cloud.calls == ['list_by_ids']
 
 
 def test_looks_grow_seldom_with_age() -> None:
-    young = [steps.interval_s(4, 0) for _ in range(50)]
-    old = [steps.interval_s(4, 3600) for _ in range(50)]
+    young = [choose_interval_s(4, 0) for _ in range(50)]
+    old = [choose_interval_s(4, 3600) for _ in range(50)]
 
     assert max(young) < 5 and min(old) > 30 and max(old) < 50
     assert len(set(young)) > 1, 'without jitter all conductors look at once'
@@ -621,7 +618,7 @@ def test_database_that_goes_away_in_a_visit_is_no_mistake_of_the_step(
     story: Story, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Away:
-        def put(self, *_: Any, **__: Any) -> None:
+        def store_pair(self, *_: Any, **__: Any) -> None:
             raise db_exc.DBConnectionError(Exception('gone'))
 
     keystore: Any = Away()
@@ -649,7 +646,7 @@ def test_role_is_taken_back_when_the_last_two_clusters_go_at_the_same_moment(
     held = db.list_leased(story.conductor_services.db, 'me', [cluster, other])
 
     for one in held:
-        steps.ensure_project_left(steps.Task(story.conductor_services, one, 'me', {}))
+        steps.ensure_project_left(Task(story.conductor_services, one, 'me', {}))
 
     assert len(held) == 2 and story.cloud.granted == set()
 
@@ -666,7 +663,7 @@ def integrated(conf: cfg.ConfigOpts) -> None:
 
 def password(story: Story, cluster: str) -> tuple[str, str]:
     """Id and password of the cluster's user as the key store has them."""
-    pairs = story.conductor_services.keystore.load(
+    pairs = story.conductor_services.keystore.load_pairs(
         story.conductor_services.db, models.Cluster(uuid=cluster, rotation_phase=0)
     )
     return pairs[keystore.CLOUD_USER].certificate, pairs[keystore.CLOUD_USER].private_key
@@ -696,19 +693,19 @@ def test_cluster_gets_a_user_before_its_stack_and_loses_it_first(
     api('DELETE', f'/v1/clusters/{cluster}')
     story.run(4)
     assert (story.clusters(), story.cloud.cluster_logins, story.cloud.user_grants) == ([], {}, {})
-    assert story.cloud.calls.index('remove_user') < story.cloud.calls.index('load_balancers')
+    assert story.cloud.calls.index('remove_user') < story.cloud.calls.index('list_load_balancers')
 
 
 def test_cluster_that_wants_no_user_gets_none(story: Story, cluster: str) -> None:
     story.run(4)
 
     assert story.clusters()[0].status == 'CREATE_COMPLETE'
-    assert not {'make_user', 'grant_user', 'login'} & set(story.cloud.calls)
+    assert not {'make_user', 'grant_user', 'build_login'} & set(story.cloud.calls)
 
 
 @pytest.mark.usefixtures('integrated')
 @pytest.mark.parametrize('moment', ['before', 'after'])
-@pytest.mark.parametrize('victim', ['make_user', 'grant_user', 'login', 'create'])
+@pytest.mark.parametrize('victim', ['make_user', 'grant_user', 'build_login', 'create'])
 def test_conductor_that_dies_while_a_user_is_made(
     story: Story, cluster: str, victim: str, moment: str
 ) -> None:
@@ -729,7 +726,7 @@ def test_conductor_that_dies_while_a_user_is_made(
 
 @pytest.mark.usefixtures('integrated')
 @pytest.mark.parametrize('moment', ['before', 'after'])
-@pytest.mark.parametrize('victim', ['remove_user', 'load_balancers', 'delete', 'revoke_roles'])
+@pytest.mark.parametrize('victim', ['remove_user', 'list_load_balancers', 'delete', 'revoke_roles'])
 def test_conductor_that_dies_while_a_user_goes(
     story: Story, api: Api, cluster: str, victim: str, moment: str
 ) -> None:
@@ -832,7 +829,9 @@ def test_user_goes_although_the_project_is_closed_and_no_key_opens(
 ) -> None:
     story.run(4)
     story.cloud.project_states['p1'] = state
-    pathlib.Path(story.conductor_services.conf.keystore.key_file).write_text(keystore.new_key())
+    pathlib.Path(story.conductor_services.conf.keystore.key_file).write_text(
+        keystore.generate_key()
+    )
     story.conductor_services = dataclasses.replace(
         story.conductor_services, keystore=keystore.KeyStore(story.conductor_services.conf)
     )

@@ -168,7 +168,7 @@ def furnish(conf: cfg.ConfigOpts, database: db.Database, *, quota: bool) -> None
             )
         )
         for purpose in ('ca', 'etcd'):
-            store.put(session, uuid_of(1), purpose, CA)
+            store.store_pair(session, uuid_of(1), purpose, CA)
         if quota:
             session.add(models.Quota(project_id='p1', resource=db.CLUSTER_RESOURCE, hard_limit=7))
 

@@ -12,16 +12,17 @@ from conftest import BROKERS, use
 from oslo_config import cfg
 
 from magnum_lite import background, rpc
-from magnum_lite.conductor import endpoint, steps
+from magnum_lite.conductor import endpoint
+from magnum_lite.conductor.task import Services
 
 
 @pytest.mark.parametrize('url', BROKERS)
 def test_nudge_wakes_a_conductor(
-    conf: cfg.ConfigOpts, topic: None, url: str, conductor_services: steps.Services
+    conf: cfg.ConfigOpts, topic: None, url: str, conductor_services: Services
 ) -> None:
     use(conf, url)
     wake = threading.Event()
-    server = rpc.server(conf, endpoint.Endpoint(wake, conductor_services))
+    server = rpc.make_server(conf, endpoint.Endpoint(wake, conductor_services))
     server.start()
     try:
         rpc.Nudger(conf).nudge('5d7e1b5c-0000-4000-8000-000000000001')
@@ -64,11 +65,11 @@ def test_broker_that_refuses_is_logged_and_not_raised(
 def test_serve_needs_no_broker_unless_one_is_named(conf: cfg.ConfigOpts) -> None:
     conf.clear_override('transport_url')
     assert conf.transport_url == 'rabbit://'
-    rpc.default_to_this_process(conf)
+    rpc.set_default_transport(conf)
     assert conf.transport_url == 'fake://'
 
     conf.set_override('transport_url', 'rabbit://example')
-    rpc.default_to_this_process(conf)
+    rpc.set_default_transport(conf)
     assert conf.transport_url == 'rabbit://example'
 
 

@@ -24,7 +24,7 @@ FILES = drivers.BUILT_IN / '_shared' / 'files'
 
 @pytest.fixture
 def driver(conf: cfg.ConfigOpts) -> drivers.Driver:
-    return drivers.find(conf, server_type='vm', os_distro='debian', coe='swarm')
+    return drivers.load(conf).find(server_type='vm', os_distro='debian', coe='swarm')
 
 
 @pytest.fixture(scope='module')
@@ -55,7 +55,7 @@ def test_both_names_of_the_engine_are_found_on_each_image(
     conf: cfg.ConfigOpts, os_distro: str, coe: str
 ) -> None:
     assert (
-        drivers.find(conf, server_type='vm', os_distro=os_distro, coe=coe).name
+        drivers.load(conf).find(server_type='vm', os_distro=os_distro, coe=coe).name
         == 'swarm_cloud_init'
     )
 
@@ -226,7 +226,7 @@ def test_with_flannel_nodes_know_the_managers_that_stay(
     parsed = parse(driver.render(conf, cluster, secrets))
     without = parse(driver.render(conf, a_cluster(driver, masters=3), secrets))
 
-    assert 'network_driver is flannel' in str(driver.replaceable(cluster, 'master'))
+    assert 'network_driver is flannel' in str(driver.explain_irreplaceable(cluster, 'master'))
     assert {f'master_port_{n}' for n in range(3)} <= set(parsed['']['resources'])
     assert 'master_private_addresses' in parsed['']['outputs']
     ports = [
@@ -277,7 +277,7 @@ def node(name: str, state: str = 'ready', **more: Any) -> dict[str, Any]:
 
 
 M = 'c-master-0', 'c-worker-0'
-OK = drivers.Answer(200, 'OK')
+OK = drivers.HealthResponse(200, 'OK')
 LEADER = {'ManagerStatus': {'Reachability': 'reachable', 'Leader': True}}
 LOST = {'ManagerStatus': {'Reachability': 'unreachable'}}
 
@@ -323,9 +323,9 @@ LOST = {'ManagerStatus': {'Reachability': 'unreachable'}}
             None,
             {'api': 'ok', 'nodes': 'The list of nodes could not be read (HTTP 200)'},
         ),
-        (drivers.Answer(500, 'x'), 500, None, False, {'api': 'not ready (HTTP 500)'}),
+        (drivers.HealthResponse(500, 'x'), 500, None, False, {'api': 'not ready (HTTP 500)'}),
         (
-            drivers.Answer(None, 'It does not answer in time'),
+            drivers.HealthResponse(None, 'It does not answer in time'),
             None,
             None,
             False,
@@ -336,7 +336,7 @@ LOST = {'ManagerStatus': {'Reachability': 'unreachable'}}
 def test_what_answers_mean(
     driver: drivers.Driver,
     conf: cfg.ConfigOpts,
-    api: drivers.Answer,
+    api: drivers.HealthResponse,
     status: int | None,
     body: Any,
     healthy: bool | None,
@@ -345,7 +345,7 @@ def test_what_answers_mean(
     cluster = a_cluster(driver, workers=1, api_address='tcp://192.0.2.1:2376')
 
     seen = driver.read_health(
-        conf, cluster, {'api': api, 'nodes': drivers.Answer(status, '', body)}
+        conf, cluster, {'api': api, 'nodes': drivers.HealthResponse(status, '', body)}
     )
 
     assert (seen.healthy, seen.reason) == (healthy, reason)
@@ -364,14 +364,16 @@ def test_workers_that_were_removed_and_are_down_are_forgotten(
     ]
 
     seen = driver.read_health(
-        conf, a_cluster(driver, workers=1), {'api': OK, 'nodes': drivers.Answer(200, '', known)}
+        conf,
+        a_cluster(driver, workers=1),
+        {'api': OK, 'nodes': drivers.HealthResponse(200, '', known)},
     )
 
-    assert seen.forget == ('/nodes/id-of-c-worker-7?force=true',)
+    assert seen.stale_paths == ('/nodes/id-of-c-worker-7?force=true',)
 
 
 def test_it_is_asked_by_https(driver: drivers.Driver, conf: cfg.ConfigOpts) -> None:
-    check = driver.health_check(conf, a_cluster(driver, api_address='tcp://192.0.2.1:2376'))
+    check = driver.build_health_check(conf, a_cluster(driver, api_address='tcp://192.0.2.1:2376'))
 
     assert check is not None
     assert {r.url for r in check.requests.values()} == {

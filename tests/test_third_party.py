@@ -39,7 +39,7 @@ def write(home: pathlib.Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(text)
-    drivers._load.cache_clear()
+    drivers.folders.read_folders.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def home(conf: cfg.ConfigOpts, tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def test_an_operating_system_is_three_lines(conf: cfg.ConfigOpts, rsa_pair: certs.Pair) -> None:
-    ours = drivers.find(conf, server_type='vm', os_distro='rocky', coe='kubernetes')
+    ours = drivers.load(conf).find(server_type='vm', os_distro='rocky', coe='kubernetes')
     theirs = drivers.load(conf)['k8s_cloud_init']
     cluster, secrets = a_cluster(ours), all_secrets(ours, rsa_pair)
 
@@ -69,7 +69,7 @@ def test_an_operating_system_is_three_lines(conf: cfg.ConfigOpts, rsa_pair: cert
 def test_an_engine_is_a_folder(
     conf: cfg.ConfigOpts, rsa_pair: certs.Pair, home: pathlib.Path
 ) -> None:
-    driver = drivers.find(conf, server_type='vm', os_distro='debian', coe='hello')
+    driver = drivers.load(conf).find(server_type='vm', os_distro='debian', coe='hello')
     cluster = a_cluster(driver, fixed_network='net', labels={'greeting': 'Good evening'})
 
     rendered = driver.render(conf, cluster, {})
@@ -100,7 +100,7 @@ def test_an_engine_of_theirs_is_extended_to_another_envelope(
             )
         },
     )
-    driver = drivers.find(conf, server_type='vm', os_distro='flatcar', coe='hello')
+    driver = drivers.load(conf).find(server_type='vm', os_distro='flatcar', coe='hello')
 
     texts = user_data(driver, driver.render(conf, a_cluster(driver, fixed_network='net'), {}))
 
@@ -183,7 +183,7 @@ def test_a_folder_that_takes_the_place_of_another_can_extend_that_one(
     found = drivers.load(conf)
 
     for name in ('k8s_cloud_init', 'k8s_ignition', 'k8s_rocky'):
-        assert found[name].labels(conf, {})['flannel_network_subnetlen'] == 26, name
+        assert found[name].read_labels(conf, {})['flannel_network_subnetlen'] == 26, name
     assert found['k8s_cloud_init'].folder == home / 'k8s_cloud_init'
     assert (
         found['k8s_cloud_init'].provides

@@ -20,7 +20,8 @@ from test_reconcile import ADMIN, DiesInTheDatabase, Story, dying, with_time_pas
 
 from magnum_lite import clients, db, errors, members, models, stacktext, states
 from magnum_lite.api.request import Services
-from magnum_lite.conductor import steps
+from magnum_lite.conductor import task
+from magnum_lite.conductor.stacks import DELETE_RESEND_S
 from magnum_lite.models import Cluster, Node, NodeGroup, Operation
 
 Change = Callable[[Cluster], None]
@@ -144,7 +145,7 @@ def running(story: Story, cluster: str) -> str:
 
 
 @pytest.fixture
-def story(conductor_services: steps.Services, cloud: fakes.FakeCloud) -> Story:
+def story(conductor_services: task.Services, cloud: fakes.FakeCloud) -> Story:
     return Story(conductor_services, cloud)
 
 
@@ -164,7 +165,7 @@ def test_resize_adds_members_and_touches_no_other(story: Story, running: str) ->
     assert (row.status, row.leased_by, row.check_at) == ('UPDATE_COMPLETE', None, None)
     assert {g.status for g in row.nodegroups} == {'CREATE_COMPLETE', 'UPDATE_COMPLETE'}
     assert history(story, running) == [('create', 'complete'), ('resize', 'complete')]
-    assert (story.cloud.calls.count('update'), story.cloud.calls.count('outputs')) == (1, 1)
+    assert (story.cloud.calls.count('update'), story.cloud.calls.count('get_outputs')) == (1, 1)
 
 
 def test_members_that_stay_are_written_as_they_were(story: Story, running: str) -> None:
@@ -402,7 +403,7 @@ def test_wave_that_fails_takes_no_earlier_one_along_and_the_next_change_goes_on(
 
 
 @pytest.mark.parametrize('moment', ['before', 'after'])
-@pytest.mark.parametrize('victim', ['create', 'update', 'look', 'outputs'])
+@pytest.mark.parametrize('victim', ['create', 'update', 'list_by_ids', 'get_outputs'])
 def test_conductor_that_dies_between_waves(
     waves: Story, cluster: str, victim: str, moment: str
 ) -> None:
@@ -537,7 +538,7 @@ def test_nodegroup_that_fails_fails_alone(story: Story, running: str) -> None:
         (0, 'CREATE_FAILED', None),
         (1, 'CREATE_FAILED', 'QUOTA_EXCEEDED'),
     ]
-    assert story.cloud.calls.count('failures') == 1, 'the walk is done once'
+    assert story.cloud.calls.count('list_failures') == 1, 'the walk is done once'
 
     request(story, running, resize(2))  # any later change tries again what has failed
     story.run(4)
@@ -821,7 +822,7 @@ def test_master_without_a_load_balancer_is_never_replaced(story: Story, running:
 
 def trust(story: Story, cluster: str) -> tuple[str, str]:
     """The certificate of the authority that signs now, and of the one that is trusted beside it."""
-    pair = story.conductor_services.keystore.load(
+    pair = story.conductor_services.keystore.load_pairs(
         story.conductor_services.db, loaded(story, cluster)
     )['ca']
     return pair.certificate, pair.beside
@@ -1099,7 +1100,7 @@ def test_load_balancers_made_inside_go_first(story: Story, api: Api, running: st
     assert (story.clusters(), list(story.cloud.balancers)) == ([], ['lb2'])
     calls = story.cloud.calls
     assert calls.index('delete_load_balancer') < calls.index('delete')
-    assert calls.count('load_balancers') == 2, (
+    assert calls.count('list_load_balancers') == 2, (
         'once more to see that they are gone, and never after that'
     )
 
@@ -1225,7 +1226,7 @@ def test_delete_is_sent_once_also_when_heat_says_so_late(
         stack.status = status
     assert story.cloud.calls.count('delete') == 1
 
-    age(story, steps.UNHEARD_S + 1)
+    age(story, DELETE_RESEND_S + 1)
     story.make_due()
     story.round()
     assert story.cloud.calls.count('delete') == (1 if status == 'DELETE_IN_PROGRESS' else 2), (
@@ -1281,12 +1282,12 @@ def test_resources_are_counted_for_who_looks_and_for_nobody_else(
     story.round()
     story.make_due()
     story.round()
-    assert 'progress' not in story.cloud.calls
+    assert 'get_progress' not in story.cloud.calls
     db.mark_polled(story.conductor_services.db, running)
     story.make_due()
     story.round()
 
-    assert story.cloud.calls.count('progress') == 1
+    assert story.cloud.calls.count('get_progress') == 1
     found = db.get_operation(story.conductor_services.db, ADMIN, operation.uuid)
     assert (found.resources_done, found.resources_total) == (3, 10)
 
@@ -1311,9 +1312,9 @@ def test_estimate_is_of_operations_of_that_size(story: Story, running: str) -> N
                 )
             )
     operation = request(story, running, resize(45))
-    assert 600 < db.estimate_s(story.conductor_services.db, operation) < 1000
+    assert 600 < db.estimate_duration_s(story.conductor_services.db, operation) < 1000
     small = Operation(driver='k8s_cloud_init', kind='upgrade', node_count=3)
-    assert db.estimate_s(story.conductor_services.db, small) is None
+    assert db.estimate_duration_s(story.conductor_services.db, small) is None
 
 
 # -- death -----------------------------------------------------------------------------------------
@@ -1337,16 +1338,20 @@ def behind_a_load_balancer(cluster: Cluster) -> None:
 
 #: kind -> (what was there before, the change, calls that are made for it).
 CHANGES: dict[str, tuple[list[Change], Change, tuple[str, ...]]] = {
-    'resize out': ([], resize(4), ('look', 'update', 'outputs')),
-    'resize in': ([], resize(1, '0'), ('look', 'update', 'outputs')),
-    'nodegroup create': ([], add_group(), ('look', 'outputs', 'create')),
-    'nodegroup delete': ([add_group()], drop_group(), ('look', 'delete')),
-    'upgrade': ([resize(3)], upgrade(2), ('look', 'update', 'outputs')),
-    'rotate': ([behind_a_load_balancer, add_group()], rotate, ('look', 'update', 'outputs')),
+    'resize out': ([], resize(4), ('list_by_ids', 'update', 'get_outputs')),
+    'resize in': ([], resize(1, '0'), ('list_by_ids', 'update', 'get_outputs')),
+    'nodegroup create': ([], add_group(), ('list_by_ids', 'get_outputs', 'create')),
+    'nodegroup delete': ([add_group()], drop_group(), ('list_by_ids', 'delete')),
+    'upgrade': ([resize(3)], upgrade(2), ('list_by_ids', 'update', 'get_outputs')),
+    'rotate': (
+        [behind_a_load_balancer, add_group()],
+        rotate,
+        ('list_by_ids', 'update', 'get_outputs'),
+    ),
     'upgrade with masters': (
         [behind_a_load_balancer],
         upgrade_all(2),
-        ('look', 'update', 'outputs'),
+        ('list_by_ids', 'update', 'get_outputs'),
     ),
 }
 #: Rounds after which the longest of them is over, and the others.
@@ -1554,7 +1559,7 @@ def test_update_that_is_sent_while_another_one_finds_that_all_is_done_is_put_rig
     before['kube_minions.yaml'] = (
         before['kube_minions.yaml'].replace("'3':", "'9':").replace('"3":', '"9":')
     )
-    slept = sleeping(story, 'outputs', wake_up)
+    slept = sleeping(story, 'get_outputs', wake_up)
     story.make_due()
     story.round()
     row = loaded(story, running)
@@ -1605,7 +1610,7 @@ def test_look_at_a_cluster_at_rest_survives_a_cloud_that_is_away(
     left = [clients.Unreachable('Heat does not answer')] * 3
 
     def hook(name: str, when: str) -> None:
-        if (name, when) == ('look', 'before') and left:
+        if (name, when) == ('list_by_ids', 'before') and left:
             raise left.pop()
 
     story.cloud.hook = hook
@@ -1639,7 +1644,7 @@ def test_conductor_that_slept_through_the_stop_of_its_create_removes_the_stack_i
 
 
 @pytest.mark.parametrize('moment', ['before', 'after'])
-@pytest.mark.parametrize('victim', ['cancel', 'look'])
+@pytest.mark.parametrize('victim', ['cancel', 'list_by_ids'])
 def test_conductor_that_dies_while_it_stops_an_update(
     story: Story, running: str, victim: str, moment: str
 ) -> None:
@@ -1661,7 +1666,8 @@ def test_conductor_that_dies_while_it_stops_an_update(
 
 @pytest.mark.parametrize('moment', ['before', 'after'])
 @pytest.mark.parametrize(
-    'victim', ['load_balancers', 'delete_load_balancer', 'look', 'delete', 'revoke_roles']
+    'victim',
+    ['list_load_balancers', 'delete_load_balancer', 'list_by_ids', 'delete', 'revoke_roles'],
 )
 def test_conductor_that_dies_in_the_delete_of_a_cluster_with_everything(
     story: Story, api: Api, running: str, victim: str, moment: str

@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from magnum_lite import db, models
-from magnum_lite.conductor import steps, watch
+from magnum_lite.conductor import watch
+from magnum_lite.conductor.task import Services
 
 ARN = 'arn:openstack:heat::p1:stacks/c1'
 
@@ -49,7 +50,7 @@ def follow(database: db.Database, stack_id: str) -> None:
 
 
 def is_due(database: db.Database) -> bool:
-    return min(db.due_in_s(database)) <= 0
+    return min(db.get_due_in_s(database)) <= 0
 
 
 @pytest.mark.usefixtures('cluster')
@@ -178,7 +179,7 @@ def test_what_is_said_of_a_cluster_that_waits_for_nothing_changes_nothing(
 
     ear.hears({'stack_identity': f'{ARN}/{stack_id}'})
 
-    assert min(db.due_in_s(database)) == float('inf')
+    assert min(db.get_due_in_s(database)) == float('inf')
     assert not ear.woken.is_set()
 
 
@@ -215,7 +216,7 @@ def test_a_database_that_goes_away_meanwhile_lets_the_next_message_be_heard(
     assert is_due(database)
 
 
-def test_nobody_listens_where_the_operator_wants_none(conductor_services: steps.Services) -> None:
+def test_nobody_listens_where_the_operator_wants_none(conductor_services: Services) -> None:
     conductor_services.conf.set_override('enabled', False, group='heat_notifications')
 
-    assert watch.listener(conductor_services, threading.Event(), threading.Event()) is None
+    assert watch.make_listener(conductor_services, threading.Event(), threading.Event()) is None

@@ -87,13 +87,13 @@ def _find_driver(
                 f'Cluster {cluster.uuid} has {name} {current}, and template {template.uuid} is for '
                 f'{new}. Make a new cluster with it.'
             )
-    if template.driver not in (None, cluster.driver):
+    resolve = req.services.drivers.resolve_name
+    if template.driver and resolve(template.driver) != resolve(cluster.driver):
         raise errors.Invalid(
             f'Cluster {cluster.uuid} was made by driver {cluster.driver}, and template '
             f'{template.uuid} is for {template.driver}. Make a new cluster with it.'
         )
-    return drivers.find(
-        req.conf,
+    return req.services.drivers.find(
         server_type=template.server_type,
         os_distro=template.cluster_distro,
         coe=template.coe,
@@ -140,8 +140,8 @@ def _check_follows(
             f'Nodegroup {group.name} can only follow the template of its cluster. Upgrade the '
             'workers that came with the cluster first.'
         )
-    current = driver.engine_version(req.conf, cluster.labels)
-    new = driver.engine_version(req.conf, {**group.labels, **template.labels})
+    current = driver.find_engine_version(req.conf, cluster.labels)
+    new = driver.find_engine_version(req.conf, {**group.labels, **template.labels})
     if new != current:
         raise errors.Conflict(
             f'Nodegroup {group.name} would have version {new}, and its cluster {cluster.uuid} '
@@ -164,9 +164,9 @@ def _list_replaceable_masters(
 
     Raises Conflict for a version to which the engine cannot go from here, or the masters cannot."""
     labels = {**cluster.labels, **template.labels}
-    current = driver.engine_version(req.conf, cluster.labels)
-    new = driver.engine_version(req.conf, labels)
-    obstacle = driver.replaceable(cluster, 'master')
+    current = driver.find_engine_version(req.conf, cluster.labels)
+    new = driver.find_engine_version(req.conf, labels)
+    obstacle = driver.explain_irreplaceable(cluster, 'master')
     if current != new:
         if problems := driver.check_upgrade(req.conf, cluster.labels, labels):
             raise errors.Conflict(

@@ -183,7 +183,7 @@ def dispatch(services: Services, raw: webob.Request) -> webob.Response:
         code = 'client' if e.code < 500 else 'server'
         _write_error(response, e.code, str(e), code if str(e) else '', e.title)
     except db_exc.DBConnectionError as e:
-        _DATABASE.failed(str(e.inner_exception or e))
+        _DATABASE.record_failure(str(e.inner_exception or e))
         _write_error(response, 503, 'The database does not answer. Try again later.', 'server')
     except Exception:
         LOG.exception('%s %s failed', raw.method, raw.path_info)
@@ -293,7 +293,7 @@ def _handle_request(
     answer = _call_handler(route, dataclasses.replace(request, body=body, key=key))
     # Routes without a rule do not use the database.
     if route.rule is not None:
-        _DATABASE.works()
+        _DATABASE.record_success()
     return answer, route.status
 
 

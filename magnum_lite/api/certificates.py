@@ -37,9 +37,9 @@ class _Certificate:
 def get(req: Request) -> dict[str, Any]:
     """Show the certificate of an authority of a cluster: while it is exchanged, the old and the new
     one."""
-    cluster, authorities = db.list_certificates(req.services.db, req.scope, req.path['ident'])
+    cluster, authorities = db.get_certificates(req.services.db, req.scope, req.path['ident'])
     driver = nodegroups.get_driver(req, cluster)
-    purpose = driver.signing.purpose(req.path.get('type', req.query.get('ca_cert_type')))
+    purpose = driver.signing.get_purpose(req.path.get('type', req.query.get('ca_cert_type')))
     return _build_body(
         req, _Certificate(cluster.uuid, _get_authority(cluster, driver, authorities, purpose))
     )
@@ -50,14 +50,14 @@ def create(req: Request) -> dict[str, Any]:
     subject is not."""
     values = CERTIFICATE.parse(req.body, req.version)
     try:
-        cluster, authorities = db.list_certificates(
+        cluster, authorities = db.get_certificates(
             req.services.db, req.scope, values['cluster_uuid']
         )
     except errors.NotFound as e:
         # As in Magnum: the address is right, the body is not.
         raise errors.Invalid(str(e)) from e
     driver = nodegroups.get_driver(req, cluster)
-    purpose = driver.signing.purpose(values['ca_cert_type'])
+    purpose = driver.signing.get_purpose(values['ca_cert_type'])
     _get_authority(cluster, driver, authorities, purpose)
     try:
         certs.read_request(values['csr'], takes_ed25519=driver.signing.takes_ed25519)
@@ -68,7 +68,7 @@ def create(req: Request) -> dict[str, Any]:
         cluster,
         purpose,
         values['csr'],
-        datetime.timedelta(days=req.conf.x509.term_of_validity),
+        datetime.timedelta(days=req.conf.certificates.term_of_validity),
     )
     return _build_body(
         req, _Certificate(cluster.uuid, issued['pem'], values['csr'], values['ca_cert_type'])
@@ -112,7 +112,7 @@ def rotate(req: Request) -> Answer:
 def rotate_credentials(req: Request) -> NoReturn:
     """Exchange what a cluster logs in to the cloud with. Those that have it keep it as long as they
     live."""
-    cluster, stored = db.list_certificates(req.services.db, req.scope, req.path['ident'])
+    cluster, stored = db.get_certificates(req.services.db, req.scope, req.path['ident'])
     if keystore.CLOUD_USER in stored:
         raise errors.Invalid(
             f'Cluster {cluster.uuid} has a user of its own in the cloud, whose password is not '
@@ -132,7 +132,7 @@ def create_kubeconfig(req: Request) -> Answer:
     until when. The key pair is made here, so that no private key goes through the broker; it is
     stored nowhere. That a certificate was issued is written down as an operation, before it is
     handed out."""
-    cluster, authorities = db.list_certificates(req.services.db, req.scope, req.path['ident'])
+    cluster, authorities = db.get_certificates(req.services.db, req.scope, req.path['ident'])
     driver = nodegroups.get_driver(req, cluster)
     access = _get_access(cluster, driver)
     authority = _get_authority(cluster, driver, authorities, access.authority)

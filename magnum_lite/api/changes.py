@@ -103,7 +103,7 @@ def announce(req: Request, cluster: models.Cluster, operation: models.Operation)
     req.caller.oslo.operation_id = operation.uuid
     LOG.info('Cluster %s: %s was asked for', cluster.uuid, operation.kind)
     req.services.nudger.nudge(cluster.uuid)
-    req.services.notifier.cluster(
+    req.services.notifier.send_cluster_event(
         cluster,
         operation.kind,
         notify.PENDING,

@@ -11,7 +11,7 @@ from typing import Any
 
 from oslo_utils import uuidutils
 
-from magnum_lite import db, drivers, errors, models
+from magnum_lite import db, errors, models
 from magnum_lite.api import changes, paging, patch, preflight, request, versions
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CLUSTER_TEMPLATE
@@ -132,10 +132,9 @@ def _get_distro(found: preflight.Found) -> str:
 
 def _check_driver(req: Request, values: dict[str, Any], changed: dict[str, Any]) -> None:
     """Raise Invalid if the driver of the changed template cannot make what has changed."""
-    if changed.keys() <= db.LABELLING:
+    if changed.keys() <= db.CLUSTER_INDEPENDENT_COLUMNS:
         return
-    driver = drivers.find(
-        req.conf,
+    driver = req.services.drivers.find(
         server_type=values['server_type'],
         os_distro=values['cluster_distro'],
         coe=values['coe'],
@@ -191,8 +190,7 @@ def make_template(
 
     Raises Invalid for what its driver cannot make."""
     values['driver'] = values['driver'] or driver_name
-    driver = drivers.find(
-        req.conf,
+    driver = req.services.drivers.find(
         server_type=values['server_type'],
         os_distro=distro,
         coe=values['coe'],

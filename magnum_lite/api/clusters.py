@@ -198,8 +198,7 @@ def complete_values(
     """Fill in what a new cluster takes from its template, and check it. Returns its driver.
 
     Raises Invalid with all problems."""
-    driver = drivers.find(
-        req.conf,
+    driver = req.services.drivers.find(
         server_type=template.server_type,
         os_distro=template.cluster_distro,
         coe=template.coe,

@@ -93,13 +93,13 @@ class Readiness:
         """`ok`, or what is wrong with a dependency. Logs when that changes."""
         future = self._running[name]
         if not future.done():
-            self._outages[name].failed(f'no answer within {TIMEOUT_S} s')
+            self._outages[name].record_failure(f'no answer within {TIMEOUT_S} s')
             return f'no answer within {TIMEOUT_S} s'
         error = future.exception()
         if error is not None:
-            self._outages[name].failed(str(error))
+            self._outages[name].record_failure(str(error))
             return 'it fails, and the log says why'
-        self._outages[name].works()
+        self._outages[name].record_success()
         return 'ok'
 
 
@@ -114,8 +114,8 @@ def make_checks(services: Services) -> dict[str, Callable[[], Any]]:
         return db.Database(services.conf, connection=db.add_timeouts(services.db.url, TIMEOUT_S))
 
     return {
-        'database': lambda: round(max(0.0, -min(db.due_in_s(connect()))), 1),
-        'broker': lambda: rpc.check(services.conf, timeout_s=TIMEOUT_S),
+        'database': lambda: round(max(0.0, -min(db.get_due_in_s(connect()))), 1),
+        'broker': lambda: rpc.check_broker(services.conf, timeout_s=TIMEOUT_S),
         'keystone': lambda: services.cloud.check_identity(timeout_s=TIMEOUT_S),
         'heat': lambda: services.cloud.check_orchestration(timeout_s=TIMEOUT_S),
     }

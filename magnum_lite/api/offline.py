@@ -36,6 +36,7 @@ def _fake_request(conf: cfg.ConfigOpts, body: Body) -> Any:
     """The part of a request that handlers read before they query a cloud or a database."""
     return types.SimpleNamespace(
         conf=conf,
+        services=types.SimpleNamespace(drivers=drivers.load(conf)),
         body=body,
         version=versions.MAXIMUM,
         caller=types.SimpleNamespace(project_id='offline', user_id='offline', is_admin=True),
@@ -56,7 +57,7 @@ def make_template(
             for name, driver in sorted(drivers.load(conf).items())
             for server_type, distro, coe in driver.provides
             if (server_type, coe) == (values['server_type'], values['coe'])
-            and values['driver'] in (None, name)
+            and drivers.load(conf).get(values['driver'] or name) is driver
         ]
         os_distro = offered[0] if offered else 'unknown'
     return cluster_templates.make_template(_fake_request(conf, body), values, os_distro, None)
@@ -110,7 +111,7 @@ def render(
     group: models.NodeGroup | None = None,
 ) -> drivers.Rendered:
     """The text of the stack of a cluster, or of its further nodegroup. Raises DriverError."""
-    login = drivers.LOGIN_SIZE if driver.wants_cloud_user(conf, cluster) else None
+    login = drivers.SAMPLE_LOGIN if driver.wants_cloud_user(conf, cluster) else None
     rendered = driver.render(conf, cluster, secrets, login)
     if group is None:
         return rendered

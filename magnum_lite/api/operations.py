@@ -47,7 +47,7 @@ def get(req: Request) -> dict[str, Any]:
     body = OPERATION.show(operation, req.version)
     if operation.outcome is None:
         db.mark_polled(req.services.db, operation.cluster_id)
-        estimated_s = db.estimate_s(req.services.db, operation)
+        estimated_s = db.estimate_duration_s(req.services.db, operation)
         if estimated_s is not None:
             # In the past if the operation takes longer than those before it.
             end = operation.created_at + datetime.timedelta(seconds=estimated_s)

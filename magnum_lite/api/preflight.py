@@ -105,22 +105,22 @@ def look_up(cloud: clients.Cloud, caller: context.Caller, names: Names) -> Found
 
 def _list_lookups(client: clients.Lookups, names: Names) -> _Lookups:
     def get_flavor(ref: str) -> clients.Flavor:
-        flavor = client.flavor(ref)
+        flavor = client.get_flavor(ref)
         if names.needs_disk and not flavor.disk_gb:
             raise errors.Invalid(
                 f'Flavor {ref} has no disk. Use another, or the label boot_volume_size.'
             )
         return flavor
 
-    get_external = functools.partial(client.network, external=True)
+    get_external = functools.partial(client.get_network_id, external=True)
     return {
-        'image': (IMAGE, names.image, client.image),
+        'image': (IMAGE, names.image, client.get_image),
         'flavor': (COMPUTE, names.flavor, get_flavor),
         'master_flavor': (COMPUTE, names.master_flavor, get_flavor),
         'external_network': (NETWORK, names.external_network, get_external),
-        'fixed_network': (NETWORK, names.fixed_network, client.network),
-        'fixed_subnet': (NETWORK, names.fixed_subnet, client.subnet),
-        'keypair': (COMPUTE, names.keypair, client.public_key),
+        'fixed_network': (NETWORK, names.fixed_network, client.get_network_id),
+        'fixed_subnet': (NETWORK, names.fixed_subnet, client.get_subnet_id),
+        'keypair': (COMPUTE, names.keypair, client.get_public_key),
     }
 
 
@@ -179,7 +179,7 @@ def check_project(cloud: clients.Cloud, project_id: str) -> None:
     """Raise NotFound unless Keystone knows the project; Unavailable if Keystone cannot be asked, or
     does not let this service see projects."""
     try:
-        if _PROJECT.fullmatch(project_id) and cloud.project_state(project_id) != 'gone':
+        if _PROJECT.fullmatch(project_id) and cloud.get_project_state(project_id) != 'gone':
             return
     except clients.CloudError as e:
         LOG.warning('Project %s could not be looked up: %s', project_id, e)

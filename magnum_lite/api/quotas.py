@@ -41,7 +41,7 @@ def get(req: Request) -> dict[str, Any]:
     resource = req.path['resource']
     if not req.caller.is_admin and project_id != req.caller.project_id:
         raise errors.Forbidden('The quota of another project is for admins to see.')
-    quota = db.get_quota(req.services.db, project_id, resource)
+    quota = db.find_quota(req.services.db, project_id, resource)
     if quota is not None:
         return QUOTA.show(quota, req.version)
     return {

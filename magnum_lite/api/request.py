@@ -43,7 +43,7 @@ class Services:
     conf: cfg.ConfigOpts
     db: db.Database
     cloud: clients.Cloud
-    drivers: Mapping[str, drivers.Driver]
+    drivers: drivers.Drivers
     nudger: rpc.Nudger
     notifier: notify.Notifier
     enforcer: policy.Enforcer

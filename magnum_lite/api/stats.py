@@ -25,5 +25,5 @@ def get(req: Request) -> dict[str, int]:
         project_id = project_id or req.caller.project_id
         if project_id != req.caller.project_id:
             raise errors.Forbidden('What another project has is for admins to see.')
-    clusters, nodes = db.count(req.services.db, project_id)
+    clusters, nodes = db.count_usage(req.services.db, project_id)
     return {'clusters': clusters, 'nodes': nodes}

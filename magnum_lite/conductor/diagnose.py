@@ -109,7 +109,7 @@ def explain(task: Task, stack: clients.Stack) -> Diagnosis:
     Of a stack without failed resources, or that does not exist any more, the reason that was listed
     has to do."""
     try:
-        failed = task.stacks.failures(stack.id)
+        failed = task.stacks.list_failures(stack.id)
     except clients.NotFound:
         failed = []
     # A nested stack, whose type is the name of a template file, repeats what its members report.
@@ -133,7 +133,7 @@ def _list_blockers(task: Task, leaves: Sequence[clients.FailedResource]) -> list
     blockers: list[str] = []
     for leaf in leaves:
         with contextlib.suppress(clients.CloudError):
-            blockers += task.services.cloud.blockers(
+            blockers += task.services.cloud.list_blockers(
                 task.cluster.project_id, leaf.type, leaf.physical_id, as_admin=task.as_admin
             )
     return list(dict.fromkeys(blockers))
@@ -156,7 +156,7 @@ def _sort_by_member(
         parent = nested_stacks.get(leaf.stack_id)
         while parent is not None and not parent.name.isdigit():
             parent = nested_stacks.get(parent.stack_id)
-        role = task.driver.texts.role_of(parent.type) if parent else None
+        role = task.driver.texts.find_role(parent.type) if parent else None
         if parent and role:
             members.setdefault((role, int(parent.name)), []).append(leaf)
     return members

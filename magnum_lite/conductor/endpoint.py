@@ -114,7 +114,7 @@ def sign(
     the request, and KeyStoreError."""
     cluster = db.get_cluster(services.db, scope, cluster_uuid)
     driver = services.drivers.get(cluster.driver)
-    pairs = services.keystore.load(services.db, cluster)
+    pairs = services.keystore.load_pairs(services.db, cluster)
     if driver is None or purpose not in driver.signing.purposes or purpose not in pairs:
         raise errors.Conflict(f'Cluster {cluster_uuid} has no authority {purpose} that signs.')
     try:

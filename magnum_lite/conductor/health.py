@@ -87,7 +87,9 @@ class Prober:
         free = self._conf.workers - len(self._probes)
         if free <= 0:
             return True
-        claimed = db.claim_health(self._services.db, limit=free, interval_s=self._conf.interval)
+        claimed = db.claim_health_checks(
+            self._services.db, limit=free, interval_s=self._conf.interval
+        )
         for cluster, token in claimed:
             self._probes.add(self._pool.submit(self.probe, cluster, token))
         return len(claimed) == free
@@ -95,7 +97,7 @@ class Prober:
     def probe(self, cluster: models.Cluster, token: datetime.datetime) -> None:
         """Probe one engine and record its health. Raises nothing.
 
-        `token` is the turn from `db.claim_health`. Nothing is written with an older one."""
+        `token` is the turn from `db.claim_health_checks`. Nothing is written with an older one."""
         try:
             health = self._request_health(cluster)
         except Exception as e:
@@ -116,10 +118,10 @@ class Prober:
         driver = self._services.drivers.get(cluster.driver)
         if driver is None:
             return _make_unknown(f'The driver {cluster.driver} of this cluster is not installed')
-        check = driver.health_check(conf, cluster)
+        check = driver.build_health_check(conf, cluster)
         if check is None:
             return None
-        keys = self._services.keystore.load(self._services.db, cluster)
+        keys = self._services.keystore.load_pairs(self._services.db, cluster)
         needed = {check.authority}
         if check.certificate:
             needed.add(check.certificate.signed_by)
@@ -134,7 +136,7 @@ class Prober:
         }
         health = driver.read_health(conf, cluster, answers)
         # Requests for which no time is left are sent at the next probe.
-        for path in health.forget:
+        for path in health.stale_paths:
             request = drivers.HealthRequest(check.url + path, method='DELETE')
             answer = send_request(request, context, deadline)
             LOG.info(
@@ -193,7 +195,7 @@ def make_tls_context(check: drivers.HealthCheck, keys: Mapping[str, certs.Pair])
 
 def send_request(
     request: drivers.HealthRequest, context: ssl.SSLContext, deadline: float
-) -> drivers.Answer:
+) -> drivers.HealthResponse:
     """Send a request and read the response, until `deadline` of the monotonic clock.
 
     Raises nothing that a peer can cause. Only the look-up of a host's name is not bounded by the
@@ -211,7 +213,7 @@ def send_request(
             with context.wrap_socket(plain, server_hostname=host) as secure:
                 return _exchange(secure, request, url, deadline)
     except (OSError, http.client.HTTPException, ValueError) as e:
-        return drivers.Answer(None, _explain_error(e))
+        return drivers.HealthResponse(None, _explain_error(e))
 
 
 def _exchange(
@@ -219,7 +221,7 @@ def _exchange(
     request: drivers.HealthRequest,
     url: parse.SplitResult,
     deadline: float,
-) -> drivers.Answer:
+) -> drivers.HealthResponse:
     """Exchange one request and response on a connected socket."""
     connection = http.client.HTTPConnection(url.hostname or '', url.port)
     connection.sock = _BoundedSocket(connected, deadline)  # type: ignore[assignment]
@@ -234,7 +236,9 @@ def _exchange(
             # Else it is plain text, or no text at all.
             with contextlib.suppress(ValueError, RecursionError):
                 parsed = json.loads(body)
-        return drivers.Answer(response.status, body[:MAX_TEXT].decode(errors='replace'), parsed)
+        return drivers.HealthResponse(
+            response.status, body[:MAX_TEXT].decode(errors='replace'), parsed
+        )
 
 
 class _BoundedSocket(io.RawIOBase):

@@ -56,11 +56,11 @@ def reconcile_leased(
         may_be_closed = cluster.status == states.DELETE_IN_PROGRESS and cluster.stack_id is None
         try:
             if cluster.failures and may_be_closed:
-                as_admin = services.cloud.project_state(cluster.project_id) != 'enabled'
+                as_admin = services.cloud.get_project_state(cluster.project_id) != 'enabled'
         except clients.CloudError as e:
             conclude(Task(services, cluster, holder, snapshot), e)
             continue
-        with context.working_on(cluster.uuid, *db.find_running_operation(services.db, cluster)):
+        with context.tag_logs(cluster.uuid, *db.find_running_operation(services.db, cluster)):
             reconcile(Task(services, cluster, holder, snapshot, as_admin))
 
 
@@ -411,7 +411,7 @@ def _notify(
     """Send a notification for each operation that has ended."""
     orm.attributes.set_committed_value(task.cluster, 'status', status)
     for operation in ended:
-        task.services.notifier.cluster(
+        task.services.notifier.send_cluster_event(
             task.cluster,
             operation.kind,
             notify.FAILURE if code else notify.SUCCESS,

@@ -78,9 +78,9 @@ class Conductor:
             try:
                 self._report()
                 pause_s = self.run_round()
-                self._database.works()
+                self._database.record_success()
             except db_exc.DBError as e:
-                self._database.failed(str(e.inner_exception or e))
+                self._database.record_failure(str(e.inner_exception or e))
             except Exception:
                 LOG.exception(
                     'No look for due clusters. It is tried again in %s s.', self._conf.tick
@@ -96,7 +96,7 @@ class Conductor:
         free = self._conf.workers - len(self._visits)
         if free <= 0:
             return float(self._conf.tick)
-        unstarted_in_s, watched_in_s = db.due_in_s(self._services.db)
+        unstarted_in_s, watched_in_s = db.get_due_in_s(self._services.db)
         if unstarted_in_s <= 0:
             holder = self._make_holder()
             for uuid in db.claim_unstarted(
@@ -152,7 +152,7 @@ class Conductor:
         self._visits.pop(future, None)
         error = None if future.cancelled() else future.exception()
         if isinstance(error, db_exc.DBError):
-            self._database.failed(str(error.inner_exception or error))
+            self._database.record_failure(str(error.inner_exception or error))
         elif error:
             LOG.error(
                 'A visit broke off; its clusters are due again when their lease is over',
@@ -168,7 +168,7 @@ class Conductor:
             self._reported_at = time.monotonic()
 
     def _make_rpc_server(self) -> Any:
-        return rpc.server(self._services.conf, endpoint.Endpoint(self._wake, self._services))
+        return rpc.make_server(self._services.conf, endpoint.Endpoint(self._wake, self._services))
 
     def _make_heat_listener(self) -> Any:
         return watch.make_listener(self._services, self._wake, self._stopping)
@@ -190,10 +190,10 @@ class Conductor:
                     return
                 server.start()
             except Exception as e:
-                broker.failed(str(e))
+                broker.record_failure(str(e))
                 self._stopping.wait(self._conf.tick)
                 continue
-            broker.works()
+            broker.record_success()
             self._stopping.wait()
             with contextlib.suppress(Exception):
                 server.stop()
@@ -207,7 +207,7 @@ class Conductor:
         futures.wait(visits, timeout=self._conf.graceful_shutdown_timeout)
         for holder in set(visits.values()):
             with contextlib.suppress(Exception):
-                db.hand_back(self._services.db, holder)
+                db.release_all(self._services.db, holder)
         LOG.info('Conductor %s has stopped', self._services.conf.host)
 
 

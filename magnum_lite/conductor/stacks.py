@@ -169,7 +169,7 @@ def finish_stack(task: Task, owner: StackOwner, stack: clients.Stack) -> None:
     """Record that the stack is as the rows want it: its outputs, and that its nodegroups are
     done."""
     task.renew_lease()
-    observed = task.driver.read_outputs(task.stacks.outputs(stack.id))
+    observed = task.driver.read_outputs(task.stacks.get_outputs(stack.id))
     columns: dict[str, Any] = {}
     if owner is task.cluster:
         columns = {'api_address': observed.api_address, 'coe_version': observed.coe_version}
@@ -242,13 +242,16 @@ def choose_members(task: Task, owner: StackOwner) -> set[str]:
     Returns the roles whose members in the stack differ from the wanted ones, and that may change
     now."""
     driver = task.driver
-    in_stack = driver.texts.numbers(owner.stack_text or {})
+    in_stack = driver.texts.list_numbers(owner.stack_text or {})
     nodes_per_wave = task.services.conf.cluster_heat.nodes_per_wave
     incomplete_roles = set()
     for group in task.list_groups(owner):
         role = group.stack_role
         present = in_stack.get(role, set())
-        if states.is_busy(group.status) and driver.replaceable(task.cluster, role) is None:
+        if (
+            states.is_busy(group.status)
+            and driver.explain_irreplaceable(task.cluster, role) is None
+        ):
             room = None
             if nodes_per_wave:
                 room = nodes_per_wave - len(_list_wanted_numbers(group) - present)
@@ -287,7 +290,7 @@ def send(
     if roles is None:
         roles = _select_changeable(task, {group.stack_role for group in task.list_groups(owner)})
     rendered = _render(task, owner)
-    text = driver.texts.with_members(owner.stack_text or {}, rendered.files, roles)
+    text = driver.texts.replace_members(owner.stack_text or {}, rendered.files, roles)
     may_be_recreated = _list_recreatable(task, owner, stack, roles)
     _store_text(task, owner, text, is_previous_done=incomplete_roles is not None)
     try:
@@ -295,7 +298,7 @@ def send(
             stack.id,
             template=text['template'],
             files=text['files'],
-            parameters=driver.texts.values(text, rendered.parameters, may_be_recreated),
+            parameters=driver.texts.select_parameters(text, rendered.parameters, may_be_recreated),
             timeout_min=task.timeout_min,
             tags=_make_tags(task, owner),
         )
@@ -338,7 +341,7 @@ def _store_text(
 
     `is_previous_done`: the stack is complete with what was sent before."""
     cluster = task.cluster
-    in_stack = task.driver.texts.numbers(owner.stack_text or {})
+    in_stack = task.driver.texts.list_numbers(owner.stack_text or {})
     previous_generation = owner.sent_generation
     with task.transaction(
         owner,
@@ -394,7 +397,7 @@ def _store_members(session: orm.Session, group: models.NodeGroup, in_stack: set[
 def _mark_arrivals(task: Task, owner: StackOwner) -> None:
     """Mark, on the loaded rows only, the members of a complete stack as complete: a later failure
     is not theirs."""
-    in_stack = task.driver.texts.numbers(owner.stack_text or {})
+    in_stack = task.driver.texts.list_numbers(owner.stack_text or {})
     for group in task.list_groups(owner):
         present = in_stack.get(group.stack_role, set())
         for node in group.nodes:
@@ -422,10 +425,10 @@ def _render(task: Task, owner: StackOwner) -> drivers.Rendered:
     conf = task.services.conf
     pairs = _load_secrets(task)
     user = pairs.pop(keystore.CLOUD_USER, None)
-    login = task.services.cloud.login(user.certificate, user.private_key) if user else None
+    login = task.services.cloud.build_login(user.certificate, user.private_key) if user else None
     with task.fail_on_driver_error():
         if isinstance(owner, models.NodeGroup):
-            outputs = task.stacks.outputs(task.cluster.stack_id or '')
+            outputs = task.stacks.get_outputs(task.cluster.stack_id or '')
             return task.driver.render_nodegroup(
                 conf, task.cluster, owner, pairs, outputs=outputs, login=login
             )
@@ -435,7 +438,7 @@ def _render(task: Task, owner: StackOwner) -> drivers.Rendered:
 def _load_secrets(task: Task) -> dict[str, certs.Pair]:
     """Load the cluster's keys, and issue the client certificates that new nodes join with, by
     name."""
-    pairs = task.services.keystore.load(task.services.db, task.cluster)
+    pairs = task.services.keystore.load_pairs(task.services.db, task.cluster)
     joining_life = datetime.timedelta(minutes=task.timeout_min) + CERTIFICATE_MARGIN
     certificates = {
         name: certs.issue_client(

@@ -54,7 +54,7 @@ def ensure_keys(task: Task) -> None:
     if cluster.stack_id is not None and not cluster.rotation_phase:
         return
     existing = {(key.purpose, key.is_next) for key in db.list_keys(task.services.db, cluster.uuid)}
-    life = datetime.timedelta(days=task.services.conf.cluster.ca_days)
+    life = datetime.timedelta(days=task.services.conf.certificates.ca_days)
     pairs = {}
     for purpose, spec in task.driver.keys.items():
         is_rotated = cluster.rotation_phase and spec.kind == 'ca'
@@ -69,7 +69,9 @@ def ensure_keys(task: Task) -> None:
     if pairs:
         with task.transaction() as session:
             for (purpose, is_next), pair in pairs.items():
-                task.services.keystore.put(session, cluster.uuid, purpose, pair, is_next=is_next)
+                task.services.keystore.store_pair(
+                    session, cluster.uuid, purpose, pair, is_next=is_next
+                )
 
 
 def ensure_cluster_user(task: Task) -> None:
@@ -88,13 +90,13 @@ def ensure_cluster_user(task: Task) -> None:
         # The ending satisfies rules that ask for each kind of character.
         password = certs.Pair('', f'{secrets.token_urlsafe(32)}-aA1')
         with task.transaction() as session:
-            services.keystore.put(session, cluster.uuid, keystore.CLOUD_USER, password)
+            services.keystore.store_pair(session, cluster.uuid, keystore.CLOUD_USER, password)
     row = _find_cloud_user(task)
     if row is None or row.certificate:
         return
     task.renew_lease()
     try:
-        user_id = services.cloud.make_user(cluster.uuid, services.keystore.open(row).private_key)
+        user_id = services.cloud.make_user(cluster.uuid, services.keystore.decrypt(row).private_key)
         services.cloud.grant_user(user_id, cluster.project_id)
     except clients.Rejected as e:
         raise errors.Failed(
@@ -142,12 +144,12 @@ def ensure_no_load_balancers(task: Task) -> None:
     then cannot delete the network, the diagnosis names what uses it."""
     cluster = task.cluster
     cloud = task.services.cloud
-    text = task.driver.load_balancers_text(cluster)
+    text = task.driver.find_load_balancer_text(cluster)
     if text is None or cluster.stack_id is None or cluster.sent_generation == cluster.generation:
         return
     task.renew_lease()
     try:
-        balancers = cloud.load_balancers(cluster.project_id, text, as_admin=task.as_admin)
+        balancers = cloud.list_load_balancers(cluster.project_id, text, as_admin=task.as_admin)
         for balancer in balancers:
             # Conflict: Octavia is working on it. It is deleted at a later visit.
             with contextlib.suppress(clients.Conflict):

@@ -68,9 +68,9 @@ def check_stacks(services: Services, holder: str, clusters: Sequence[db.StackWat
         ids = {stack_id for cluster in clusters for stack_id, _ in cluster.groups if stack_id}
         snapshot = {}
         if ids:
-            snapshot = services.cloud.stacks(project_id, as_admin=as_admin).look(ids)
+            snapshot = services.cloud.stacks(project_id, as_admin=as_admin).list_by_ids(ids)
         for cluster in clusters:
-            if cluster.watched:
+            if cluster.is_polled:
                 _store_progress(services, cluster, snapshot, as_admin)
     except Exception as e:
         error = e
@@ -98,7 +98,7 @@ def _restore_access(services: Services, project_id: str, clusters: Sequence[db.S
     Called after a failed visit. The role may have been revoked by an operator, or by a delete whose
     conductor died."""
     is_deleting = any(cluster.status == states.DELETE_IN_PROGRESS for cluster in clusters)
-    if is_deleting and services.cloud.project_state(project_id) != 'enabled':
+    if is_deleting and services.cloud.get_project_state(project_id) != 'enabled':
         return True
     services.cloud.grant_roles(project_id)
     return False
@@ -127,7 +127,7 @@ def _is_unchanged(services: Services, cluster: db.StackWatch, snapshot: Snapshot
 
 
 def _get_age_s(cluster: db.StackWatch) -> float:
-    return (models.utcnow() - cluster.asked_at).total_seconds()
+    return (models.utcnow() - cluster.requested_at).total_seconds()
 
 
 def _store_progress(
@@ -148,7 +148,7 @@ def _store_progress(
     counts = []
     for stack_id in ids:
         with contextlib.suppress(clients.NotFound):
-            counts.append(stacks.progress(stack_id))
+            counts.append(stacks.get_progress(stack_id))
     if counts:
         done = sum(count[0] for count in counts)
         total = sum(count[1] for count in counts)
@@ -217,7 +217,7 @@ def make_listener(services: Services, wake: threading.Event, stopping: threading
     conf = services.conf.heat_notifications
     if not conf.enabled:
         return None
-    return rpc.notification_listener(
+    return rpc.make_notification_listener(
         services.conf,
         Listener(services.db, wake, stopping),
         url=conf.transport_url,

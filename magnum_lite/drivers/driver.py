@@ -794,7 +794,7 @@ class Driver(LabelRules):
             'member_names': [
                 node.name for group in cluster.nodegroups for node in members.list_wanted(group)
             ],
-            'name_prefix': members.name_prefix(cluster),
+            'name_prefix': members.make_name_prefix(cluster),
         }
         _, content = self._read_template(name, context)
         try:
@@ -856,7 +856,7 @@ def _limit_reason(lines: Collection[tuple[Any, Any]]) -> dict[str, str]:
 def _make_sample(cluster: models.Cluster, group: StackGroup, most: int) -> StackGroup:
     """The nodegroup with at most so many members. Their names are as long as its longest name."""
     number = (group.row.next_number or 0) + group.node_count
-    name = members.node_name(cluster, group.row, number)
+    name = members.make_node_name(cluster, group.row, number)
     nodes = [
         models.Node(number=number + n, name=name, rollout=1)
         for n in range(min(group.node_count, most))

@@ -505,7 +505,7 @@ class Service:
         database = db.Database(conf)
         try:
             row = models.Cluster(uuid=cluster_uuid, rotation_phase=rotation)
-            return keystore.KeyStore(conf).load(database, row)[purpose]
+            return keystore.KeyStore(conf).load_pairs(database, row)[purpose]
         finally:
             database.engine.dispose()
 

@@ -122,7 +122,7 @@ def settled(stacks: clients.Stacks, stack_id: str) -> clients.Stack:
     """The stack, once nothing is in progress."""
 
     def ended() -> clients.Stack | None:
-        stack = stacks.look([stack_id])[stack_id]
+        stack = stacks.list_by_ids([stack_id])[stack_id]
         return None if 'IN_PROGRESS' in stack.status else stack
 
     return poll(ended, STACK_S, f'stack {stack_id} ends')
@@ -157,7 +157,7 @@ def update(stacks: clients.Stacks, stack_id: str, revision: int, **parameters: A
 
 
 def assert_gone(stacks: clients.Stacks, stack_id: str) -> None:
-    poll(lambda: not stacks.look([stack_id]), STACK_S, f'stack {stack_id} goes')
+    poll(lambda: not stacks.list_by_ids([stack_id]), STACK_S, f'stack {stack_id} goes')
 
 
 def test_a_stack_is_made_followed_changed_stopped_and_deleted(
@@ -170,26 +170,29 @@ def test_a_stack_is_made_followed_changed_stopped_and_deleted(
 
     assert begun and (begun.id, begun.revision, begun.tags) == (stack_id, 1, (clients.TAG, 'rev-1'))
     assert (made.status, made.revision) == ('CREATE_COMPLETE', 1)
-    assert timed(say, 'look', lambda: stacks.look([stack_id, str(uuid.uuid4())])) == {
+    assert timed(say, 'look', lambda: stacks.list_by_ids([stack_id, str(uuid.uuid4())])) == {
         stack_id: made
     }
-    assert stacks.look([stack_id, *(str(uuid.uuid4()) for _ in range(clients.IDS_PER_CALL))]) == {
-        stack_id: made
-    }
-    outputs = timed(say, 'outputs, 4 nested stacks', lambda: stacks.outputs(stack_id))
+    assert stacks.list_by_ids(
+        [stack_id, *(str(uuid.uuid4()) for _ in range(clients.IDS_PER_CALL))]
+    ) == {stack_id: made}
+    outputs = timed(say, 'outputs, 4 nested stacks', lambda: stacks.get_outputs(stack_id))
     assert (len(outputs['addresses']), outputs['kept']) == (3, SECRET)
     # 8 of the root, 3 nodes, a port and a server of each.
-    assert timed(say, 'progress, 4 nested stacks', lambda: stacks.progress(stack_id)) == (17, 17)
+    assert timed(say, 'progress, 4 nested stacks', lambda: stacks.get_progress(stack_id)) == (
+        17,
+        17,
+    )
     assert stacks.list_ours() == [made]
     stacks.cancel(stack_id)
 
     update(stacks, stack_id, 2, count=1, word='two', wait_s=WAIT_S)
-    asked = stacks.look([stack_id])[stack_id]
+    asked = stacks.list_by_ids([stack_id])[stack_id]
     assert (asked.status, asked.revision) == ('UPDATE_IN_PROGRESS', 2), (
         'the tag changes with the state, at once'
     )
     update(stacks, stack_id, 3, count=2, word='three')
-    asked = stacks.look([stack_id])[stack_id]
+    asked = stacks.list_by_ids([stack_id])[stack_id]
     assert (asked.status, asked.revision) == ('UPDATE_IN_PROGRESS', 3)
     overtaken = settled(stacks, stack_id)
     say(f'an update that overtook another one: {overtaken}')
@@ -204,7 +207,7 @@ def test_a_stack_is_made_followed_changed_stopped_and_deleted(
     # Heat may still be deleting the member of the first of these updates that the second wants
     # back, and refuses then ("when it is deleting"). Ours never come back: their numbers do not.
     poll(again, STACK_S, 'an update after one that was overtaken is done', every_s=5)
-    outputs = stacks.outputs(stack_id)
+    outputs = stacks.get_outputs(stack_id)
     assert (len(outputs['addresses']), outputs['kept']) == (2, SECRET), 'what was not named stays'
 
     update(stacks, stack_id, 5, word='five')
@@ -214,7 +217,7 @@ def test_a_stack_is_made_followed_changed_stopped_and_deleted(
     assert (stopped.status, stopped.revision) == ('UPDATE_FAILED', 5)
     with pytest.raises(clients.Rejected):
         update(stacks, stack_id, 6, count='many')
-    assert stacks.look([stack_id])[stack_id].revision == 5, 'a refused update changes no tag'
+    assert stacks.list_by_ids([stack_id])[stack_id].revision == 5, 'a refused update changes no tag'
     update(stacks, stack_id, 7, wait_s=0, word='seven')
     assert settled(stacks, stack_id).status == 'UPDATE_COMPLETE'
 
@@ -240,7 +243,7 @@ def test_a_failure_names_the_nested_stack_and_its_place(
     )
 
     assert settled(stacks, stack_id).status == 'CREATE_FAILED'
-    failed = {f.name: f for f in stacks.failures(stack_id)}
+    failed = {f.name: f for f in stacks.list_failures(stack_id)}
 
     assert set(failed) == {'nodes', '0', 'server'}
     assert (failed['nodes'].stack_id, failed['nodes'].parent) == (stack_id, '')
@@ -248,7 +251,7 @@ def test_a_failure_names_the_nested_stack_and_its_place(
     assert (failed['server'].stack_id, failed['server'].parent) == (failed['0'].physical_id, '0')
     assert failed['server'].stack_name.startswith(failed['0'].stack_name)
     assert 'No valid host' in failed['server'].reason
-    done, total = stacks.progress(stack_id)
+    done, total = stacks.get_progress(stack_id)
     assert 0 < done < total
 
 
@@ -279,7 +282,7 @@ def test_another_projects_stacks_are_not_ours(
             tags=[clients.TAG],
         )
 
-        assert list(theirs.look([mine, theirs_id])) == [theirs_id]
+        assert list(theirs.list_by_ids([mine, theirs_id])) == [theirs_id]
         assert theirs.find(name) is None
         assert [s.name for s in theirs.list_ours()] == ['fn-plain'], 'by its tag'
         assert [s.name for s in cloud.stacks(project.id).list_ours()] == [name], 'by its name'
@@ -297,20 +300,20 @@ def test_the_stack_of_a_project_without_tokens_is_deleted(
         cloud.grant_roles(project.id)
         stack_id = make(cloud.stacks(project.id), name)
         assert settled(cloud.stacks(project.id), stack_id).status == 'CREATE_COMPLETE'
-        assert cloud.project_state(project.id) == 'enabled'
+        assert cloud.get_project_state(project.id) == 'enabled'
         if state == 'disabled':
             identity.update_project(project, is_enabled=False)
         else:
             identity.delete_project(project)
-        assert cloud.project_state(project.id) == state
+        assert cloud.get_project_state(project.id) == state
 
         # Heat believes a token that it has seen for five minutes more. This one is new.
         with pytest.raises(clients.Unreachable):
-            connect_as(sandbox.service_cloud, tmp_path).stacks(project.id).look([stack_id])
+            connect_as(sandbox.service_cloud, tmp_path).stacks(project.id).list_by_ids([stack_id])
         found = stacks.find(name)
         assert found and found.id == stack_id
-        assert stacks.progress(stack_id) == (11, 11)
-        assert stacks.failures(stack_id) == []
+        assert stacks.get_progress(stack_id) == (11, 11)
+        assert stacks.list_failures(stack_id) == []
         stacks.delete(stack_id)
         assert_gone(stacks, stack_id)
 
@@ -355,13 +358,13 @@ def test_what_a_cluster_made_itself_is_found_and_removed(
         network_id=network.id, name='fn-port', security_group_ids=[group.id]
     )
 
-    found = cloud.load_balancers(project.id, name)
+    found = cloud.list_load_balancers(project.id, name)
     assert {b.name: (b.id, b.status) for b in found} == {
         b.name: (b.id, 'ACTIVE') for b in balancers if b.name != 'other'
     }
-    assert cloud.load_balancers(project.id, name, as_admin=True) == found
+    assert cloud.list_load_balancers(project.id, name, as_admin=True) == found
     sentences = {
-        kind: cloud.blockers(project.id, f'OS::Neutron::{kind}', physical_id)
+        kind: cloud.list_blockers(project.id, f'OS::Neutron::{kind}', physical_id)
         for kind, physical_id in (
             ('Net', network.id),
             ('Subnet', subnet.id),
@@ -377,7 +380,7 @@ def test_what_a_cluster_made_itself_is_found_and_removed(
     assert sum('of compute:nova' in said for said in sentences['Net']) == 1
     assert sum(f'of Octavia lb-{b.id}' in said for b in balancers for said in sentences['Net']) == 3
     assert (
-        cloud.blockers(project.id, 'OS::Neutron::Net', network.id, as_admin=True)
+        cloud.list_blockers(project.id, 'OS::Neutron::Net', network.id, as_admin=True)
         == sentences['Net']
     )
 
@@ -386,7 +389,10 @@ def test_what_a_cluster_made_itself_is_found_and_removed(
     with contextlib.suppress(clients.Conflict):
         cloud.delete_load_balancer(project.id, balancers[0].id)
     poll(
-        lambda: not cloud.load_balancers(project.id, ''), TIDY_S, 'the load balancers go', every_s=1
+        lambda: not cloud.list_load_balancers(project.id, ''),
+        TIDY_S,
+        'the load balancers go',
+        every_s=1,
     )
     cloud.delete_load_balancer(project.id, balancers[0].id)
     assert not list(own.network.ips(project_id=project.id))
@@ -397,17 +403,17 @@ def test_what_a_cluster_made_itself_is_found_and_removed(
 
 
 def test_grants_are_known(cloud: clients.Cloud, sandbox: Sandbox, project: Project) -> None:
-    assert project.id in cloud.projects_with_role()
-    assert sandbox.admin.current_project_id not in cloud.projects_with_role()
+    assert project.id in cloud.list_projects_with_role()
+    assert sandbox.admin.current_project_id not in cloud.list_projects_with_role()
 
     cloud.revoke_roles(project.id)
 
-    assert project.id not in cloud.projects_with_role()
-    assert cloud.project_state(uuid.uuid4().hex) == 'gone'
+    assert project.id not in cloud.list_projects_with_role()
+    assert cloud.get_project_state(uuid.uuid4().hex) == 'gone'
     with pytest.raises(
         clients.Unreachable
     ):  # no role, no token: a role that is being granted may mend that
-        cloud.load_balancers(project.id, 'x')
+        cloud.list_load_balancers(project.id, 'x')
 
 
 def test_a_service_that_is_no_admin_is_refused_and_not_told_that_a_stack_is_gone(
@@ -415,7 +421,12 @@ def test_a_service_that_is_no_admin_is_refused_and_not_told_that_a_stack_is_gone
 ) -> None:
     stacks = connect_as(sandbox.cloud_name, tmp_path).stacks(project.id, as_admin=True)
 
-    for call in (stacks.delete, stacks.find, stacks.failures, lambda one: stacks.look([one])):
+    for call in (
+        stacks.delete,
+        stacks.find,
+        stacks.list_failures,
+        lambda one: stacks.list_by_ids([one]),
+    ):
         with pytest.raises(clients.Rejected):
             call(str(uuid.uuid4()))
 
@@ -425,8 +436,8 @@ def test_networks_are_found_by_name_and_by_id(sandbox: Sandbox) -> None:
     find = sandbox.user.network.find_network
     public, private = (find(name, ignore_missing=False).id for name in ('public', 'private'))
 
-    assert {lookups.network(ref, external=True) for ref in ('public', public)} == {public}
-    assert {lookups.network(ref) for ref in ('private', private)} == {private}
+    assert {lookups.get_network_id(ref, external=True) for ref in ('public', public)} == {public}
+    assert {lookups.get_network_id(ref) for ref in ('private', private)} == {private}
     for ref in ('private', private, str(uuid.uuid4())):
         with pytest.raises(clients.NotFound):
-            lookups.network(ref, external=True)
+            lookups.get_network_id(ref, external=True)

@@ -1,7 +1,8 @@
 """Stock clients, unmodified, on a real cloud: `openstack coe`, openstacksdk, Heat's resources,
 Horizon, Tempest.
 
-What each sends and reads is in api.md 7. Clusters are of a driver whose members are only values;
+What each sends and reads is in doc/contributor/wire-contract.md, "What clients need".
+Clusters are of a driver whose members are only values;
 `test_main_job.py` and `test_stock_controllers.py` make such with servers. OS_CLOUD names the cloud;
 `cloud.py` says what else is needed."""
 

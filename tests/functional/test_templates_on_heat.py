@@ -58,7 +58,7 @@ def test_templates_are_accepted_and_want_what_they_are_sent(
 ) -> None:
     found: dict[str, tuple[str, drivers.Rendered]] = {}
     for name, driver in drivers.load(conf).items():
-        walk, secrets = options.Walk(conf, driver), offline.throwaway_secrets(driver)
+        walk, secrets = options.Walk(conf, driver), offline.make_secrets(driver)
         for row in walk.rows:
             for rendered in walk.rendered(*walk.make(row), secrets):
                 found.setdefault(alike(rendered), (f'{name} {walk.bodies(row)}', rendered))
@@ -148,7 +148,7 @@ def test_heat_refuses_what_is_longer_than_the_options_say(
     limits = conf.cluster_heat
     driver = drivers.load(conf)[sorted(drivers.load(conf))[0]]
     rendered = driver.render(
-        conf, a_cluster(driver, workers=2, labels=BIG), offline.throwaway_secrets(driver)
+        conf, a_cluster(driver, workers=2, labels=BIG), offline.make_secrets(driver)
     )
 
     def padded(length: int) -> drivers.Rendered:
