@@ -17,6 +17,8 @@ text up to the first dot as the title."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 #: Values of `operations.code` for an operation that failed, each with its explanation to a user.
 CODES = {
     'NO_VALID_HOST': 'No compute host has room for a server of this flavor',
@@ -128,14 +130,13 @@ class Repeated(Exception):
     """A request with the same `Idempotency-Key` was committed first, so this one is rolled back."""
 
 
+@dataclass(eq=False)
 class Retry(Exception):
     """Nothing is wrong: look at the cluster again in `delay_s` seconds.
 
     Only the due time of the row changes."""
 
-    def __init__(self, delay_s: float) -> None:
-        super().__init__(f'again in {delay_s:.1f} s')
-        self.delay_s = delay_s
+    delay_s: float
 
 
 class Failed(Exception):

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 
 from cryptography import fernet
 from oslo_config import cfg
@@ -74,6 +75,16 @@ class KeyStore:
                 f'[keystore] key_file {path} must hold one Fernet key a line, as magnum-lite '
                 'keystore-key prints them'
             ) from e
+
+    def store_pairs(
+        self,
+        session: orm.Session,
+        cluster_id: str,
+        pairs: Mapping[tuple[str, bool], certs.Pair],
+    ) -> None:
+        """Store new pairs by purpose and `is_next`, as `store_pair` does one."""
+        for (purpose, is_next), pair in pairs.items():
+            self.store_pair(session, cluster_id, purpose, pair, is_next=is_next)
 
     def store_pair(
         self,

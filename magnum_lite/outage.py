@@ -37,6 +37,9 @@ class Outage:
         self._advice = advice
         self._clock = clock
         self._lock = threading.Lock()
+        #: Whether the last call failed. Read without the lock: after a call that succeeds, as
+        #: nearly all do, there is nothing to record.
+        self.is_failing = False
         self._since: float | None = None
         self._failures = 0
         self._warned_at = _NEVER
@@ -49,6 +52,7 @@ class Outage:
             is_first = self._since is None
             if self._since is None:
                 self._since = now
+                self.is_failing = True
             self._failures += 1
             if now - self._warned_at < REPEAT_S:
                 return
@@ -71,8 +75,7 @@ class Outage:
 
     def record_success(self) -> None:
         """End the outage, if there is one, and log that if its beginning was logged."""
-        # Read without the lock: a call that succeeds, as nearly all do, costs nothing.
-        if self._since is None:
+        if not self.is_failing:
             return
         with self._lock:
             if self._since is None:
@@ -81,6 +84,7 @@ class Outage:
             failures = self._failures
             is_reported = self._is_reported
             self._since = None
+            self.is_failing = False
             self._failures = 0
             self._is_reported = False
         if is_reported:

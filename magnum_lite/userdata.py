@@ -1,10 +1,10 @@
 """Serialise what a node gets, for its operating system: as cloud-config or as Ignition.
 
 `Driver` calls this with the data that a folder's template gives: `{files: [{path, mode, compress,
-...}, ...], mask: [unit, ...], start: [unit, ...], ssh_authorized_keys: [...]}`, and a function that
-returns the content of a file by its item. Everything is serialised here and nothing is pasted, so a
-value never becomes syntax. Placeholders like @@NODE_NAME@@ stay as they are, and Heat replaces
-them. All functions are pure.
+...}, ...], mask: [unit, ...], start: [unit, ...], ssh_authorized_keys: [...]}`. The content of a
+file is `text`, a mapping `environment` of variables, or a list `documents` for YAML. Everything is
+serialised here and nothing is pasted, so a value never becomes syntax. Placeholders like
+@@NODE_NAME@@ stay as they are, and Heat replaces them. All functions are pure.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import base64
 import gzip
 import json
 import re
+import shlex
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
@@ -23,8 +24,6 @@ import jinja2
 #: of placeholders, and whatever Heat puts in their place: addresses, names of nodes, ids, tokens,
 #: and its own URLs.
 URL_SAFE = "~!*'();:@&=+$,/"
-
-GetContent = Callable[[dict[str, Any]], str]
 
 
 def quote(value: Any) -> str:
@@ -47,11 +46,11 @@ def _escape(match: re.Match[str]) -> str:
     return f'\\u{code:04x}' if code <= 0xFFFF else f'\\U{code:08x}'
 
 
-def write_cloud_config(node: Mapping[str, Any], get_content: GetContent) -> str:
+def write_cloud_config(node: Mapping[str, Any]) -> str:
     """Write cloud-config. It starts units, and masks others."""
     files = []
     for item in node['files']:
-        text = get_content(item)
+        text = _write_content(item)
         entry = {'path': item['path'], 'permissions': item.get('mode', '0644'), 'content': text}
         if item.get('compress'):
             entry |= {'encoding': 'gz+b64', 'content': _compress(text)}
@@ -67,14 +66,14 @@ def write_cloud_config(node: Mapping[str, Any], get_content: GetContent) -> str:
     return f'#cloud-config\n{quote(config)}\n'
 
 
-def write_ignition(node: Mapping[str, Any], get_content: GetContent) -> str:
+def write_ignition(node: Mapping[str, Any]) -> str:
     """Write Ignition by version 3.3.0 of its specification, which all later versions read.
 
     It enables units, because nothing can start them yet. So a target must want them.
     """
     files = []
     for item in node['files']:
-        text = get_content(item)
+        text = _write_content(item)
         contents = {'source': 'data:,' + urllib.parse.quote(text, safe=URL_SAFE)}
         # Heat cannot replace a placeholder in a compressed text.
         if '@@' not in text:
@@ -102,6 +101,18 @@ def write_ignition(node: Mapping[str, Any], get_content: GetContent) -> str:
         ]
     }
     return json.dumps(config, separators=(',', ':'))
+
+
+def _write_content(item: Mapping[str, Any]) -> str:
+    """Write the content of one file. Raises KeyError if its item has none."""
+    if 'text' in item:
+        return str(item['text'])
+    if 'environment' in item:
+        texts = {
+            name: '' if value is None else str(value) for name, value in item['environment'].items()
+        }
+        return ''.join(f'{name}={shlex.quote(text)}\n' for name, text in texts.items())
+    return ''.join(f'---\n{quote(document)}\n' for document in item['documents'])
 
 
 def _measure(contents: Mapping[str, str]) -> int:

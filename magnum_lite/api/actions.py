@@ -48,7 +48,7 @@ def upgrade(req: Request) -> Answer:
     group = nodegroups.get_workers(cluster, values['nodegroup'])
     driver = _find_driver(req, cluster, template)
     labels = {**cluster.labels, **group.labels, **template.labels}
-    request.raise_problems(driver.check_labels(labels, req.conf))
+    request.raise_problems(driver.check_labels(labels, req.services.conf))
     found = preflight.look_up(
         req.services.cloud,
         req.caller,
@@ -115,14 +115,14 @@ def _apply_upgrade(
     if not group.is_default:
         _check_follows(req, cluster, group, driver, template)
         _outdate_group(group, template)
-        request.raise_problems(driver.check_cluster(req.conf, cluster, group))
+        request.raise_problems(driver.check_cluster(req.services.conf, cluster, group))
         return
     masters = _list_replaceable_masters(req, cluster, driver, template)
     cluster.cluster_template_id = template.uuid
     cluster.labels = {**cluster.labels, **template.labels}
     # The driver reads it. Set as loaded, because the template is stored already.
     orm.attributes.set_committed_value(cluster, 'template', template)
-    request.raise_problems(driver.check_cluster(req.conf, cluster))
+    request.raise_problems(driver.check_cluster(req.services.conf, cluster))
     for outdated in (*masters, group):
         _outdate_group(outdated, template)
 
@@ -140,8 +140,8 @@ def _check_follows(
             f'Nodegroup {group.name} can only follow the template of its cluster. Upgrade the '
             'workers that came with the cluster first.'
         )
-    current = driver.find_engine_version(req.conf, cluster.labels)
-    new = driver.find_engine_version(req.conf, {**group.labels, **template.labels})
+    current = driver.find_engine_version(req.services.conf, cluster.labels)
+    new = driver.find_engine_version(req.services.conf, {**group.labels, **template.labels})
     if new != current:
         raise errors.Conflict(
             f'Nodegroup {group.name} would have version {new}, and its cluster {cluster.uuid} '
@@ -164,11 +164,11 @@ def _list_replaceable_masters(
 
     Raises Conflict for a version to which the engine cannot go from here, or the masters cannot."""
     labels = {**cluster.labels, **template.labels}
-    current = driver.find_engine_version(req.conf, cluster.labels)
-    new = driver.find_engine_version(req.conf, labels)
+    current = driver.find_engine_version(req.services.conf, cluster.labels)
+    new = driver.find_engine_version(req.services.conf, labels)
     obstacle = driver.explain_irreplaceable(cluster, 'master')
     if current != new:
-        if problems := driver.check_upgrade(req.conf, cluster.labels, labels):
+        if problems := driver.check_upgrade(req.services.conf, cluster.labels, labels):
             raise errors.Conflict(
                 f'Cluster {cluster.uuid} has version {current}, and template {template.uuid} asks '
                 f'for {new}. {". ".join(problems)}.'

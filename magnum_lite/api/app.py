@@ -109,9 +109,8 @@ def make_app(services: Services) -> WSGI:
         app = cors
     app = oslo_middleware.HTTPProxyToWSGI(app, conf)
     app = oslo_middleware.RequestId(app, conf)
-    app = healthcheck.Healthcheck(
-        app, conf, healthcheck.Readiness(healthcheck.make_checks(services))
-    )
+    readiness = healthcheck.Readiness(healthcheck.make_checks(services))
+    app = _add_healthcheck(app, healthcheck.Healthcheck(conf, readiness))
     if conf.api.auth_strategy == 'noauth':
         # Outside of the middleware that reads proxy headers, because a caller may forge those.
         app = _require_loopback(app)
@@ -142,6 +141,17 @@ def _bypass_for_public(app: WSGI, checked: WSGI) -> WSGI:
     def choose(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         is_public = environ.get('PATH_INFO', '') in routes.PUBLIC
         return (app if is_public else checked)(environ, start_response)
+
+    return choose
+
+
+def _add_healthcheck(app: WSGI, health: WSGI) -> WSGI:
+    """Serve the two addresses of health by `health`, and all others by `app`."""
+
+    def choose(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ.get('PATH_INFO', '').removesuffix('/')
+        is_health = path in (healthcheck.LIVE, healthcheck.READY)
+        return (health if is_health else app)(environ, start_response)
 
     return choose
 
@@ -292,7 +302,7 @@ def _handle_request(
     key = _read_key(raw, route, request, body)
     answer = _call_handler(route, dataclasses.replace(request, body=body, key=key))
     # Routes without a rule do not use the database.
-    if route.rule is not None:
+    if route.rule is not None and _DATABASE.is_failing:
         _DATABASE.record_success()
     return answer, route.status
 

@@ -68,7 +68,7 @@ def create(req: Request) -> dict[str, Any]:
         cluster,
         purpose,
         values['csr'],
-        datetime.timedelta(days=req.conf.certificates.term_of_validity),
+        datetime.timedelta(days=req.services.conf.certificates.term_of_validity),
     )
     return _build_body(
         req, _Certificate(cluster.uuid, issued['pem'], values['csr'], values['ca_cert_type'])
@@ -147,7 +147,7 @@ def create_kubeconfig(req: Request) -> Answer:
         cluster,
         access.authority,
         pair.certificate,
-        datetime.timedelta(hours=req.conf.certificates.kubeconfig_hours),
+        datetime.timedelta(hours=req.services.conf.certificates.kubeconfig_hours),
     )
     text = driver.render_access(
         cluster,

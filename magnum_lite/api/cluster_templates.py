@@ -147,7 +147,8 @@ def _check_driver(req: Request, values: dict[str, Any], changed: dict[str, Any])
     labels = values['labels'] if may_be_another or 'labels' in changed else {}
     fields = values if may_be_another else changed | {'labels': values['labels']}
     request.raise_problems(
-        driver.check_template(fields, req.conf) + driver.check_labels(labels, req.conf)
+        driver.check_template(fields, req.services.conf)
+        + driver.check_labels(labels, req.services.conf)
     )
 
 
@@ -198,7 +199,8 @@ def make_template(
     )
     values = driver.template_defaults | {k: v for k, v in values.items() if v is not None}
     request.raise_problems(
-        driver.check_template(values, req.conf) + driver.check_labels(values['labels'], req.conf)
+        driver.check_template(values, req.services.conf)
+        + driver.check_labels(values['labels'], req.services.conf)
     )
     values['uuid'] = str(uuidlib.UUID(values.get('uuid') or uuidutils.generate_uuid()))
     values.setdefault('name', request.make_name('template'))

@@ -185,7 +185,7 @@ def create(req: Request) -> Answer:
         req.services.db,
         cluster,
         operation,
-        default_quota=req.conf.quotas.max_clusters_per_project,
+        default_quota=req.services.conf.quotas.max_clusters_per_project,
         receipt=changes.make_receipt(req, lambda _: answer),
     )
     changes.announce(req, cluster, operation)
@@ -210,10 +210,11 @@ def complete_values(
     values['keypair'] = values['keypair'] or template.keypair_id
     # A null is kept.
     if 'create_timeout' not in req.body:
-        values['create_timeout'] = req.conf.cluster_heat.create_timeout
+        values['create_timeout'] = req.services.conf.cluster_heat.create_timeout
     values['labels'] = _merge_labels(template, values['labels'], values.pop('merge_labels'))
     request.raise_problems(
-        _list_problems(req, template, values) + driver.check_labels(values['labels'], req.conf)
+        _list_problems(req, template, values)
+        + driver.check_labels(values['labels'], req.services.conf)
     )
     return driver
 
@@ -227,7 +228,7 @@ def make_cluster(
 ) -> models.Cluster:
     """The rows of a new cluster with its nodes. Raises Invalid for limits that it would exceed."""
     cluster = _make_rows(req, template, driver.name, public_key, values)
-    request.raise_problems(driver.check_cluster(req.conf, cluster))
+    request.raise_problems(driver.check_cluster(req.services.conf, cluster))
     # After the check, because until then the counts may be any number.
     for group in cluster.nodegroups:
         members.add(cluster, group, group.node_count)

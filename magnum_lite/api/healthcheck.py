@@ -122,12 +122,9 @@ def make_checks(services: Services) -> dict[str, Callable[[], Any]]:
 
 
 class Healthcheck:
-    """Middleware that answers the two addresses and hands all others to the application."""
+    """The application that answers the two addresses. `app` hands it their requests."""
 
-    def __init__(
-        self, app: Callable[..., Iterable[bytes]], conf: cfg.ConfigOpts, readiness: Readiness
-    ) -> None:
-        self._app = app
+    def __init__(self, conf: cfg.ConfigOpts, readiness: Readiness) -> None:
         self._readiness = readiness
         config.use_healthcheck_file()
         self._live = oslo_middleware.Healthcheck(None, conf)
@@ -135,10 +132,8 @@ class Healthcheck:
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
-        """Answer, or hand the request to the application."""
+        """Answer a request for one of the two addresses."""
         path = environ.get('PATH_INFO', '').removesuffix('/')
-        if path not in (LIVE, READY):
-            return self._app(environ, start_response)
         answer: Any
         if environ['REQUEST_METHOD'] not in ('GET', 'HEAD'):
             answer = webob.Response(status=405, headers={'Allow': 'GET, HEAD'})

@@ -13,5 +13,5 @@ from magnum_lite.api.resources import SERVICE
 
 def index(req: Request) -> dict[str, Any]:
     """List all conductors that ever reported; there are no pages."""
-    rows = db.list_services(req.services.db, req.conf.service_down_time)
+    rows = db.list_services(req.services.db, req.services.conf.service_down_time)
     return {'mservices': [SERVICE.show(row, req.version) for row in rows]}

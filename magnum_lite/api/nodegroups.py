@@ -126,7 +126,7 @@ def complete_values(
     values['labels'] = _merge_labels(cluster, values['labels'], values.pop('merge_labels'))
     values['flavor_id'] = values['flavor_id'] or cluster.flavor_id
     values['image_id'] = values['image_id'] or cluster.template.image_id
-    request.raise_problems(driver.check_labels(values['labels'], req.conf))
+    request.raise_problems(driver.check_labels(values['labels'], req.services.conf))
 
 
 def add_group(
@@ -151,7 +151,7 @@ def add_group(
     )
     cluster.nodegroups.append(group)
     # Before there are rows of nodes, because until then the count may be any number.
-    request.raise_problems(driver.check_cluster(req.conf, cluster, group))
+    request.raise_problems(driver.check_cluster(req.services.conf, cluster, group))
     members.add(cluster, group, group.node_count)
     return group
 
@@ -176,7 +176,9 @@ def update(req: Request) -> Answer:
         group = get_group(cluster, group_uuid)
         _apply_changes(req, cluster, group, changed)
         if is_operation:
-            request.raise_problems(get_driver(req, cluster).check_cluster(req.conf, cluster, group))
+            request.raise_problems(
+                get_driver(req, cluster).check_cluster(req.services.conf, cluster, group)
+            )
             mark_busy(group)
         return group
 
@@ -304,7 +306,9 @@ def resize(
     group.node_count = count
     # Only growth is checked: a cluster above a limit that was introduced later may still shrink.
     if grows:
-        request.raise_problems(get_driver(req, cluster).check_cluster(req.conf, cluster, group))
+        request.raise_problems(
+            get_driver(req, cluster).check_cluster(req.services.conf, cluster, group)
+        )
     members.resize(cluster, group, count, remove)
     mark_busy(group)
 

@@ -59,7 +59,7 @@ def _check_marker(marker: str, model: type[db.Listed]) -> None:
 
 def _read_limit(req: Request) -> int:
     text = req.query.get('limit')
-    max_limit = int(req.conf.api.max_limit)
+    max_limit = int(req.services.conf.api.max_limit)
     if text is None:
         return max_limit
     digits = text.lstrip('0')

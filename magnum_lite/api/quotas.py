@@ -45,7 +45,7 @@ def get(req: Request) -> dict[str, Any]:
     if quota is not None:
         return QUOTA.show(quota, req.version)
     return {
-        'hard_limit': req.conf.quotas.max_clusters_per_project,
+        'hard_limit': req.services.conf.quotas.max_clusters_per_project,
         'project_id': project_id,
         'resource': db.CLUSTER_RESOURCE,
     }

@@ -81,11 +81,6 @@ class Request:
     key: Key | None = None
 
     @property
-    def conf(self) -> cfg.ConfigOpts:
-        """The configuration."""
-        return self.services.conf
-
-    @property
     def scope(self) -> db.Scope:
         """Whose rows exist for the caller. The policy says how far an admin reaches."""
         all_projects = self.caller.is_admin

@@ -177,9 +177,11 @@ def _log_error(task: Task, error: Exception) -> None:
 def _create(task: Task) -> None:
     if task.is_cancelled:
         _undo_create(task)
-    steps.ensure_project_role(task)
-    steps.ensure_keys(task)
-    steps.ensure_cluster_user(task)
+    if task.cluster.stack_id is None:
+        # What the first stack needs is complete once there is a stack.
+        steps.ensure_project_role(task)
+        steps.ensure_keys(task)
+        steps.ensure_cluster_user(task)
     _converge(task)
 
 

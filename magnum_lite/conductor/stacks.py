@@ -67,16 +67,17 @@ def ensure_members(task: Task, owner: StackOwner) -> None:
     has_failed = states.is_failed(stack.status)
     if has_text and has_failed:
         _handle_failed_stack(task, owner, stack)
-    if task.is_cancelled and (has_failed or not has_text):
+    if (has_failed or not has_text) and task.is_cancelled:
         raise _make_cancelled()
     if not has_text:
         # A conductor died between storing the text and sending it: the members are chosen already.
         send(task, owner, stack)
+    in_stack = task.driver.texts.list_numbers(owner.stack_text or {})
     if has_failed:
-        choose_members(task, owner)
+        choose_members(task, owner, in_stack)
         send(task, owner, stack)
-    _mark_arrivals(task, owner)
-    incomplete_roles = choose_members(task, owner)
+    _mark_arrivals(task, owner, in_stack)
+    incomplete_roles = choose_members(task, owner, in_stack)
     if not incomplete_roles:
         finish_stack(task, owner, stack)
         return
@@ -91,7 +92,7 @@ def ensure_members(task: Task, owner: StackOwner) -> None:
 def _check_preconditions(task: Task, owner: StackOwner) -> None:
     """Raise Failed if the operation was cancelled before it began here, Retry if the masters have
     to be replaced first."""
-    if task.is_cancelled and owner.sent_generation < task.cluster.generation:
+    if owner.sent_generation < task.cluster.generation and task.is_cancelled:
         raise _make_cancelled()
     if owner is not task.cluster and task.waits_for_masters:
         raise task.make_retry('the replacement of the masters')
@@ -141,8 +142,11 @@ def _adopt_stack(task: Task, owner: StackOwner, stack_id: str) -> NoReturn:
     with task.transaction(
         owner, stack_id=stack_id, sent_generation=task.cluster.generation
     ) as session:
-        for group in task.list_groups(owner):
-            update_nodegroup(session, group, stack_id=stack_id)
+        session.execute(
+            sa.update(models.NodeGroup)
+            .where(models.NodeGroup.id.in_([group.id for group in task.list_groups(owner)]))
+            .values(stack_id=stack_id)
+        )
     LOG.info('Cluster %s: stack %s is being created', task.cluster.uuid, stack_id)
     raise task.make_retry(f'stack {stack_id}')
 
@@ -170,6 +174,7 @@ def finish_stack(task: Task, owner: StackOwner, stack: clients.Stack) -> None:
     done."""
     task.renew_lease()
     observed = task.driver.read_outputs(task.stacks.get_outputs(stack.id))
+    addresses = observed.addresses
     columns: dict[str, Any] = {}
     if owner is task.cluster:
         columns = {'api_address': observed.api_address, 'coe_version': observed.coe_version}
@@ -183,7 +188,7 @@ def finish_stack(task: Task, owner: StackOwner, stack: clients.Stack) -> None:
                 status_reason=None,
                 error_code=None,
                 version=observed.coe_version or group.version,
-                node_addresses=observed.addresses.get(group.name, []),
+                node_addresses=addresses.get(group.name, []),
             )
             _finish_members(session, group, observed)
             orm.attributes.set_committed_value(group, 'status', status)
@@ -236,13 +241,12 @@ def advance_rotation(task: Task) -> NoReturn:
 # -- which members, and what is sent ---------------------------------------------------------------
 
 
-def choose_members(task: Task, owner: StackOwner) -> set[str]:
+def choose_members(task: Task, owner: StackOwner, in_stack: Mapping[str, set[int]]) -> set[str]:
     """Mark, on the loaded rows only, the members to replace next.
 
-    Returns the roles whose members in the stack differ from the wanted ones, and that may change
-    now."""
+    `in_stack`: the numbers of the members in the stored text, by role. Returns the roles whose
+    members in the stack differ from the wanted ones, and that may change now."""
     driver = task.driver
-    in_stack = driver.texts.list_numbers(owner.stack_text or {})
     nodes_per_wave = task.services.conf.cluster_heat.nodes_per_wave
     incomplete_roles = set()
     for group in task.list_groups(owner):
@@ -253,7 +257,8 @@ def choose_members(task: Task, owner: StackOwner) -> set[str]:
             and driver.explain_irreplaceable(task.cluster, role) is None
         ):
             room = None
-            if nodes_per_wave:
+            # Masters are replaced one at a time whatever room there is.
+            if nodes_per_wave and role != 'master':
                 room = nodes_per_wave - len(_list_wanted_numbers(group) - present)
             members.replace(task.cluster, group, room)
         if _list_wanted_numbers(group) != present:
@@ -270,7 +275,7 @@ def _select_changeable(task: Task, roles: set[str]) -> set[str]:
 
     While masters are replaced one by one nothing else changes, so what fails then is known to be a
     master's."""
-    return roles & {'master'} if task.waits_for_masters else roles
+    return roles & {'master'} if roles and task.waits_for_masters else roles
 
 
 def send(
@@ -394,10 +399,9 @@ def _store_members(session: orm.Session, group: models.NodeGroup, in_stack: set[
                 session.execute(sa.delete(models.Node).where(is_row))
 
 
-def _mark_arrivals(task: Task, owner: StackOwner) -> None:
+def _mark_arrivals(task: Task, owner: StackOwner, in_stack: Mapping[str, set[int]]) -> None:
     """Mark, on the loaded rows only, the members of a complete stack as complete: a later failure
     is not theirs."""
-    in_stack = task.driver.texts.list_numbers(owner.stack_text or {})
     for group in task.list_groups(owner):
         present = in_stack.get(group.stack_role, set())
         for node in group.nodes:
@@ -423,19 +427,20 @@ def _store_arrivals(session: orm.Session, task: Task, owner: StackOwner) -> None
 def _render(task: Task, owner: StackOwner) -> drivers.Rendered:
     """Render the owner's stack from its rows, with the templates of this release. Raises Failed."""
     conf = task.services.conf
-    pairs = _load_secrets(task)
+    driver = task.driver
+    pairs = _load_secrets(task, driver)
     user = pairs.pop(keystore.CLOUD_USER, None)
     login = task.services.cloud.build_login(user.certificate, user.private_key) if user else None
     with task.fail_on_driver_error():
         if isinstance(owner, models.NodeGroup):
             outputs = task.stacks.get_outputs(task.cluster.stack_id or '')
-            return task.driver.render_nodegroup(
+            return driver.render_nodegroup(
                 conf, task.cluster, owner, pairs, outputs=outputs, login=login
             )
-        return task.driver.render(conf, task.cluster, pairs, login)
+        return driver.render(conf, task.cluster, pairs, login)
 
 
-def _load_secrets(task: Task) -> dict[str, certs.Pair]:
+def _load_secrets(task: Task, driver: drivers.Driver) -> dict[str, certs.Pair]:
     """Load the cluster's keys, and issue the client certificates that new nodes join with, by
     name."""
     pairs = task.services.keystore.load_pairs(task.services.db, task.cluster)
@@ -447,7 +452,7 @@ def _load_secrets(task: Task) -> dict[str, certs.Pair]:
             organization=spec.organization,
             life=None if spec.lasting else joining_life,
         )
-        for name, spec in task.driver.certificates.items()
+        for name, spec in driver.certificates.items()
     }
     return pairs | certificates
 

@@ -68,10 +68,7 @@ def ensure_keys(task: Task) -> None:
             pairs[purpose, is_next] = pair
     if pairs:
         with task.transaction() as session:
-            for (purpose, is_next), pair in pairs.items():
-                task.services.keystore.store_pair(
-                    session, cluster.uuid, purpose, pair, is_next=is_next
-                )
+            task.services.keystore.store_pairs(session, cluster.uuid, pairs)
 
 
 def ensure_cluster_user(task: Task) -> None:
@@ -81,8 +78,6 @@ def ensure_cluster_user(task: Task) -> None:
     is stored, as the key's certificate, when it has its roles."""
     services = task.services
     cluster = task.cluster
-    if cluster.stack_id is not None:
-        return
     with task.fail_on_driver_error():
         if not task.driver.wants_cloud_user(services.conf, cluster):
             return

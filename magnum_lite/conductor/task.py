@@ -45,7 +45,7 @@ class Services:
     db: db.Database
     cloud: clients.Cloud
     keystore: keystore.KeyStore
-    drivers: Mapping[str, drivers.Driver]
+    drivers: drivers.Drivers
     notifier: notify.Notifier
 
 

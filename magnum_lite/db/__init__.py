@@ -1,9 +1,9 @@
 """The database: its engine and every query of the service, in four files by reader.
 
     requests     what the API reads and requests
-    leases       what conductors do: claim, write under a lease, release; `move()`
+    leases       what conductors do: claim, write under a lease, release; `move()`, the clock
     inventory    what the doctor reads and mends
-    engine       what these three build on: engine, clock, transactions, `Scope`, `Page`
+    engine       what these three build on: engine, transactions, `Scope`, `Page`
 
 Callers import this package and write `db.claim_unstarted(...)`. Each public function that takes a
 `Database` is one transaction and is run again after a deadlock. Those that take a `session` are
@@ -19,7 +19,6 @@ from magnum_lite.db.engine import (
     Page,
     Scope,
     add_timeouts,
-    now,
     sort_keys,
 )
 from magnum_lite.db.inventory import (
@@ -50,6 +49,7 @@ from magnum_lite.db.leases import (
     list_leased,
     make_due_by_stack,
     move,
+    now,
     release,
     release_all,
     release_unchanged,

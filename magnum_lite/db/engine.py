@@ -12,7 +12,7 @@ import re
 import uuid as uuidlib
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from oslo_config import cfg
@@ -21,41 +21,11 @@ from oslo_db import options as db_options
 from oslo_db.sqlalchemy import enginefacade
 from oslo_utils import uuidutils
 from sqlalchemy import orm
-from sqlalchemy.ext import compiler
 
 from magnum_lite import errors, models
 from magnum_lite.models import Cluster, ClusterTemplate, NodeGroup, Operation, Quota
 
-# -- clock and engine ------------------------------------------------------------------------------
-
-
-class now(sa.sql.functions.FunctionElement[Any]):
-    """SQL expression: the clock of the database server in UTC, plus `plus_s` seconds."""
-
-    type = models.UTCDateTime()
-    inherit_cache = True
-
-    def __init__(self, plus_s: float = 0) -> None:
-        super().__init__(sa.bindparam(None, round(plus_s, 3), type_=sa.Float, unique=True))
-
-
-@compiler.compiles(now, 'sqlite')
-def _compile_now_sqlite(element: now, compiler: Any, **kw: Any) -> str:
-    seconds = compiler.process(element.clauses, **kw)
-    return f"(strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds'))"
-
-
-@compiler.compiles(now, 'mysql')
-@compiler.compiles(now, 'mariadb')
-def _compile_now_mysql(element: now, compiler: Any, **kw: Any) -> str:
-    seconds = compiler.process(element.clauses, **kw)
-    return f'(UTC_TIMESTAMP(6) + INTERVAL CAST({seconds} * 1000000 AS SIGNED) MICROSECOND)'
-
-
-@compiler.compiles(now, 'postgresql')
-def _compile_now_postgresql(element: now, compiler: Any, **kw: Any) -> str:
-    seconds = compiler.process(element.clauses, **kw)
-    return f"(timezone('UTC', clock_timestamp()) + make_interval(secs => {seconds}))"
+# -- engine ----------------------------------------------------------------------------------------
 
 
 class Database:
@@ -197,24 +167,6 @@ def retry_on_deadlock(
             retry_on_deadlock=True,
         )(function)
     )
-
-
-def update_rows(
-    session: orm.Session,
-    model: type[models.Base],
-    *conditions: sa.ColumnElement[bool],
-    **columns: Any,
-) -> int:
-    """Write columns of the rows that meet all conditions. Returns how many rows that are.
-
-    Objects of the session are not updated, so the caller must not read these columns from them."""
-    result = session.execute(
-        sa.update(model)
-        .where(*conditions)
-        .values(**columns)
-        .execution_options(synchronize_session=False)
-    )
-    return cast('sa.CursorResult[Any]', result).rowcount
 
 
 def row_exists(session: orm.Session, column: Any, *conditions: sa.ColumnElement[bool]) -> bool:

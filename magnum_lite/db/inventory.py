@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from magnum_lite.db.engine import Database, now, retry_on_deadlock, row_exists, update_rows
+from magnum_lite.db.engine import Database, retry_on_deadlock, row_exists
+from magnum_lite.db.leases import now, update_rows
 from magnum_lite.models import Cluster, Key, NodeGroup, Operation, Service
 
 

@@ -4,7 +4,9 @@ Called by the conductor, and by `requests` for `move()`. The protocol is describ
 doc/contributor/protocol.md. In short: a claim is an UPDATE that is guarded by the clock of the
 database, so two conductors never hold one cluster, and no conductor needs a correct clock. The
 holder of a lease is a name that is new for each claim. What a conductor writes on a cluster goes
-through `lease_transaction()` or `move()`, which fail when the lease is lost.
+through `lease_transaction()` or `move()`, which fail when the lease is lost. The clock `now` and
+the guarded `update_rows()` are here, because leases are made of them; `requests` and `inventory`
+use them too.
 
 A function that takes a `Database` is one transaction of its own. One that takes a `session` is a
 part of the caller's."""
@@ -16,22 +18,71 @@ import datetime
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy import orm
+from sqlalchemy.ext import compiler
 
 from magnum_lite import errors, models, states
 from magnum_lite.db.engine import (
     WITH_NODES,
     WITH_TEMPLATE,
     Database,
-    now,
     retry_on_deadlock,
     row_exists,
-    update_rows,
 )
 from magnum_lite.models import Cluster, Key, NodeGroup, Operation, Service
+
+# -- the clock of the database, and the guarded UPDATE ---------------------------------------------
+
+
+class now(sa.sql.functions.FunctionElement[Any]):
+    """SQL expression: the clock of the database server in UTC, plus `plus_s` seconds."""
+
+    type = models.UTCDateTime()
+    inherit_cache = True
+
+    def __init__(self, plus_s: float = 0) -> None:
+        super().__init__(sa.bindparam(None, round(plus_s, 3), type_=sa.Float, unique=True))
+
+
+@compiler.compiles(now, 'sqlite')
+def _compile_now_sqlite(element: now, compiler: Any, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    return f"(strftime('%Y-%m-%d %H:%M:%f000', 'now', {seconds} || ' seconds'))"
+
+
+@compiler.compiles(now, 'mysql')
+@compiler.compiles(now, 'mariadb')
+def _compile_now_mysql(element: now, compiler: Any, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    return f'(UTC_TIMESTAMP(6) + INTERVAL CAST({seconds} * 1000000 AS SIGNED) MICROSECOND)'
+
+
+@compiler.compiles(now, 'postgresql')
+def _compile_now_postgresql(element: now, compiler: Any, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    return f"(timezone('UTC', clock_timestamp()) + make_interval(secs => {seconds}))"
+
+
+def update_rows(
+    session: orm.Session,
+    model: type[models.Base],
+    *conditions: sa.ColumnElement[bool],
+    **columns: Any,
+) -> int:
+    """Write columns of the rows that meet all conditions. Returns how many rows that are.
+
+    Objects of the session are not updated, so the caller must not read these columns from them."""
+    result = session.execute(
+        sa.update(model)
+        .where(*conditions)
+        .values(**columns)
+        .execution_options(synchronize_session=False)
+    )
+    return cast('sa.CursorResult[Any]', result).rowcount
+
 
 # -- status ----------------------------------------------------------------------------------------
 

@@ -32,13 +32,18 @@ from magnum_lite.db.engine import (
     T,
     get_by_ident,
     match_visible,
-    now,
     retry_on_deadlock,
     row_exists,
     select_page,
+)
+from magnum_lite.db.leases import (
+    HAS_WORK,
+    find_newest_running,
+    match_running,
+    move,
+    now,
     update_rows,
 )
-from magnum_lite.db.leases import HAS_WORK, find_newest_running, match_running, move
 from magnum_lite.models import (
     Cluster,
     ClusterTemplate,
@@ -334,7 +339,7 @@ def create_cluster(
                 _check_template(session, template)
             cluster.check_at = now()
             _describe_target(operation, cluster, 1)
-            operation.node_count = cluster.master_count + cluster.node_count
+            operation.node_count = sum(group.node_count for group in cluster.nodegroups)
             session.add(cluster)
             session.add(operation)
             store_receipt(session, receipt, cluster)

@@ -2,8 +2,9 @@
 
 The rest of the service, tools and a folder's own `driver.py` import names from here:
 
-- `folders` finds, checks and loads folders (`load`, `Drivers`), when a process starts.
-- `driver` renders one folder and reads what stacks and engines answer (`Driver`).
+- `folders` finds, checks and loads folders (`load`), when a process starts.
+- `driver` renders one folder and reads what stacks and engines answer (`Driver`), and finds the
+  driver for an image (`Drivers`).
 - `labels` checks what users set: fields of templates, and labels.
 - `limits` compares a cluster with the limits of Heat, Nova and address ranges.
 
@@ -15,6 +16,7 @@ from magnum_lite.drivers.driver import (
     Access,
     CertificateSpec,
     Driver,
+    Drivers,
     Health,
     HealthCheck,
     HealthRequest,
@@ -29,7 +31,7 @@ from magnum_lite.drivers.driver import (
     compute_node_timeout_s,
     has_cluster_users,
 )
-from magnum_lite.drivers.folders import BUILT_IN, Drivers, load
+from magnum_lite.drivers.folders import BUILT_IN, load
 from magnum_lite.drivers.limits import (
     MAX_USER_DATA,
     PLACEHOLDER_ROOM,

@@ -17,9 +17,8 @@ import dataclasses
 import functools
 import json
 import re
-import shlex
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -332,6 +331,7 @@ class Driver(LabelRules):
         their number costs no time.
         """
         context = self._make_context(conf, cluster)
+        has_login = self._wants_cloud_user(context)
         problems = self._list_failed(self.manifest.get('checks', ()), context)
         texts = {
             name: value
@@ -348,7 +348,7 @@ class Driver(LabelRules):
             stack = self.manifest['nodegroup_stack']
             context = self._make_context(conf, cluster, changed)
             context['outputs'] = collections.defaultdict(str)
-        return problems + self._check_stack(conf, cluster, stack, context)
+        return problems + self._check_stack(conf, cluster, stack, context, has_login)
 
     def _list_ranges(self, context: dict[str, Any]) -> list[dict[str, Any]]:
         """The items of the manifest's `ranges` that apply to a cluster."""
@@ -365,30 +365,25 @@ class Driver(LabelRules):
         cluster: models.Cluster,
         stack: dict[str, Any],
         context: dict[str, Any],
+        has_login: bool,
     ) -> list[str]:
-        """Compare one stack with the limits. What is sent for it is rendered once."""
-        heat = conf.cluster_heat
+        """Compare one stack with the limits. What is sent for it is rendered once.
+
+        `has_login`: the cluster has a user of its own in the cloud."""
         files = stack.get('files', {})
         counts = {role: group.node_count for role, group in context['groups'].items()}
         keeps_masters = self.explain_irreplaceable(cluster, 'master') is not None
         # A new master comes before an old one goes.
         extra_masters = 1 if 'master' in counts and not keeps_masters else 0
-        samples = self._render_samples(cluster, stack, context, keeps_masters)
-        user_data = self._render_sample_user_data(conf, cluster, stack, context)
-        return [
-            *limits.check_resources(
-                self.manifest['resources'], counts, extra_masters, heat.max_resources_per_stack
-            ),
-            *limits.check_server_groups(
-                {name: item['role'] for name, item in files.items() if 'role' in item},
-                counts,
-                extra_masters,
-                heat.max_server_group_members,
-                lambda name: self._parse(files[name]['template'], samples[name].one),
-            ),
-            *limits.check_user_data(user_data, heat),
-            *limits.check_sizes([*samples.values()], user_data, sum(counts.values()), heat),
-        ]
+        return limits.check_stack(
+            self.manifest['resources'],
+            counts,
+            extra_masters,
+            {name: item['role'] for name, item in files.items() if 'role' in item},
+            self._render_samples(cluster, stack, context, keeps_masters),
+            self._render_sample_user_data(stack, context, has_login=has_login),
+            conf.cluster_heat,
+        )
 
     def _render_samples(
         self,
@@ -409,7 +404,8 @@ class Driver(LabelRules):
         if keeps_masters:
             listed_roles[root] = 'master'
         groups = context['groups']
-        one = {role: _make_sample(cluster, group, 1) for role, group in groups.items()}
+        nodes = {role: _make_sample_nodes(cluster, group) for role, group in groups.items()}
+        one = {role: _replace_nodes(group, nodes[role][:1]) for role, group in groups.items()}
         samples = {}
         for name, item in ({root: {'template': root}} | files).items():
             text = self._render_file(item, context | {'groups': one})
@@ -417,23 +413,19 @@ class Driver(LabelRules):
             count = groups[role].node_count if role in groups else 1
             second = None
             if count > 1:
-                two = one | {role: _make_sample(cluster, groups[role], 2)}
+                two = one | {role: _replace_nodes(groups[role], nodes[role])}
                 second = self._render_file(item, context | {'groups': two})
             samples[name] = limits.SampleText(text, second, count)
         return samples
 
     def _render_sample_user_data(
-        self,
-        conf: cfg.ConfigOpts,
-        cluster: models.Cluster,
-        stack: dict[str, Any],
-        context: dict[str, Any],
+        self, stack: dict[str, Any], context: dict[str, Any], *, has_login: bool
     ) -> list[str]:
         """Render user-data with keys and a login that are as long as real ones."""
         algorithms = {purpose: spec.algorithm for purpose, spec in self.keys.items()}
         algorithms |= dict.fromkeys(self.certificates, 'ecdsa-p256')
         secrets = limits.make_sample_secrets(algorithms)
-        login = limits.SAMPLE_LOGIN if self.wants_cloud_user(conf, cluster) else None
+        login = limits.SAMPLE_LOGIN if has_login else None
         return [*self._render_user_data(stack, context, secrets, login).values()]
 
     def check_rotation(self, cluster: models.Cluster) -> list[str]:
@@ -520,10 +512,11 @@ class Driver(LabelRules):
 
     def wants_cloud_user(self, conf: cfg.ConfigOpts, cluster: models.Cluster) -> bool:
         """Whether a cluster that is created now gets a user of its own in the cloud."""
+        return self._wants_cloud_user(self._make_context(conf, cluster))
+
+    def _wants_cloud_user(self, context: dict[str, Any]) -> bool:
         expression = self.manifest.get('cloud_user')
-        if expression is None:
-            return False
-        return bool(self._evaluate(expression, self._make_context(conf, cluster)))
+        return expression is not None and bool(self._evaluate(expression, context))
 
     def find_load_balancer_text(self, cluster: models.Cluster) -> str | None:
         """The text by which load balancers that the engine has made are recognised.
@@ -542,15 +535,22 @@ class Driver(LabelRules):
         cluster.
         """
         labels = cluster.labels or {}
+        owner = cluster if further is None else further
+        wave = conf.cluster_heat.nodes_per_wave
+
+        @functools.cache
+        def list_numbers() -> dict[str, set[int]]:
+            return self.texts.list_numbers(owner.stack_text or {}) if wave else {}
+
         if further is None:
             # If two have one role, the first one counts.
             groups = {
-                group.role: self._view_group(conf, group, cluster)
+                group.role: _view_group(group, list_numbers, wave)
                 for group in reversed(cluster.nodegroups)
                 if group.is_default
             }
         else:
-            groups = {'worker': self._view_group(conf, further, further)}
+            groups = {'worker': _view_group(further, list_numbers, wave)}
             labels = labels | (further.labels or {})
         context = {
             'cluster': cluster,
@@ -563,35 +563,6 @@ class Driver(LabelRules):
         for name, expression in self.manifest.get('facts', {}).items():
             context[name] = self._evaluate(expression, context)
         return context
-
-    def _view_group(
-        self,
-        conf: cfg.ConfigOpts,
-        group: models.NodeGroup,
-        owner: models.Cluster | models.NodeGroup,
-    ) -> StackGroup:
-        """A nodegroup as templates see it. `owner` has the stack that holds its members."""
-
-        def select_members() -> list[models.Node]:
-            wave = conf.cluster_heat.nodes_per_wave
-            numbers = self.texts.list_numbers(owner.stack_text or {}) if wave else {}
-            return members.next_members(group, numbers.get(group.stack_role, ()), wave)
-
-        return StackGroup(
-            uuid=group.uuid,
-            name=group.name,
-            role=group.role,
-            is_default=group.is_default,
-            image_id=group.image_id,
-            flavor_id=group.flavor_id,
-            docker_volume_size=group.docker_volume_size,
-            labels=group.labels,
-            node_count=group.node_count,
-            node_labels=group.node_labels,
-            node_taints=group.node_taints,
-            row=group,
-            select_members=select_members,
-        )
 
     def _render_stack(
         self,
@@ -655,37 +626,26 @@ class Driver(LabelRules):
             }
             _, node = self._read_template(template, inner)
             try:
-                texts[parameter] = write(node, functools.partial(self._render_node_file, inner))
+                node['files'] = [self._render_node_file(inner, item) for item in node['files']]
+                texts[parameter] = write(node)
             except (KeyError, TypeError, ValueError, AttributeError, OSError) as exc:
                 problem = f'{type(exc).__name__} {exc} in what a node gets'
                 raise self._error(template, problem) from exc
         return texts
 
-    def _render_node_file(self, context: dict[str, Any], item: dict[str, Any]) -> str:
-        """Return the content of one file of a node.
-
-        It comes from one of `text`, `file`, `environment`, `documents` and `template`.
-        """
-        if 'text' in item:
-            return str(item['text'])
+    def _render_node_file(self, context: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
+        """Return the item of a node's file as `userdata` takes it: what stands in a `file` of a
+        folder, or comes of a `template`, is read."""
         if 'file' in item:
             for folder in self._path:
                 file = folder / 'files' / item['file']
                 if file.is_file():
-                    return file.read_text(encoding='utf-8')
+                    return item | {'text': file.read_text(encoding='utf-8')}
             raise FileNotFoundError(item['file'])
-        if 'environment' in item:
-            texts = {
-                name: '' if value is None else str(value)
-                for name, value in item['environment'].items()
-            }
-            return ''.join(f'{name}={shlex.quote(text)}\n' for name, text in texts.items())
         if 'template' in item:
             text = self._render_text(item['template'], context)
-            documents = list(yaml.load_all(text, Loader=_Loader))
-        else:
-            documents = item['documents']
-        return ''.join(f'---\n{userdata.quote(document)}\n' for document in documents)
+            return item | {'documents': [*yaml.load_all(text, Loader=_Loader)]}
+        return item
 
     def _read_template(self, name: str, context: dict[str, Any]) -> tuple[str, Any]:
         """Render a template that gives YAML: (text, content)."""
@@ -853,14 +813,43 @@ def _limit_reason(lines: Collection[tuple[Any, Any]]) -> dict[str, str]:
     return reason
 
 
-def _make_sample(cluster: models.Cluster, group: StackGroup, most: int) -> StackGroup:
-    """The nodegroup with at most so many members. Their names are as long as its longest name."""
+def _view_group(
+    group: models.NodeGroup, list_numbers: Callable[[], dict[str, set[int]]], wave: int
+) -> StackGroup:
+    """A nodegroup as templates see it. `list_numbers` reads the stored text of its stack."""
+
+    def select_members() -> list[models.Node]:
+        numbers = list_numbers().get(group.stack_role, ())
+        return members.next_members(group, numbers, wave)
+
+    return StackGroup(
+        uuid=group.uuid,
+        name=group.name,
+        role=group.role,
+        is_default=group.is_default,
+        image_id=group.image_id,
+        flavor_id=group.flavor_id,
+        docker_volume_size=group.docker_volume_size,
+        labels=group.labels,
+        node_count=group.node_count,
+        node_labels=group.node_labels,
+        node_taints=group.node_taints,
+        row=group,
+        select_members=select_members,
+    )
+
+
+def _make_sample_nodes(cluster: models.Cluster, group: StackGroup) -> list[models.Node]:
+    """At most two members of a nodegroup. Their names are as long as its longest name."""
     number = (group.row.next_number or 0) + group.node_count
     name = members.make_node_name(cluster, group.row, number)
-    nodes = [
+    return [
         models.Node(number=number + n, name=name, rollout=1)
-        for n in range(min(group.node_count, most))
+        for n in range(min(group.node_count, 2))
     ]
+
+
+def _replace_nodes(group: StackGroup, nodes: list[models.Node]) -> StackGroup:
     return dataclasses.replace(group, select_members=lambda: nodes)
 
 
@@ -874,3 +863,68 @@ def has_cluster_users(conf: cfg.ConfigOpts) -> bool:
     """Whether clusters can have users in the cloud: a domain for them and roles are configured."""
     domain = conf.trust.trustee_domain_id or conf.trust.trustee_domain_name
     return bool(domain and (conf.trust.roles or conf.identity.project_roles))
+
+
+class Drivers(dict[str, Driver]):
+    """The drivers by name. `drivers[name]` and `get` also take the former name of a folder, as old
+    rows have it.
+
+    Iteration and `in` know current names only.
+    """
+
+    def __init__(self, drivers: Mapping[str, Driver], disabled: Iterable[str] = ()) -> None:
+        """`disabled`: names of drivers, or their former names, that `find` does not choose."""
+        super().__init__(drivers)
+        self._current_names = {
+            former: name
+            for name, driver in drivers.items()
+            for former in driver.manifest.get('former_names', ())
+        }
+        self._disabled = {self.resolve_name(name) for name in disabled}
+
+    def __missing__(self, name: str) -> Driver:
+        """Return the driver of a former name. Raises KeyError for a name that never was."""
+        return self[self._current_names[name]]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the driver of a current or former name, else `default`."""
+        return super().get(self.resolve_name(name), default)
+
+    def resolve_name(self, name: str) -> str:
+        """Return the current name of a driver; any other name is returned as it is."""
+        return self._current_names.get(name, name)
+
+    def is_disabled(self, name: str) -> bool:
+        """Whether the operator has disabled this driver for new clusters and templates."""
+        return self.resolve_name(name) in self._disabled
+
+    def find(
+        self, *, server_type: str, os_distro: str, coe: str, name: str | None = None
+    ) -> Driver:
+        """Find the enabled driver for an engine on an image; of several, the first by name.
+
+        Raises `Invalid` if there is none. With a `name` only that driver is considered.
+        """
+        enabled = {key: self[key] for key in sorted(self) if not self.is_disabled(key)}
+        if name is not None:
+            current_name = self.resolve_name(name)
+            if current_name not in enabled:
+                state = 'is disabled here' if current_name in self else 'does not exist'
+                raise errors.Invalid(
+                    f'Driver {name!r} {state}. There are: {", ".join(enabled) or "none"}.'
+                )
+            enabled = {name: enabled[current_name]}
+        for driver in enabled.values():
+            if (server_type, os_distro, coe) in driver.provides:
+                return driver
+        subject = f'Driver {name} does not make' if name else 'No driver makes'
+        offers = '; '.join(_describe_offer(key, driver) for key, driver in enabled.items())
+        raise errors.Invalid(
+            f'{subject} {coe} clusters from an image with os_distro {os_distro!r} on server_type '
+            f'{server_type!r}. {offers or "No driver is enabled"}.'
+        )
+
+
+def _describe_offer(name: str, driver: Driver) -> str:
+    offers = (f'{coe} on {distro} ({server})' for server, distro, coe in driver.provides)
+    return f'{name} makes {", ".join(offers)}'

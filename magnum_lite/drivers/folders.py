@@ -25,7 +25,7 @@ import yaml
 from oslo_config import cfg
 
 from magnum_lite import errors
-from magnum_lite.drivers.driver import Driver
+from magnum_lite.drivers.driver import Driver, Drivers
 from magnum_lite.drivers.labels import find_problem, make_error
 
 BUILT_IN = Path(__file__).parent.with_name('templates')
@@ -36,75 +36,6 @@ ENTRY_POINTS = 'magnum_lite.drivers'
 MERGED = ('labels', 'facts', 'parameters', 'template_fields')
 
 Manifests = Mapping[Path, dict[str, Any]]
-
-
-class Drivers(Mapping[str, Driver]):
-    """The drivers by name. A former name of a folder, as old rows have it, gives its driver, too.
-
-    Iteration gives current names only.
-    """
-
-    def __init__(self, drivers: Mapping[str, Driver], disabled: Iterable[str] = ()) -> None:
-        """`disabled`: names of drivers, or their former names, that `find` does not choose."""
-        self._drivers = drivers
-        self._current_names = {
-            former: name
-            for name, driver in drivers.items()
-            for former in driver.manifest.get('former_names', ())
-        }
-        self._disabled = {self.resolve_name(name) for name in disabled}
-
-    def __getitem__(self, name: str) -> Driver:
-        return self._drivers[self.resolve_name(name)]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._drivers)
-
-    def __len__(self) -> int:
-        return len(self._drivers)
-
-    def resolve_name(self, name: str) -> str:
-        """The current name of a driver; any other name is returned as it is."""
-        return self._current_names.get(name, name)
-
-    def is_disabled(self, name: str) -> bool:
-        """Whether the operator has disabled this driver for new clusters and templates."""
-        return self.resolve_name(name) in self._disabled
-
-    def find(
-        self, *, server_type: str, os_distro: str, coe: str, name: str | None = None
-    ) -> Driver:
-        """Find the enabled driver for an engine on an image; of several, the first by name.
-
-        Raises `Invalid` if there is none. With a `name` only that driver is considered.
-        """
-        enabled = {
-            key: driver
-            for key, driver in sorted(self._drivers.items())
-            if not self.is_disabled(key)
-        }
-        if name is not None:
-            current_name = self.resolve_name(name)
-            if current_name not in enabled:
-                state = 'is disabled here' if name in self else 'does not exist'
-                raise errors.Invalid(
-                    f'Driver {name!r} {state}. There are: {", ".join(enabled) or "none"}.'
-                )
-            enabled = {name: enabled[current_name]}
-        for driver in enabled.values():
-            if (server_type, os_distro, coe) in driver.provides:
-                return driver
-        subject = f'Driver {name} does not make' if name else 'No driver makes'
-        offers = '; '.join(_describe_offer(key, driver) for key, driver in enabled.items())
-        raise errors.Invalid(
-            f'{subject} {coe} clusters from an image with os_distro {os_distro!r} on server_type '
-            f'{server_type!r}. {offers or "No driver is enabled"}.'
-        )
-
-
-def _describe_offer(name: str, driver: Driver) -> str:
-    offers = (f'{coe} on {distro} ({server})' for server, distro, coe in driver.provides)
-    return f'{name} makes {", ".join(offers)}'
 
 
 def load(conf: cfg.ConfigOpts) -> Drivers:

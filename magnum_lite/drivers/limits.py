@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
 from oslo_config import cfg
 
 from magnum_lite import clients
@@ -110,14 +111,33 @@ def check_ranges(
     return problems
 
 
-def check_resources(
-    sizes: Mapping[str, int], counts: Mapping[str, int], extra_masters: int, limit: int
+def check_stack(
+    sizes: Mapping[str, int],
+    counts: Mapping[str, int],
+    extra_masters: int,
+    roles: Mapping[str, str],
+    samples: Mapping[str, SampleText],
+    user_data: Sequence[str],
+    heat: cfg.ConfigOpts.GroupAttr,
 ) -> list[str]:
-    """Find a stack with more resources than Heat allows; a limit below 0 is none.
+    """Find what of one stack Heat or Nova would not take.
 
     `sizes`: resources of the stack (`base`) and of one member by role. `counts`: members by role.
-    `extra_masters`: how many more masters there are while masters are replaced.
+    `extra_masters`: how many more masters there are while masters are replaced. `roles`: the role
+    of each file of the stack that has one. `samples`: the texts that are sent, by name.
     """
+    return [
+        *_check_resources(sizes, counts, extra_masters, heat.max_resources_per_stack),
+        *_check_server_groups(roles, samples, counts, extra_masters, heat.max_server_group_members),
+        *_check_user_data(user_data, heat),
+        *_check_sizes([*samples.values()], user_data, sum(counts.values()), heat),
+    ]
+
+
+def _check_resources(
+    sizes: Mapping[str, int], counts: Mapping[str, int], extra_masters: int, limit: int
+) -> list[str]:
+    """Find a stack with more resources than Heat allows; a limit below 0 is none."""
     resources = sizes['base'] + sizes.get('master', 0) * extra_masters
     resources += sum(sizes.get(role, 0) * count for role, count in counts.items())
     if limit < 0 or resources <= limit:
@@ -129,23 +149,22 @@ def check_resources(
     ]
 
 
-def check_server_groups(
+def _check_server_groups(
     roles: Mapping[str, str],
+    samples: Mapping[str, SampleText],
     counts: Mapping[str, int],
     extra_masters: int,
     limit: int,
-    parse: Callable[[str], Any],
 ) -> list[str]:
     """Find more servers in one server group than Nova allows; a limit below 0 is none.
 
-    `roles`: the role of each file of the stack that has one. `parse` returns the content of a file;
-    it is called only for roles with too many members.
+    Only a text of a role with too many members is read.
     """
     problems = []
     for file, role in roles.items():
         extra = extra_masters if role == 'master' else 0
         servers = counts[role] + extra
-        if not 0 <= limit < servers or not _uses_server_group(parse(file)):
+        if not 0 <= limit < servers or not _uses_server_group(samples[file].one):
             continue
         when = ' while one is replaced' if extra else ''
         problems.append(
@@ -155,14 +174,15 @@ def check_server_groups(
     return problems
 
 
-def _uses_server_group(content: Mapping[str, Any]) -> bool:
+def _uses_server_group(text: str) -> bool:
     """Whether a template puts a server into a server group."""
+    content = yaml.safe_load(text)
     resources = (content.get('resources') or {}).values()
     hints = (item.get('properties', {}).get('scheduler_hints') for item in resources)
     return any('group' in (hint or {}) for hint in hints)
 
 
-def check_user_data(texts: Iterable[str], heat: cfg.ConfigOpts.GroupAttr) -> list[str]:
+def _check_user_data(texts: Iterable[str], heat: cfg.ConfigOpts.GroupAttr) -> list[str]:
     """Find user-data that is longer than Nova takes."""
     limit = min(heat.max_user_data, MAX_USER_DATA)
     lengths = (len(text) + PLACEHOLDER_ROOM for text in texts)
@@ -174,7 +194,7 @@ def check_user_data(texts: Iterable[str], heat: cfg.ConfigOpts.GroupAttr) -> lis
     ]
 
 
-def check_sizes(
+def _check_sizes(
     texts: Sequence[SampleText],
     user_data: Sequence[str],
     nodes: int,
