@@ -31,6 +31,10 @@ from magnum_lite.api import policies
 from magnum_lite.api.request import Services
 from magnum_lite.conductor import endpoint, steps
 
+#: Modules with helpers of several test modules and fixtures for them.
+pytest_plugins = ['rendering', 'rows', 'stories', 'watched']
+pytest.register_assert_rewrite('contract')
+
 SERVERS = {
     'mariadb': os.environ.get(
         'TEST_MARIADB', 'mysql+pymysql://root@127.0.0.1:3306/?charset=utf8mb4'

@@ -15,90 +15,16 @@ import sqlalchemy as sa
 from conftest import counted_statements, history_of
 from oslo_config import cfg
 from oslo_db import exception as db_exc
+from rows import a_cluster, new_cluster, new_template, operation
 from sqlalchemy import orm
 
-from magnum_lite import db, errors, members, models
-from magnum_lite.models import Cluster, ClusterTemplate, NodeGroup, Operation
+from magnum_lite import db, errors, models
+from magnum_lite.models import Cluster, NodeGroup, Operation
 
 ADMIN = db.Scope('', all_projects=True)
+
+
 P1, P2 = db.Scope('p1'), db.Scope('p2')
-
-
-def new_template(database: db.Database, project: str = 'p1', **columns: Any) -> ClusterTemplate:
-    values = {
-        'name': 't',
-        'coe': 'x',
-        'image_id': 'i',
-        'server_type': 'vm',
-        'cluster_distro': 'd',
-        'labels': {},
-    }
-    template = ClusterTemplate(
-        uuid=str(uuid.uuid4()), project_id=project, user_id='u', **values | columns
-    )
-    db.create_template(database, template)
-    return template
-
-
-def a_cluster(
-    template: ClusterTemplate, *, project: str = 'p1', workers: int = 2, **columns: Any
-) -> Cluster:
-    """The rows of a cluster, not yet stored."""
-    values = {
-        'name': 'c',
-        'driver': 'd',
-        'status': 'CREATE_IN_PROGRESS',
-        'generation': 1,
-        'labels': {'a': '1'},
-        'floating_ip_enabled': True,
-        'master_lb_enabled': False,
-        'nodegroups': [],
-    }
-    cluster = Cluster(
-        uuid=str(uuid.uuid4()),
-        project_id=project,
-        user_id='u',
-        cluster_template_id=template.uuid,
-        **values | columns,
-    )
-    for name, role, count in (
-        ('default-master', 'master', 1),
-        ('default-worker', 'worker', workers),
-    ):
-        group = NodeGroup(
-            uuid=str(uuid.uuid4()),
-            project_id=project,
-            name=name,
-            role=role,
-            is_default=True,
-            node_count=count,
-            next_number=0,
-            status=cluster.status,
-            nodes=[],
-            labels={},
-        )
-        cluster.nodegroups.append(group)
-        members.add(cluster, group, count)
-    return cluster
-
-
-def new_cluster(
-    database: db.Database, template: ClusterTemplate, *, quota: int = 10_000, **values: Any
-) -> Cluster:
-    cluster = a_cluster(template, **values)
-    db.create_cluster(database, cluster, operation(cluster), default_quota=quota)
-    return cluster
-
-
-def operation(cluster: Cluster | None = None, kind: str = 'create') -> Operation:
-    return Operation(
-        uuid=str(uuid.uuid4()),
-        user_id='u',
-        kind=kind,
-        cluster_id=cluster and cluster.uuid,
-        project_id=cluster and cluster.project_id,
-        generation=1,
-    )
 
 
 def claim(

@@ -24,7 +24,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from oslo_db import exception as db_exc
-from test_db import new_cluster, new_template
+from rows import new_cluster, new_template
 
 from magnum_lite import certs, db, drivers, keystore, members, models
 from magnum_lite.conductor import health, steps

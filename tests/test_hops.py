@@ -9,7 +9,7 @@ from typing import Any
 
 import fakes
 from conftest import Api
-from test_reconcile import Story
+from stories import Story
 
 import magnum_lite
 from magnum_lite.conductor import steps

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 from oslo_config import cfg
-from test_drivers import a_cluster, conf, functions, parse, unpacked, user_data
+from rendering import a_cluster, functions, parse, unpacked, user_data
 
 from magnum_lite import drivers, models
 
-__all__ = ['conf']
 FILES = drivers.BUILT_IN / '_shared' / 'files'
 
 

@@ -23,7 +23,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from oslo_config import cfg
-from test_drivers import functions, is_ignition, parse, read_yaml, unpacked, walk
+from rendering import functions, is_ignition, parse, read_yaml, unpacked, walk
 
 from magnum_lite import certs, config, drivers, errors, userdata
 from magnum_lite.api import nodegroups, offline

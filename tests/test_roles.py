@@ -16,17 +16,16 @@ import sqlalchemy as sa
 from conftest import TEMPLATE, Api
 from oslo_config import cfg
 from oslo_policy import _checks as policy
-from test_api import (
+from rows import (
     NEWER_UUID,
     TEMPLATE_UUID,
-    Stage,
     group_uuid,
-    stage,
     store_cluster,
     store_operation,
     store_template,
     uuid_of,
 )
+from watched import Stage, stage
 
 from magnum_lite import certs, db, keystore, models
 from magnum_lite.api import routes

@@ -70,6 +70,17 @@ def test_no_sleep_in_api_or_tests() -> None:
     assert sleeping == []
 
 
+def test_no_test_module_imports_another() -> None:
+    """What several of them need is in a module of its own, as `stories`, `rows`, `rendering`."""
+    importing = [
+        f'{path.relative_to(ROOT)}: {line}'
+        for path in (ROOT / 'tests').rglob('*.py')
+        for line in path.read_text().splitlines()
+        if re.match(r'\s*(from|import) ((functional|nodes|chaos|devstack)\.)?test_', line)
+    ]
+    assert importing == []
+
+
 def test_everything_public_has_a_docstring() -> None:
     missing = []
     for path in SOURCES:

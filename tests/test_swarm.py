@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 from cryptography import x509
 from oslo_config import cfg
-from test_drivers import LIFE, a_cluster, conf, parse, unpacked, user_data, with_new_master
+from rendering import LIFE, a_cluster, parse, unpacked, user_data, with_new_master
 
 from magnum_lite import certs, drivers, models
 
-__all__ = ['conf']
 FLANNEL = {'template': {'network_driver': 'flannel'}}
 FILES = drivers.BUILT_IN / '_shared' / 'files'
 
