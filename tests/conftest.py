@@ -11,12 +11,12 @@ import os
 import pathlib
 import socket
 import threading
-import time
 import types
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import amqp
 import fakes
 import oslo_messaging
 import pytest
@@ -81,6 +81,11 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+#: What this process has made on shared servers: (kind of server, database), and queues.
+DATABASES_MADE: list[tuple[str, str]] = []
+QUEUES_MADE: list[str] = []
+
+
 @contextlib.contextmanager
 def scratch_database(kind: str, folder: pathlib.Path) -> Iterator[str]:
     """The URL of an empty database of that kind, dropped afterwards."""
@@ -88,6 +93,7 @@ def scratch_database(kind: str, folder: pathlib.Path) -> Iterator[str]:
         yield f'sqlite:///{folder}/test.sqlite'
         return
     name = f'ml_test_{uuid.uuid4().hex[:12]}'
+    DATABASES_MADE.append((kind, name))
     server = sa.create_engine(SERVERS[kind], isolation_level='AUTOCOMMIT')
     with server.connect() as connection:
         connection.execute(sa.text(f'CREATE DATABASE {name}'))
@@ -114,11 +120,73 @@ def conf(tmp_path: pathlib.Path) -> Iterator[cfg.ConfigOpts]:
         yield fixture.conf
 
 
+def connect_to_rabbitmq() -> amqp.Connection:
+    url = sa.make_url(RABBITMQ)
+    return amqp.Connection(
+        f'{url.host}:{url.port or 5672}', userid=url.username or '', password=url.password or ''
+    )
+
+
+def delete_queues(names: list[str]) -> None:
+    """Delete queues of the broker. Unknown names are ignored."""
+    with connect_to_rabbitmq() as connection:
+        for name in names:
+            connection.channel().queue_delete(name)
+
+
+def list_databases(kind: str) -> list[str]:
+    server = sa.create_engine(SERVERS[kind], poolclass=sa.NullPool)
+    column, table = {
+        'mariadb': ('schema_name', 'information_schema.schemata'),
+        'postgresql': ('datname', 'pg_database'),
+    }[kind]
+    with server.connect() as connection:
+        return list(connection.scalars(sa.text(f'SELECT {column} FROM {table}')))
+
+
+def list_existing_queues(names: list[str]) -> list[str]:
+    """Those of the queues that the broker still has."""
+    existing = []
+    with connect_to_rabbitmq() as connection:
+        for name in names:
+            with contextlib.suppress(amqp.NotFound):
+                connection.channel().queue_declare(name, passive=True)
+                existing.append(name)
+    return existing
+
+
+@pytest.fixture(autouse=True, scope='session')
+def nothing_is_left_on_servers() -> Iterator[None]:
+    """Fail the last test of this process if a database or a queue of its tests still exists.
+
+    Under pytest-xdist each worker checks its own: other runs may use the servers at the same time.
+    """
+    declare = amqp.Channel.queue_declare
+
+    def declare_and_note(channel: amqp.Channel, queue: str = '', *args: Any, **kwargs: Any) -> Any:
+        url = sa.make_url(RABBITMQ)
+        address = f'{url.host}:{url.port or 5672}'
+        if (channel.connection.host, channel.connection.virtual_host) == (address, '/'):
+            QUEUES_MADE.append(queue)
+        return declare(channel, queue, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(amqp.Channel, 'queue_declare', declare_and_note)
+        yield
+    left = [name for kind, name in DATABASES_MADE if name in list_databases(kind)]
+    if QUEUES_MADE:
+        left += list_existing_queues(QUEUES_MADE)
+    assert left == [], 'tests have left these databases and queues'
+
+
 @pytest.fixture(autouse=True)
 def no_connection_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close what was opened to brokers: its heartbeat would go on, and warn in the log of some
-    later test."""
+    """Close what a test opened to brokers, and delete the queues that it made.
+
+    An open connection would send heartbeats, and warn in the log of a later test.
+    """
     opened: list[oslo_messaging.Transport] = []
+    first_queue = len(QUEUES_MADE)
 
     def recorded(
         get: Callable[..., oslo_messaging.Transport],
@@ -134,6 +202,8 @@ def no_connection_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator
     yield
     for transport in opened:
         transport.cleanup()
+    if queues := QUEUES_MADE[first_queue:]:
+        delete_queues(queues)
 
 
 @pytest.fixture
@@ -166,7 +236,8 @@ def cloud() -> fakes.FakeCloud:
 class Nudges(list[str]):
     """Takes the place of `rpc.Nudger`: the uuids that were nudged."""
 
-    nudge = list.append
+    def nudge(self, uuid: str) -> None:
+        self.append(uuid)
 
 
 @pytest.fixture
@@ -318,6 +389,15 @@ def cluster(api: Api, template: dict[str, Any]) -> str:
     return response.json['uuid']
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the requests of one YAML file in one worker: each builds on those before it."""
+    for item in items:
+        if isinstance(item, pytest.Function) and item.originalname == 'test_pytest':
+            suite = item.callspec.id.partition('_')[0]
+            item.add_marker(pytest.mark.xdist_group(suite))
+
+
 @contextlib.contextmanager
 def counted_statements(database: db.Database) -> Iterator[list[str]]:
     """The SQL statements of a block, without BEGIN and the like."""
@@ -357,8 +437,8 @@ def use(conf: cfg.ConfigOpts, url: str) -> None:
 
 @pytest.fixture
 def topic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A queue of the test's own: the broker may be serving others."""
-    monkeypatch.setattr(rpc, 'TOPIC', f'{rpc.TOPIC}-test-{time.monotonic_ns()}')
+    """Give the test a queue of its own: the broker may serve others at the same time."""
+    monkeypatch.setattr(rpc, 'TOPIC', f'{rpc.TOPIC}-test-{uuid.uuid4().hex[:12]}')
 
 
 @pytest.fixture

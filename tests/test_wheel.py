@@ -11,6 +11,7 @@ import zipfile
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group('wheel')
 ROOT = pathlib.Path(__file__).parent.parent
 UV = pathlib.Path(sys.executable).parent / 'uv'
 
