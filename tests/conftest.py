@@ -252,7 +252,7 @@ class SigningHere:
         self._conf, self._database = conf, database
 
     def sign_certificate(self, **request: Any) -> dict[str, Any]:
-        signer = rpc.Signer(self._conf)
+        signer: Any = rpc.Signer(self._conf)
         conductor_services: Any = types.SimpleNamespace(
             db=self._database,
             drivers=drivers.load(self._conf),
@@ -261,7 +261,8 @@ class SigningHere:
         signer._call = lambda request, timeout_s: endpoint.Endpoint(
             threading.Event(), conductor_services
         ).sign_certificate({}, **request)
-        return signer.sign_certificate(**request)
+        answer: dict[str, Any] = signer.sign_certificate(**request)
+        return answer
 
 
 @pytest.fixture
@@ -269,15 +270,25 @@ def services(
     conf: cfg.ConfigOpts, database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges
 ) -> Services:
     """What the handlers of the API act on."""
+    return make_services(conf, database, cloud, nudges)
+
+
+def make_services(
+    conf: cfg.ConfigOpts, database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges
+) -> Services:
+    """Services of the API, with stand-ins for the cloud and for messages to conductors."""
+    stand_ins: dict[str, Any] = {
+        'cloud': cloud,
+        'nudger': nudges,
+        'signer': SigningHere(conf, database),
+    }
     return Services(
         conf=conf,
         db=database,
-        cloud=cloud,
         drivers=drivers.load(conf),
-        nudger=nudges,
         notifier=notify.Notifier(conf),
         enforcer=policies.enforcer(conf),
-        signer=SigningHere(conf, database),
+        **stand_ins,
     )
 
 
@@ -298,10 +309,11 @@ def conductor_services(
     second."""
     monkeypatch.setattr(certs, 'make_keypair', lambda *, algorithm: rsa_pair)
     keystore.create_key_file(conf.keystore.key_file)
+    fake_cloud: Any = cloud
     return steps.Services(
         conf=conf,
         db=database,
-        cloud=cloud,
+        cloud=fake_cloud,
         keystore=keystore.KeyStore(conf),
         drivers=drivers.load(conf),
         notifier=notify.Notifier(conf),
@@ -387,15 +399,6 @@ def cluster(api: Api, template: dict[str, Any]) -> str:
     )
     assert response.status_code == 202, response.text
     return response.json['uuid']
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the requests of one YAML file in one worker: each builds on those before it."""
-    for item in items:
-        if isinstance(item, pytest.Function) and item.originalname == 'test_pytest':
-            suite = item.callspec.id.partition('_')[0]
-            item.add_marker(pytest.mark.xdist_group(suite))
 
 
 @contextlib.contextmanager

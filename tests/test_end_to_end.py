@@ -29,7 +29,6 @@ pytestmark = [
         not HOME, reason='MAGNUM_LITE_EMBEDDED_CLOUD names no folder; tools/test does'
     ),
     pytest.mark.timeout(600),
-    pytest.mark.xdist_group('embedded cloud'),
 ]
 
 
