@@ -365,7 +365,7 @@ def check_nothing_is_doubled(story: Story, cluster: str) -> None:
     row = loaded(story, cluster)
     assert {g.stack_id for g in row.nodegroups} == {s.id for s in story.cloud.all_stacks()}
     for group in row.nodegroups:
-        stack = story.cloud.stacks_by_project['p1'][group.stack_id]
+        stack = story.cloud.stacks_by_project['p1'][str(group.stack_id)]
         name = 'kube_masters.yaml' if group.role == 'master' else 'kube_minions.yaml'
         assert stack.members[name] == {node.number for node in group.nodes}, group.name
         assert len(group.nodes) == group.node_count

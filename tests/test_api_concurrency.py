@@ -6,13 +6,11 @@ from concurrent import futures
 from typing import Any
 
 import fakes
-from conftest import Api, Nudges
+from conftest import Api, Nudges, make_services
 from rows import TEMPLATE_UUID, rows_of, store_cluster, store_template, uuid_of, wanted
 
-from magnum_lite import db, drivers, notify
+from magnum_lite import db
 from magnum_lite.api import app as api_app
-from magnum_lite.api import policies
-from magnum_lite.api.request import Services
 
 
 def test_changes_at_the_same_time_all_come_to_be(
@@ -20,16 +18,7 @@ def test_changes_at_the_same_time_all_come_to_be(
 ) -> None:
     """MariaDB would show each transaction the nodegroups and nodes from before it waited for the
     lock."""
-    services: Any = Services(
-        conf=conf,
-        db=any_database,
-        cloud=cloud,
-        drivers=drivers.load(conf),
-        nudger=nudges,
-        notifier=notify.Notifier(conf),
-        enforcer=policies.enforcer(conf),
-        signer=None,
-    )
+    services = make_services(conf, any_database, cloud, nudges)
     api, path = Api(api_app.make_app(services)), f'/v1/clusters/{uuid_of(1)}'
     store_template(any_database)
     store_cluster(any_database, 1)
@@ -54,16 +43,7 @@ def test_changes_at_the_same_time_all_come_to_be(
 def test_one_of_two_nodegroups_with_one_name_comes_to_be(
     conf: Any, any_database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges
 ) -> None:
-    services: Any = Services(
-        conf=conf,
-        db=any_database,
-        cloud=cloud,
-        drivers=drivers.load(conf),
-        nudger=nudges,
-        notifier=notify.Notifier(conf),
-        enforcer=policies.enforcer(conf),
-        signer=None,
-    )
+    services = make_services(conf, any_database, cloud, nudges)
     api = Api(api_app.make_app(services))
     store_template(any_database)
     store_cluster(any_database, 1)
@@ -82,16 +62,7 @@ def test_one_of_two_nodegroups_with_one_name_comes_to_be(
 def test_200_creates_at_once_make_as_many_clusters_as_the_quota_has(
     conf: Any, any_database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges
 ) -> None:
-    services: Any = Services(
-        conf=conf,
-        db=any_database,
-        cloud=cloud,
-        drivers=drivers.load(conf),
-        nudger=nudges,
-        notifier=notify.Notifier(conf),
-        enforcer=policies.enforcer(conf),
-        signer=None,
-    )
+    services = make_services(conf, any_database, cloud, nudges)
     api = Api(api_app.make_app(services))
     store_template(any_database)
 

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import oslo_messaging
 import pytest
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from oslo_config import cfg
 from oslo_db import exception as db_exc
 
-from magnum_lite import certs, db, drivers, errors, models, rpc
+from magnum_lite import certs, db, drivers, errors, keystore, models, rpc
 from magnum_lite.api import app as api_app
 from magnum_lite.api.request import Services
 from magnum_lite.conductor import endpoint, steps
@@ -286,12 +286,13 @@ def test_key_that_does_not_open_is_the_operator_s_to_mend(
 def test_errors_come_back_as_data(
     conductor_services: steps.Services, ask: dict[str, Any], error: Exception
 ) -> None:
-    class Broken:
-        def load(self, *_: Any) -> None:
+    class Broken(keystore.KeyStore):
+        def load(self, *_: Any) -> NoReturn:
             raise error
 
+    broken = Broken(conductor_services.conf)
     made = endpoint.Endpoint(
-        threading.Event(), dataclasses.replace(conductor_services, keystore=Broken())
+        threading.Event(), dataclasses.replace(conductor_services, keystore=broken)
     )
 
     assert made.sign_certificate({}, **ask)['code'] == 503

@@ -87,7 +87,7 @@ def test_drivers_are_listed_with_their_labels(tmp_path: pathlib.Path) -> None:
         and '  built-in, ' in short.stdout
         and 'kube_tag' not in short.stdout
     )
-    assert '\nswarm_ubuntu (disabled): ' in short.stdout
+    assert '\nswarm_cloud_init (disabled): ' in short.stdout
     assert '  kube_tag (default v' in one.stdout
     assert '  fixed_subnet_cidr (default 10.0.0.0/24, here 10.9.0.0/24, also ' in one.stdout
     assert told['labels']['fixed_subnet_cidr']['operator_default'] == '10.9.0.0/24'
@@ -279,7 +279,9 @@ def test_upgrade_check_says_what_is_to_be_done_first(tmp_path: pathlib.Path) -> 
 def test_upgrade_check_is_content_with_what_is_right(
     conductor_services: steps.Services, cloud: fakes.FakeCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checks = upgrade.Checks(conductor_services.conf, conductor_services.db, cloud)
+    checks = upgrade.Checks(
+        conductor_services.conf, conductor_services.db, conductor_services.cloud
+    )
     monkeypatch.setattr(cloud, 'service_roles', lambda: (['member'], []))
 
     results = {

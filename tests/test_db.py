@@ -7,6 +7,7 @@ import datetime
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
@@ -494,6 +495,7 @@ def test_held_renews_the_lease(any_database: db.Database) -> None:
         pass
 
     [again] = db.list_leased(any_database, 'me')
+    assert again.leased_until and row.leased_until
     assert again.leased_until - row.leased_until > datetime.timedelta(seconds=500)
     assert (row.stack_id, again.stack_id) == ('s', 's')
 
@@ -603,10 +605,11 @@ def test_look_that_is_asked_for_while_somebody_looks_is_not_forgotten(
     cluster = new_cluster(any_database, new_template(any_database), stack_id='s')
     with any_database.write() as session:
         session.execute(sa.update(NodeGroup).values(stack_id='s'))
-    for give_back in (
+    ways_to_give_back: list[Callable[[], object]] = [
         lambda: db.release_unchanged(any_database, 'me', [cluster.uuid], check_in_s=100),
         lambda: db.release(any_database, cluster, 'me', check_in_s=100),
-    ):
+    ]
+    for give_back in ways_to_give_back:
         assert len(follow(any_database, 'me')) == 1
         assert db.make_due_by_stack(any_database, ['s']) == 1
         give_back()
@@ -646,7 +649,8 @@ def test_asking_again_after_a_while_has_the_delete_sent_again_once_a_minute(
 ) -> None:
     cluster = new_cluster(any_database, new_template(any_database))
     db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))
-    seen = []
+    operations: list[Operation] = []
+    generations = []
     for age_s in (0, db.RESEND_S + 1, db.RESEND_S + 1, 2 * db.RESEND_S + 1):
         with any_database.write() as session:
             session.execute(
@@ -654,11 +658,13 @@ def test_asking_again_after_a_while_has_the_delete_sent_again_once_a_minute(
                     updated_at=models.utcnow() - datetime.timedelta(seconds=age_s)
                 )
             )
-        seen.append(db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))[1])
-        seen.append(db.get_cluster(any_database, P1, cluster.uuid).generation)
+        _, running = db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))
+        assert running is not None
+        operations.append(running)
+        generations.append(db.get_cluster(any_database, P1, cluster.uuid).generation)
 
-    assert seen[1::2] == [2, 3, 3, 4]
-    assert {(o.kind, o.generation) for o in seen[::2]} == {('delete', 2)}
+    assert generations == [2, 3, 3, 4]
+    assert {(o.kind, o.generation) for o in operations} == {('delete', 2)}
     assert len(history_of(any_database, cluster.uuid)) == 2
     with any_database.write() as session:
         assert (
@@ -708,9 +714,11 @@ def test_service_reports_count(any_database: db.Database) -> None:
     assert (row.id, row.report_count) == (1, 3)
 
 
-def test_naive_times_are_not_stored() -> None:
+def test_naive_times_are_not_stored(any_database: db.Database) -> None:
     with pytest.raises(ValueError, match='naive'):
-        models.UTCDateTime().process_bind_param(datetime.datetime(2026, 1, 1), None)
+        models.UTCDateTime().process_bind_param(
+            datetime.datetime(2026, 1, 1), any_database.engine.dialect
+        )
 
 
 def test_process_that_stands_still_in_a_transaction_does_not_stop_the_others(

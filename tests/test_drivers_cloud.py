@@ -253,8 +253,11 @@ def test_options_of_components_are_kubeadms_and_ours_win(
     files = unpacked(user_data(driver, driver.render(conf, cluster, secrets))['master_user_data'])
 
     def read(where: Any) -> dict[str, str]:
-        assert isinstance(where, shape)
-        return where if isinstance(where, dict) else {item['name']: item['value'] for item in where}
+        kind: Any = type(where)
+        assert kind is shape
+        if kind is dict:
+            return dict(where)
+        return {item['name']: item['value'] for item in where}
 
     init, configuration, _ = yaml.safe_load_all(files['/etc/magnum-lite/init.yaml'])
     kubelet = read(init['nodeRegistration']['kubeletExtraArgs'])

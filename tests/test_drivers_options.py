@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+from typing import Any
 
 import options
 import pytest
 from oslo_config import cfg
-from rendering import FOLDERS, assert_sound
+from rendering import assert_sound
 
 from magnum_lite import certs, config, drivers, errors
-
-
-@pytest.fixture(
-    params=[
-        # The pairs of a folder are found once, so its tests run in one process.
-        pytest.param(folder, marks=pytest.mark.xdist_group(f'options of {folder}'))
-        for folder in FOLDERS
-    ]
-)
-def driver(request: pytest.FixtureRequest, conf: cfg.ConfigOpts) -> drivers.Driver:
-    return drivers.load(conf)[request.param]
 
 
 @pytest.fixture
@@ -69,7 +59,8 @@ def test_every_label_changes_what_is_sent_to_some_cluster(
     def changes(row: options.Row, label: str) -> bool:
         cluster, group = walk.make(row)
         before = walk.rendered(cluster, group, secrets)
-        for owner in (cluster, *cluster.nodegroups):
+        rows: list[Any] = [cluster, *cluster.nodegroups]
+        for owner in rows:
             owner.labels = {key: value for key, value in owner.labels.items() if key != label}
         return walk.rendered(cluster, group, secrets) != before
 

@@ -32,7 +32,7 @@ from magnum_lite.api import routes
 from magnum_lite.api.request import Services
 
 READER, MEMBER, ADMIN, OTHER = 'a reader', 'a member', 'an admin', "another project's member"
-CALLERS = {
+CALLERS: dict[str, dict[str, Any]] = {
     READER: {'roles': 'reader'},
     MEMBER: {'roles': 'member,reader'},
     ADMIN: {'roles': 'admin', 'project': 'p3'},

@@ -17,7 +17,7 @@ from rendering import LIFE, a_cluster, parse, unpacked, user_data, with_new_mast
 
 from magnum_lite import certs, drivers, models
 
-FLANNEL = {'template': {'network_driver': 'flannel'}}
+FLANNEL: dict[str, Any] = {'template': {'network_driver': 'flannel'}}
 FILES = drivers.BUILT_IN / '_shared' / 'files'
 
 
@@ -277,8 +277,8 @@ def node(name: str, state: str = 'ready', **more: Any) -> dict[str, Any]:
 
 M = 'c-master-0', 'c-worker-0'
 OK = drivers.Answer(200, 'OK')
-LEADER = {'ManagerStatus': {'Reachability': 'reachable', 'Leader': True}}
-LOST = {'ManagerStatus': {'Reachability': 'unreachable'}}
+LEADER: dict[str, Any] = {'ManagerStatus': {'Reachability': 'reachable', 'Leader': True}}
+LOST: dict[str, Any] = {'ManagerStatus': {'Reachability': 'unreachable'}}
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,7 @@ def test_update_that_is_sent_after_everything_was_done_without_it_is_put_right(
     story.make_due()
     story.round()
     row = loaded(story, running)
-    stack = story.cloud.stacks_by_project['p1'][row.stack_id]
+    stack = story.cloud.stacks_by_project['p1'][str(row.stack_id)]
     assert slept and f'rev-{row.revision}' not in stack.tags, (
         'the stale one is there, or this shows nothing'
     )

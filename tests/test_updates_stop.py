@@ -125,6 +125,6 @@ def test_operation_ends_although_heat_never_does(
 
     row = loaded(story, cluster)
     assert (row.status, row.error_code) == (f'{what.upper()}_FAILED', 'TIMEOUT')
-    assert 'is not done after 71 minutes, and 60 were given' in row.status_reason
+    assert 'is not done after 71 minutes, and 60 were given' in str(row.status_reason)
     assert history(story, cluster)[-1][1] == 'failed'
     assert (row.leased_by, row.check_at) == (None, None)

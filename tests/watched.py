@@ -18,12 +18,11 @@ import contract
 import fakes
 import pytest
 import webob
-from conftest import Api, Nudges, SigningHere, scratch_database
+from conftest import Api, Nudges, make_services, scratch_database
 from oslo_config import fixture as config_fixture
 
-from magnum_lite import config, db, drivers, models, notify
+from magnum_lite import config, db, models
 from magnum_lite.api import app as api_app
-from magnum_lite.api import policies
 from magnum_lite.api.request import Services
 
 VERSIONED = (
@@ -176,16 +175,7 @@ def stage() -> Iterator[Stage]:
         settings.config(group='api', auth_strategy='noauth')
         database, cloud = db.Database(settings.conf, connection=url), fakes.FakeCloud()
         models.Base.metadata.create_all(database.engine)
-        services: Any = Services(
-            conf=settings.conf,
-            db=database,
-            cloud=cloud,
-            drivers=drivers.load(settings.conf),
-            nudger=Nudges(),
-            notifier=notify.Notifier(settings.conf),
-            enforcer=policies.enforcer(settings.conf),
-            signer=SigningHere(settings.conf, database),
-        )
+        services = make_services(settings.conf, database, cloud, Nudges())
         with contextlib.closing(Watched(api_app.make_app(services), services)) as application:
             yield Stage(settings, database, cloud, application)
         database.engine.dispose()
