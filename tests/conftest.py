@@ -1,4 +1,4 @@
-"""What tests stand on: a database, a configuration, a fake cloud, an application.
+"""Fixtures of all tests: a database, a configuration, a fake cloud, an application.
 
 The database is SQLite in a file of its own. The tests that ask for `any_database` run on MariaDB
 and PostgreSQL too, where one answers on loopback; the header of the run says which."""

@@ -37,8 +37,7 @@ class Story:
         self.rounds = 0
 
     def make_due(self) -> None:
-        """Let the time pass: everything that will be due is due, every lease of the dead is
-        over."""
+        """Let time pass: each row with a next look is due, and each lease has expired."""
         with self.conductor_services.db.write() as session:
             past = models.utcnow() - datetime.timedelta(hours=1)
             session.execute(
@@ -58,7 +57,7 @@ class Story:
             self.look()
 
     def look(self) -> None:
-        """The same, but whoever kills it sees it die."""
+        """One look of a new conductor at all that is due. `fakes.Died` reaches the test."""
         self.rounds += 1
         fresh, followed = f'conductor-{self.rounds}-a', f'conductor-{self.rounds}-b'
         unstarted = db.claim_unstarted(self.conductor_services.db, fresh, limit=100, lease_s=60)
@@ -77,7 +76,7 @@ class Story:
             )
 
     def heat_works(self) -> None:
-        """What Heat does meanwhile: stacks become complete, deleted ones go."""
+        """Heat finishes what it has begun: stacks become complete, deleted ones are gone."""
         for stacks in self.cloud.stacks_by_project.values():
             for stack in list(stacks.values()):
                 if stack.status in ('CREATE_IN_PROGRESS', 'UPDATE_IN_PROGRESS'):

@@ -51,7 +51,7 @@ def test_public_documents_need_no_token(with_keystone: Api, path: str) -> None:
         ('GET', '/v1/openapi.json/x'),
     ],
 )
-def test_everything_else_needs_one(with_keystone: Api, method: str, path: str) -> None:
+def test_every_other_path_needs_a_token(with_keystone: Api, method: str, path: str) -> None:
     """Claims of identity in the request count for nothing, and the body is that of
     keystonemiddleware."""
     response = with_keystone(
@@ -86,7 +86,7 @@ def test_answer_of_keystone_that_is_no_token_is_a_503(
 @pytest.mark.parametrize(
     'address', ['192.0.2.1', '', '10.0.0.1', '2001:db8::1', '127.0.0.1.example', '0.0.0.0', 'x']
 )
-def test_noauth_serves_nobody_from_elsewhere(services: Services, address: str) -> None:
+def test_noauth_refuses_other_machines(services: Services, address: str) -> None:
     application = api_app.make_app(services)
 
     for path in ('/', '/v1/clusters'):
@@ -170,7 +170,7 @@ def test_origin_that_is_configured_is_answered(services: Services) -> None:
     assert response.headers['Access-Control-Allow-Origin'] == 'https://dash.example'
 
 
-def test_database_that_does_not_answer_is_no_mistake(services: Services) -> None:
+def test_database_that_does_not_answer_gives_a_503(services: Services) -> None:
     class Away:
         def read(self) -> Any:
             raise db_exc.DBConnectionError(Exception('192.0.2.7 is gone'))
@@ -184,7 +184,7 @@ def test_database_that_does_not_answer_is_no_mistake(services: Services) -> None
     assert response.json['errors'][0]['code'] == 'server' and '192.0.2.7' not in response.text
 
 
-def test_database_that_does_not_answer_is_said_once_and_not_for_each_request(
+def test_database_that_does_not_answer_is_logged_once_and_not_for_each_request(
     services: Services, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Away:
@@ -203,7 +203,7 @@ def test_database_that_does_not_answer_is_said_once_and_not_for_each_request(
     assert said[0] == 'The database fails' and len(said) == 2 and 'works again' in said[1]
 
 
-def test_mistake_of_ours_tells_where_to_look_and_nothing_else(
+def test_internal_error_shows_where_to_look_and_no_secret(
     services: Services, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken:

@@ -227,7 +227,7 @@ def test_upgrade_to_a_version_waits_until_the_masters_have_the_last_one(
     assert again.status_code == 202, 'the same version once more may do what has failed'
 
 
-def test_upgrade_to_a_template_that_goes_meanwhile(
+def test_upgrade_to_a_template_deleted_during_the_request_is_refused(
     api: Api, services: Services, complete: str, cloud: fakes.FakeCloud
 ) -> None:
     store_template(services.db, uuid=NEWER_UUID, name='newer')
@@ -284,7 +284,9 @@ def test_cluster_beyond_a_limit_that_came_later_may_shrink(
     assert api('POST', f'{complete}/actions/resize', {'node_count': 2}).status_code == 400
 
 
-def test_cluster_whose_driver_was_taken_away(api: Api, services: Services, complete: str) -> None:
+def test_cluster_whose_driver_is_missing_may_only_shrink(
+    api: Api, services: Services, complete: str
+) -> None:
     with services.db.write() as session:
         session.execute(sa.update(models.Cluster).values(driver='gone'))
 
@@ -389,7 +391,7 @@ def test_operations_outlive_their_cluster(api: Api, services: Services, complete
     assert api('GET', f'{complete}/operations').status_code == 404
 
 
-def test_progress_and_failure_are_told(api: Api, services: Services) -> None:
+def test_progress_and_failure_are_shown(api: Api, services: Services) -> None:
     store_template(services.db)
     store_cluster(
         services.db,

@@ -182,10 +182,10 @@ class TestHostile:
         assert response.status_code == 413
         assert body.tell() <= 1024 * 1024 + 64 * 1024
 
-    def test_body_of_somebody_who_may_not_is_not_read(self, api: Api) -> None:
+    def test_body_of_a_forbidden_request_is_not_read(self, api: Api) -> None:
         assert send(api, Unread(), CONTENT_LENGTH='100', HTTP_X_ROLES='reader').status_code == 403
 
-    def test_body_that_ends_too_early(self, api: Api) -> None:
+    def test_body_that_ends_too_early_is_refused(self, api: Api) -> None:
         response = send(api, io.BytesIO(b'{"cluster_template_id"'), CONTENT_LENGTH='100')
 
         assert response.status_code == 400
@@ -230,7 +230,7 @@ class TestHostile:
     @pytest.mark.parametrize(
         'path', ['/%ff', '/v1/%ff/x', '/v1%00', '/%00', '/v1/clusters%ff', '/v1/clusters/%ff/x']
     )
-    def test_address_of_nothing_is_not_found(self, api: Api, path: str) -> None:
+    def test_path_without_a_route_is_not_found(self, api: Api, path: str) -> None:
         for method in ('GET', 'POST', 'DELETE', 'PATCH', 'OPTIONS', 'BREW'):
             assert api(method, path).status_code == 404, method
 
@@ -332,7 +332,7 @@ def test_body_of_exactly_the_limit_is_read(api: Api) -> None:
     assert api('POST', '/v1/clustertemplates', raw=raw).status_code == 201
 
 
-def test_charset_that_nobody_knows_is_not_looked_at(api: Api) -> None:
+def test_unknown_charset_is_ignored(api: Api) -> None:
     response = api(
         'POST',
         '/v1/clustertemplates',
@@ -389,7 +389,7 @@ ODD_VALUES: list[Any] = [
     ],
     ids=['templates', 'clusters'],
 )
-def test_no_value_of_any_attribute_is_our_mistake(
+def test_no_value_of_any_attribute_gives_a_500(
     api: Api, services: Services, path: str, resource: Any, given: dict[str, Any]
 ) -> None:
     """Each is either stored, and then shown, or refused; `Watched` sees that what is refused is not
@@ -478,7 +478,7 @@ def test_hostile_patch_is_refused(api: Api, complete: str, path: str, case: str)
     [('remove', None), *itertools.product(('add', 'replace'), ODD_VALUES)],
     ids=lambda value: repr(value)[:20],
 )
-def test_no_patch_of_a_template_is_our_mistake(
+def test_no_patch_of_a_template_gives_a_500(
     api: Api, services: Services, op: str, value: Any
 ) -> None:
     for field in [
@@ -507,7 +507,7 @@ def test_no_patch_of_a_template_is_our_mistake(
 @pytest.mark.parametrize(
     'field', ['project_id', 'resource', 'hard_limit', 'id', 'created_at', 'links']
 )
-def test_no_quota_is_our_mistake(api: Api, field: str, value: Any) -> None:
+def test_no_quota_gives_a_500(api: Api, field: str, value: Any) -> None:
     body = {'project_id': 'p1', 'hard_limit': 3} | {field: value}
 
     assert api('POST', '/v1/quotas', body, roles='admin').status_code in (201, 400, 404)
@@ -517,7 +517,7 @@ def test_no_quota_is_our_mistake(api: Api, field: str, value: Any) -> None:
 @pytest.mark.parametrize(
     'ident', ['%00', '%ff', 'x' * 10_000, '9' * 100, '-1', '0', '%F0%9F%98%80', "'", ' ']
 )
-def test_nothing_has_such_a_name(api: Api, complete: str, ident: str) -> None:
+def test_odd_identifiers_are_not_found(api: Api, complete: str, ident: str) -> None:
     for path in (
         f'{complete}/nodegroups/{ident}',
         f'/v1/operations/{ident}',

@@ -259,7 +259,7 @@ def test_conductor_signs_for_the_cluster_s_own_project_only(
         ({'cluster_uuid': '5d7e1b5c-0000-4000-8000-000000000009'}, 404),
     ],
 )
-def test_conductor_believes_no_message(
+def test_conductor_checks_every_message_against_the_row(
     here: Callable[..., dict[str, Any]], ask: dict[str, Any], change: dict[str, Any], code: int
 ) -> None:
     answer = here(**ask | change)

@@ -57,7 +57,7 @@ def test_foreign_cluster_is_not_found(any_database: db.Database) -> None:
     ('public', 'hidden', 'seen'),
     [(False, False, False), (True, False, True), (False, True, False), (True, True, False)],
 )
-def test_template_of_another_project(
+def test_template_of_another_project_is_listed_if_public_and_not_hidden(
     any_database: db.Database, public: bool, hidden: bool, seen: bool
 ) -> None:
     template = new_template(any_database, public=public, hidden=hidden)
@@ -598,7 +598,7 @@ def test_claiming_what_is_followed_takes_the_same_statements_at_any_size(
     assert (len(clusters), counts[0], counts[1]) == (600, 5, 5)
 
 
-def test_look_that_is_asked_for_while_somebody_looks_is_not_forgotten(
+def test_nudge_during_a_visit_makes_the_cluster_due_again(
     any_database: db.Database,
 ) -> None:
     """Heat says that the stack is done just after the conductor has seen that it is not."""

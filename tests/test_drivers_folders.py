@@ -42,7 +42,7 @@ def test_find_knows_what_each_folder_makes(conf: cfg.ConfigOpts) -> None:
         ({'name': 'none'}, "Driver 'none' does not exist. There are: k8s_ignition, k8s_u"),
     ],
 )
-def test_a_driver_that_is_not_there(
+def test_missing_driver_is_not_found(
     conf: cfg.ConfigOpts, asked: dict[str, str], sentences: str
 ) -> None:
     with pytest.raises(errors.Invalid) as raised:

@@ -218,7 +218,7 @@ def test_a_pod_network_that_does_not_come_with_the_cluster_needs_its_manifest(
         ({'public_key': 'k' * 40000}, ['user-data', str(drivers.MAX_USER_DATA)]),
     ],
 )
-def test_limits_are_said_before_they_bite(
+def test_cluster_beyond_a_limit_of_the_folder_is_refused(
     conf: cfg.ConfigOpts, changes: dict[str, Any], words: list[str]
 ) -> None:
     driver = drivers.load(conf)['k8s_cloud_init']

@@ -95,7 +95,7 @@ def test_members_are_found_where_the_stock_clients_look(
     assert member['handle']['type'] == 'OS::Heat::WaitConditionHandle'
 
 
-def test_new_user_data_never_makes_a_running_server_anew(
+def test_new_user_data_never_replaces_a_running_server(
     driver: drivers.Driver, conf: cfg.ConfigOpts, secrets: dict[str, certs.Pair]
 ) -> None:
     parsed = parse(driver.render(conf, a_cluster(driver), secrets))

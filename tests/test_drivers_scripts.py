@@ -17,7 +17,7 @@ SCRIPTS = sorted(drivers.BUILT_IN.glob('*/files/*.sh'))
 
 
 @pytest.mark.parametrize('script', SCRIPTS, ids=lambda p: p.name)
-def test_scripts_are_sound(script: pathlib.Path) -> None:
+def test_script_has_sound_syntax(script: pathlib.Path) -> None:
     subprocess.run(['sh', '-n', str(script)], check=True)
     if checker := shutil.which('shellcheck'):
         subprocess.run([checker, '-s', 'sh', '-e', 'SC1091', str(script)], check=True)
@@ -257,7 +257,7 @@ def test_what_does_not_answer_and_does_not_stay_leaves_etcd_before_a_master_join
     )
 
 
-def test_nobody_is_asked_who_does_not_answer(tmp_path: pathlib.Path) -> None:
+def test_etcd_member_that_does_not_answer_is_not_asked(tmp_path: pathlib.Path) -> None:
     etcd = Etcd(tmp_path, [member(0)], ())
 
     assert etcd.call('make_room', NODE_NAME='m-9', NODE_REPLACES='m-0', NODE_STAYS='') == (

@@ -130,7 +130,7 @@ def test_hostile_text_comes_back_as_data(
         {'a': [None, True, 1.5]},
     ],
 )
-def test_what_is_printed_reads_back_as_itself(value: Any) -> None:
+def test_quoted_value_reads_back_as_itself(value: Any) -> None:
     assert read_yaml(userdata.quote(value)) == value
 
 

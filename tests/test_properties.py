@@ -493,7 +493,7 @@ VALUES = st.recursive(
 
 @given(value=VALUES)
 @settings(max_examples=150)
-def test_what_is_printed_reads_back_as_itself(value: Any) -> None:
+def test_quoted_value_reads_back_as_itself(value: Any) -> None:
     text = userdata.quote(value)
 
     assert (

@@ -319,7 +319,7 @@ def test_stack_that_cannot_be_deleted_fails_the_delete_and_a_second_request_trie
     assert (story.clusters(), story.cloud.calls.count('delete')) == ([], 2)
 
 
-def test_stack_that_somebody_deleted_is_said(story: Story, api: Api, cluster: str) -> None:
+def test_stack_deleted_by_a_user_fails_the_cluster(story: Story, api: Api, cluster: str) -> None:
     story.make_due()
     story.round()
     story.cloud.stacks_by_project.clear()

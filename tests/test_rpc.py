@@ -35,7 +35,7 @@ def test_nudge_wakes_a_conductor(
 @pytest.mark.filterwarnings(
     'ignore::pytest.PytestUnhandledThreadExceptionWarning', 'ignore::ResourceWarning'
 )
-def test_broker_that_hangs_holds_nobody_up(conf: cfg.ConfigOpts, silent_broker: str) -> None:
+def test_broker_that_hangs_delays_no_request(conf: cfg.ConfigOpts, silent_broker: str) -> None:
     use(conf, silent_broker)
     nudger = rpc.Nudger(conf)
 

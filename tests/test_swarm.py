@@ -110,7 +110,7 @@ def test_what_a_swarm_cannot_be_is_said(driver: drivers.Driver) -> None:
         ({'labels': {'fixed_subnet_cidr': '10.0.0.0/30'}}, ['room for 0 nodes', '3 are asked for']),
     ],
 )
-def test_limits_are_said_before_they_bite(
+def test_cluster_beyond_a_limit_of_the_folder_is_refused(
     driver: drivers.Driver, conf: cfg.ConfigOpts, changes: dict[str, Any], words: list[str]
 ) -> None:
     problems = driver.check_cluster(conf, a_cluster(driver, **changes))

@@ -115,7 +115,7 @@ class GivesUp(DiesInTheDatabase):
 
 
 @pytest.mark.parametrize('number', range(1, 8))
-def test_write_that_the_database_gives_up_is_no_mistake_and_costs_one_look(
+def test_deadlock_at_a_write_is_retried_at_the_next_visit(
     story: Story, running: str, number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     request(story, running, resize(4))

@@ -91,7 +91,7 @@ def blocked(story: Story, api: Api, cluster: str, **query: str) -> None:
     story.cloud.users['subnet-1'] = ['Port lb-vip (p1) of Octavia lb9']
 
 
-def test_what_blocks_a_delete_is_named(story: Story, api: Api, running: str) -> None:
+def test_resource_that_blocks_a_delete_is_named(story: Story, api: Api, running: str) -> None:
     blocked(story, api, running)
     story.run(1)
 

@@ -11,9 +11,7 @@ from magnum_lite import db, models
 from magnum_lite.models import Operation
 
 
-def test_resources_are_counted_for_who_looks_and_for_nobody_else(
-    story: Story, running: str
-) -> None:
+def test_resources_are_counted_only_while_a_client_polls(story: Story, running: str) -> None:
     operation = request(story, running, resize(3))
     story.make_due()
     story.round()

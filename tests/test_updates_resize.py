@@ -138,7 +138,7 @@ def test_members_of_many_times_share_so_many_parameters(story: Story, running: s
     assert list(read.values()).count('user_data') == 2, 'the one that most have is left alone'
 
 
-def test_user_data_that_nobody_has_any_more_is_forgotten(story: Story, running: str) -> None:
+def test_user_data_without_members_is_dropped(story: Story, running: str) -> None:
     stack = story.cloud.all_stacks()[0]
     request(story, running, resize(3))
     story.run(3)

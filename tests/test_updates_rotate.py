@@ -31,7 +31,7 @@ def trust(story: Story, cluster: str) -> tuple[str, str]:
     return pair.certificate, pair.beside
 
 
-def test_rotation_replaces_everybody_three_times_so_that_nobody_meets_a_stranger(
+def test_rotation_replaces_all_nodes_three_times_so_that_each_trusts_the_others(
     story: Story, balanced: str
 ) -> None:
     old, _ = trust(story, balanced)

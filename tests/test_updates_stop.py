@@ -85,7 +85,9 @@ def test_stop_that_comes_too_late_is_no_failure(story: Story, running: str) -> N
         db.request_cancel(story.conductor_services.db, ADMIN, operation.uuid)
 
 
-def test_what_cannot_be_stopped_is_said(story: Story, api: Api, running: str) -> None:
+def test_stop_of_an_operation_that_cannot_stop_is_refused(
+    story: Story, api: Api, running: str
+) -> None:
     first = request(story, running, resize(3))
     request(story, running, resize(4))
     with pytest.raises(errors.Conflict, match='is not the only one'):
