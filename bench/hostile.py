@@ -95,7 +95,7 @@ def serve(folder: str, port: int, ready: multiprocessing.synchronize.Event) -> N
     import fakes
     from cheroot import wsgi
     from conftest import Nudges
-    from test_api import store_cluster, store_template
+    from rows import store_cluster, store_template
 
     from magnum_lite import config, db, drivers, models, notify
     from magnum_lite.api import app, policies
@@ -170,7 +170,7 @@ def main() -> int:
     )
     parser.add_argument('--runs', type=int, default=20)
     args = parser.parse_args()
-    from test_api import uuid_of
+    from rows import uuid_of
 
     item = f'/v1/clusters/{uuid_of(1)}'
     with socket.create_server(('127.0.0.1', 0)) as free:

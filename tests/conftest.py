@@ -1,4 +1,4 @@
-"""What tests stand on: a database, a configuration, a fake cloud, an application.
+"""Fixtures of all tests: a database, a configuration, a fake cloud, an application.
 
 The database is SQLite in a file of its own. The tests that ask for `any_database` run on MariaDB
 and PostgreSQL too, where one answers on loopback; the header of the run says which."""
@@ -11,12 +11,12 @@ import os
 import pathlib
 import socket
 import threading
-import time
 import types
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import amqp
 import fakes
 import oslo_messaging
 import pytest
@@ -30,6 +30,10 @@ from magnum_lite.api import app as api_app
 from magnum_lite.api import policies
 from magnum_lite.api.request import Services
 from magnum_lite.conductor import endpoint, task
+
+#: Modules with helpers of several test modules and fixtures for them.
+pytest_plugins = ['rendering', 'rows', 'stories', 'watched']
+pytest.register_assert_rewrite('contract')
 
 SERVERS = {
     'mariadb': os.environ.get(
@@ -77,6 +81,11 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+#: What this process has made on shared servers: (kind of server, database), and queues.
+DATABASES_MADE: list[tuple[str, str]] = []
+QUEUES_MADE: list[str] = []
+
+
 @contextlib.contextmanager
 def scratch_database(kind: str, folder: pathlib.Path) -> Iterator[str]:
     """The URL of an empty database of that kind, dropped afterwards."""
@@ -84,6 +93,7 @@ def scratch_database(kind: str, folder: pathlib.Path) -> Iterator[str]:
         yield f'sqlite:///{folder}/test.sqlite'
         return
     name = f'ml_test_{uuid.uuid4().hex[:12]}'
+    DATABASES_MADE.append((kind, name))
     server = sa.create_engine(SERVERS[kind], isolation_level='AUTOCOMMIT')
     with server.connect() as connection:
         connection.execute(sa.text(f'CREATE DATABASE {name}'))
@@ -110,11 +120,73 @@ def conf(tmp_path: pathlib.Path) -> Iterator[cfg.ConfigOpts]:
         yield fixture.conf
 
 
+def connect_to_rabbitmq() -> amqp.Connection:
+    url = sa.make_url(RABBITMQ)
+    return amqp.Connection(
+        f'{url.host}:{url.port or 5672}', userid=url.username or '', password=url.password or ''
+    )
+
+
+def delete_queues(names: list[str]) -> None:
+    """Delete queues of the broker. Unknown names are ignored."""
+    with connect_to_rabbitmq() as connection:
+        for name in names:
+            connection.channel().queue_delete(name)
+
+
+def list_databases(kind: str) -> list[str]:
+    server = sa.create_engine(SERVERS[kind], poolclass=sa.NullPool)
+    column, table = {
+        'mariadb': ('schema_name', 'information_schema.schemata'),
+        'postgresql': ('datname', 'pg_database'),
+    }[kind]
+    with server.connect() as connection:
+        return list(connection.scalars(sa.text(f'SELECT {column} FROM {table}')))
+
+
+def list_existing_queues(names: list[str]) -> list[str]:
+    """Those of the queues that the broker still has."""
+    existing = []
+    with connect_to_rabbitmq() as connection:
+        for name in names:
+            with contextlib.suppress(amqp.NotFound):
+                connection.channel().queue_declare(name, passive=True)
+                existing.append(name)
+    return existing
+
+
+@pytest.fixture(autouse=True, scope='session')
+def nothing_is_left_on_servers() -> Iterator[None]:
+    """Fail the last test of this process if a database or a queue of its tests still exists.
+
+    Under pytest-xdist each worker checks its own: other runs may use the servers at the same time.
+    """
+    declare = amqp.Channel.queue_declare
+
+    def declare_and_note(channel: amqp.Channel, queue: str = '', *args: Any, **kwargs: Any) -> Any:
+        url = sa.make_url(RABBITMQ)
+        address = f'{url.host}:{url.port or 5672}'
+        if (channel.connection.host, channel.connection.virtual_host) == (address, '/'):
+            QUEUES_MADE.append(queue)
+        return declare(channel, queue, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(amqp.Channel, 'queue_declare', declare_and_note)
+        yield
+    left = [name for kind, name in DATABASES_MADE if name in list_databases(kind)]
+    if QUEUES_MADE:
+        left += list_existing_queues(QUEUES_MADE)
+    assert left == [], 'tests have left these databases and queues'
+
+
 @pytest.fixture(autouse=True)
 def no_connection_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close what was opened to brokers: its heartbeat would go on, and warn in the log of some
-    later test."""
+    """Close what a test opened to brokers, and delete the queues that it made.
+
+    An open connection would send heartbeats, and warn in the log of a later test.
+    """
     opened: list[oslo_messaging.Transport] = []
+    first_queue = len(QUEUES_MADE)
 
     def recorded(
         get: Callable[..., oslo_messaging.Transport],
@@ -130,6 +202,8 @@ def no_connection_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> Iterator
     yield
     for transport in opened:
         transport.cleanup()
+    if queues := QUEUES_MADE[first_queue:]:
+        delete_queues(queues)
 
 
 @pytest.fixture
@@ -162,7 +236,8 @@ def cloud() -> fakes.FakeCloud:
 class Nudges(list[str]):
     """Takes the place of `rpc.Nudger`: the uuids that were nudged."""
 
-    nudge = list.append
+    def nudge(self, uuid: str) -> None:
+        self.append(uuid)
 
 
 @pytest.fixture
@@ -177,7 +252,7 @@ class SigningHere:
         self._conf, self._database = conf, database
 
     def sign_certificate(self, **request: Any) -> dict[str, Any]:
-        signer = rpc.Signer(self._conf)
+        signer: Any = rpc.Signer(self._conf)
         conductor_services: Any = types.SimpleNamespace(
             db=self._database,
             drivers=drivers.load(self._conf),
@@ -186,7 +261,8 @@ class SigningHere:
         signer._call = lambda request, timeout_s: endpoint.Endpoint(
             threading.Event(), conductor_services
         ).sign_certificate({}, **request)
-        return signer.sign_certificate(**request)
+        answer: dict[str, Any] = signer.sign_certificate(**request)
+        return answer
 
 
 @pytest.fixture
@@ -194,15 +270,25 @@ def services(
     conf: cfg.ConfigOpts, database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges
 ) -> Services:
     """What the handlers of the API act on."""
+    return make_services(conf, database, cloud, nudges)
+
+
+def make_services(
+    conf: cfg.ConfigOpts, database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges
+) -> Services:
+    """Services of the API, with stand-ins for the cloud and for messages to conductors."""
+    stand_ins: dict[str, Any] = {
+        'cloud': cloud,
+        'nudger': nudges,
+        'signer': SigningHere(conf, database),
+    }
     return Services(
         conf=conf,
         db=database,
-        cloud=cloud,
         drivers=drivers.load(conf),
-        nudger=nudges,
         notifier=notify.Notifier(conf),
         enforcer=policies.make_enforcer(conf),
-        signer=SigningHere(conf, database),
+        **stand_ins,
     )
 
 
@@ -223,10 +309,11 @@ def conductor_services(
     second."""
     monkeypatch.setattr(certs, 'make_keypair', lambda *, algorithm: rsa_pair)
     keystore.create_key_file(conf.keystore.key_file)
+    fake_cloud: Any = cloud
     return task.Services(
         conf=conf,
         db=database,
-        cloud=cloud,
+        cloud=fake_cloud,
         keystore=keystore.KeyStore(conf),
         drivers=drivers.load(conf),
         notifier=notify.Notifier(conf),
@@ -353,8 +440,8 @@ def use(conf: cfg.ConfigOpts, url: str) -> None:
 
 @pytest.fixture
 def topic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A queue of the test's own: the broker may be serving others."""
-    monkeypatch.setattr(rpc, 'TOPIC', f'{rpc.TOPIC}-test-{time.monotonic_ns()}')
+    """Give the test a queue of its own: the broker may serve others at the same time."""
+    monkeypatch.setattr(rpc, 'TOPIC', f'{rpc.TOPIC}-test-{uuid.uuid4().hex[:12]}')
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
-"""The other cloud: what stands behind `clients.Cloud` in tests. In memory, and able to fail on
-purpose.
+"""The fake cloud of tests, in memory. It takes the place of `clients.Cloud`, and fails on purpose.
 
 It repeats what was seen on real Keystone and Heat: without a role on the project no call works
 (401); a second stack of a name is refused (409); the list of stacks leaves out those that are
@@ -40,7 +39,7 @@ class FakeStack:
     tags: tuple[str, ...] = ()
     outputs: dict[str, Any] = field(default_factory=dict)
     failed: list[clients.FailedResource] = field(default_factory=list)
-    #: Resources done and in all, for whoever counts.
+    #: Resources that are done, and all resources.
     progress: tuple[int, int] = (3, 10)
 
     def seen(self) -> clients.Stack:
@@ -149,7 +148,7 @@ class FakeCloud:
             known = self.cluster_logins.get(name)
             if known and user_id in ('', known[0]):
                 del self.cluster_logins[name]
-                self.user_grants.pop(known[0], None)  # Keystone forgets them with the user
+                self.user_grants.pop(known[0], None)  # Keystone deletes grants with their user
 
     def list_cluster_users(self) -> dict[str, str]:
         with self.call('list_cluster_users'):
@@ -261,8 +260,8 @@ class FakeStacks:
     ) -> None:
         with self._call('update') as stacks:
             stack = self._one(stacks, stack_id)
-            # Heat forgets what is not declared any more, and wants a value for what is. (Others
-            # than user-data may be outputs of another stack, which are null here.)
+            # Heat drops parameters that are no longer declared, and requires a value for those that
+            # are. (Others than user-data may be outputs of another stack, which are null here.)
             declared = yaml.load(template, Loader=yaml.CSafeLoader).get('parameters') or {}
             kept = {
                 name: value

@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import oslo_messaging
 import pytest
@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from oslo_config import cfg
 from oslo_db import exception as db_exc
 
-from magnum_lite import certs, db, drivers, errors, models, rpc
+from magnum_lite import certs, db, drivers, errors, keystore, models, rpc
 from magnum_lite.api import app as api_app
 from magnum_lite.api.request import Services
 from magnum_lite.conductor import endpoint, task
@@ -221,7 +221,7 @@ def test_groups_of_the_manifest_are_bound_in_the_cluster(conf: cfg.ConfigOpts) -
             continue
         bindings = [
             item
-            for item in yaml.safe_load_all(driver._text('access.yaml.j2', {}))
+            for item in yaml.safe_load_all(driver._render_text('access.yaml.j2', {}))
             if item['kind'] == 'ClusterRoleBinding'
         ]
         health = driver.manifest['health']['certificate']['organization']
@@ -259,7 +259,7 @@ def test_conductor_signs_for_the_cluster_s_own_project_only(
         ({'cluster_uuid': '5d7e1b5c-0000-4000-8000-000000000009'}, 404),
     ],
 )
-def test_conductor_believes_no_message(
+def test_conductor_checks_every_message_against_the_row(
     here: Callable[..., dict[str, Any]], ask: dict[str, Any], change: dict[str, Any], code: int
 ) -> None:
     answer = here(**ask | change)
@@ -286,12 +286,13 @@ def test_key_that_does_not_open_is_the_operator_s_to_mend(
 def test_errors_come_back_as_data(
     conductor_services: task.Services, ask: dict[str, Any], error: Exception
 ) -> None:
-    class Broken:
-        def load_pairs(self, *_: Any) -> None:
+    class Broken(keystore.KeyStore):
+        def load(self, *_: Any) -> NoReturn:
             raise error
 
+    broken = Broken(conductor_services.conf)
     made = endpoint.Endpoint(
-        threading.Event(), dataclasses.replace(conductor_services, keystore=Broken())
+        threading.Event(), dataclasses.replace(conductor_services, keystore=broken)
     )
 
     assert made.sign_certificate({}, **ask)['code'] == 503

@@ -279,7 +279,9 @@ def test_upgrade_check_says_what_is_to_be_done_first(tmp_path: pathlib.Path) -> 
 def test_upgrade_check_is_content_with_what_is_right(
     conductor_services: Services, cloud: fakes.FakeCloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checks = upgrade.Checks(conductor_services.conf, conductor_services.db, cloud)
+    checks = upgrade.Checks(
+        conductor_services.conf, conductor_services.db, conductor_services.cloud
+    )
     monkeypatch.setattr(cloud, 'list_service_roles', lambda: (['member'], []))
 
     results = {

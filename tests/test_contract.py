@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import Api, Nudges, counted_statements
 from oslo_config import cfg
-from test_api import TEMPLATE_UUID, store_cluster, store_template, uuid_of
+from rows import TEMPLATE_UUID, store_cluster, store_template, uuid_of
 
 from magnum_lite import db, drivers, models, notify
 from magnum_lite.api import app as api_app

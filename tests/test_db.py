@@ -7,6 +7,7 @@ import datetime
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent import futures
 from typing import Any
 
@@ -15,90 +16,16 @@ import sqlalchemy as sa
 from conftest import counted_statements, history_of
 from oslo_config import cfg
 from oslo_db import exception as db_exc
+from rows import a_cluster, new_cluster, new_template, operation
 from sqlalchemy import orm
 
-from magnum_lite import db, errors, members, models
-from magnum_lite.models import Cluster, ClusterTemplate, NodeGroup, Operation
+from magnum_lite import db, errors, models
+from magnum_lite.models import Cluster, NodeGroup, Operation
 
 ADMIN = db.Scope('', all_projects=True)
+
+
 P1, P2 = db.Scope('p1'), db.Scope('p2')
-
-
-def new_template(database: db.Database, project: str = 'p1', **columns: Any) -> ClusterTemplate:
-    values = {
-        'name': 't',
-        'coe': 'x',
-        'image_id': 'i',
-        'server_type': 'vm',
-        'cluster_distro': 'd',
-        'labels': {},
-    }
-    template = ClusterTemplate(
-        uuid=str(uuid.uuid4()), project_id=project, user_id='u', **values | columns
-    )
-    db.create_template(database, template)
-    return template
-
-
-def a_cluster(
-    template: ClusterTemplate, *, project: str = 'p1', workers: int = 2, **columns: Any
-) -> Cluster:
-    """The rows of a cluster, not yet stored."""
-    values = {
-        'name': 'c',
-        'driver': 'd',
-        'status': 'CREATE_IN_PROGRESS',
-        'generation': 1,
-        'labels': {'a': '1'},
-        'floating_ip_enabled': True,
-        'master_lb_enabled': False,
-        'nodegroups': [],
-    }
-    cluster = Cluster(
-        uuid=str(uuid.uuid4()),
-        project_id=project,
-        user_id='u',
-        cluster_template_id=template.uuid,
-        **values | columns,
-    )
-    for name, role, count in (
-        ('default-master', 'master', 1),
-        ('default-worker', 'worker', workers),
-    ):
-        group = NodeGroup(
-            uuid=str(uuid.uuid4()),
-            project_id=project,
-            name=name,
-            role=role,
-            is_default=True,
-            node_count=count,
-            next_number=0,
-            status=cluster.status,
-            nodes=[],
-            labels={},
-        )
-        cluster.nodegroups.append(group)
-        members.add(cluster, group, count)
-    return cluster
-
-
-def new_cluster(
-    database: db.Database, template: ClusterTemplate, *, quota: int = 10_000, **values: Any
-) -> Cluster:
-    cluster = a_cluster(template, **values)
-    db.create_cluster(database, cluster, operation(cluster), default_quota=quota)
-    return cluster
-
-
-def operation(cluster: Cluster | None = None, kind: str = 'create') -> Operation:
-    return Operation(
-        uuid=str(uuid.uuid4()),
-        user_id='u',
-        kind=kind,
-        cluster_id=cluster and cluster.uuid,
-        project_id=cluster and cluster.project_id,
-        generation=1,
-    )
 
 
 def claim(
@@ -130,7 +57,7 @@ def test_foreign_cluster_is_not_found(any_database: db.Database) -> None:
     ('public', 'hidden', 'seen'),
     [(False, False, False), (True, False, True), (False, True, False), (True, True, False)],
 )
-def test_template_of_another_project(
+def test_template_of_another_project_is_listed_if_public_and_not_hidden(
     any_database: db.Database, public: bool, hidden: bool, seen: bool
 ) -> None:
     template = new_template(any_database, public=public, hidden=hidden)
@@ -568,6 +495,7 @@ def test_held_renews_the_lease(any_database: db.Database) -> None:
         pass
 
     [again] = db.list_leased(any_database, 'me')
+    assert again.leased_until and row.leased_until
     assert again.leased_until - row.leased_until > datetime.timedelta(seconds=500)
     assert (row.stack_id, again.stack_id) == ('s', 's')
 
@@ -670,17 +598,18 @@ def test_claiming_what_is_followed_takes_the_same_statements_at_any_size(
     assert (len(clusters), counts[0], counts[1]) == (600, 5, 5)
 
 
-def test_look_that_is_asked_for_while_somebody_looks_is_not_forgotten(
+def test_nudge_during_a_visit_makes_the_cluster_due_again(
     any_database: db.Database,
 ) -> None:
     """Heat says that the stack is done just after the conductor has seen that it is not."""
     cluster = new_cluster(any_database, new_template(any_database), stack_id='s')
     with any_database.write() as session:
         session.execute(sa.update(NodeGroup).values(stack_id='s'))
-    for give_back in (
+    ways_to_give_back: list[Callable[[], object]] = [
         lambda: db.release_unchanged(any_database, 'me', [cluster.uuid], check_in_s=100),
         lambda: db.release(any_database, cluster, 'me', check_in_s=100),
-    ):
+    ]
+    for give_back in ways_to_give_back:
         assert len(follow(any_database, 'me')) == 1
         assert db.make_due_by_stack(any_database, ['s']) == 1
         give_back()
@@ -720,7 +649,8 @@ def test_asking_again_after_a_while_has_the_delete_sent_again_once_a_minute(
 ) -> None:
     cluster = new_cluster(any_database, new_template(any_database))
     db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))
-    seen = []
+    operations: list[Operation] = []
+    generations = []
     for age_s in (0, db.RESEND_S + 1, db.RESEND_S + 1, 2 * db.RESEND_S + 1):
         with any_database.write() as session:
             session.execute(
@@ -728,11 +658,13 @@ def test_asking_again_after_a_while_has_the_delete_sent_again_once_a_minute(
                     updated_at=models.utcnow() - datetime.timedelta(seconds=age_s)
                 )
             )
-        seen.append(db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))[1])
-        seen.append(db.get_cluster(any_database, P1, cluster.uuid).generation)
+        _, running = db.request_delete(any_database, P1, cluster.uuid, operation(kind='delete'))
+        assert running is not None
+        operations.append(running)
+        generations.append(db.get_cluster(any_database, P1, cluster.uuid).generation)
 
-    assert seen[1::2] == [2, 3, 3, 4]
-    assert {(o.kind, o.generation) for o in seen[::2]} == {('delete', 2)}
+    assert generations == [2, 3, 3, 4]
+    assert {(o.kind, o.generation) for o in operations} == {('delete', 2)}
     assert len(history_of(any_database, cluster.uuid)) == 2
     with any_database.write() as session:
         assert (
@@ -782,9 +714,11 @@ def test_service_reports_count(any_database: db.Database) -> None:
     assert (row.id, row.report_count) == (1, 3)
 
 
-def test_naive_times_are_not_stored() -> None:
+def test_naive_times_are_not_stored(any_database: db.Database) -> None:
     with pytest.raises(ValueError, match='naive'):
-        models.UTCDateTime().process_bind_param(datetime.datetime(2026, 1, 1), None)
+        models.UTCDateTime().process_bind_param(
+            datetime.datetime(2026, 1, 1), any_database.engine.dialect
+        )
 
 
 def test_process_that_stands_still_in_a_transaction_does_not_stop_the_others(

@@ -24,7 +24,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from oslo_db import exception as db_exc
-from test_db import new_cluster, new_template
+from rows import new_cluster, new_template
 
 from magnum_lite import certs, db, drivers, keystore, members, models
 from magnum_lite.conductor import health
@@ -167,7 +167,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Engine
 
     def do_GET(self) -> None:
-        peer = self.connection.getpeercert() if isinstance(self.connection, ssl.SSLSocket) else None
+        peer: Any = None
+        if isinstance(self.connection, ssl.SSLSocket):
+            peer = self.connection.getpeercert()
         subject = {k: v for part in peer['subject'] for k, v in part} if peer else None
         self.server.asked.append((self.path, self.headers['Accept'], subject))
         answer = self.server.answers.get(self.path, (404, b''))
@@ -192,7 +194,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server_pair(ca: certs.Pair, address: str = '127.0.0.1') -> certs.Pair:
     """A certificate of a server with an address, as engines have it."""
     made = certs.issue_client(ca, common_name='server', organization=None, life=LIFE)
-    key = serialization.load_pem_private_key(made.private_key.encode(), None)
+    key: Any = serialization.load_pem_private_key(made.private_key.encode(), None)
     signer: Any = serialization.load_pem_private_key(ca.private_key.encode(), None)
     authority = x509.load_pem_x509_certificate(ca.certificate.encode())
     now = datetime.datetime.now(datetime.UTC)
@@ -582,9 +584,12 @@ def test_no_key_is_left_in_a_file_or_shown(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written: list[str] = []
-    monkeypatch.setattr(
-        ssl.SSLContext, 'load_cert_chain', lambda self, path: written.append(path) or 1 / 0
-    )
+
+    def fail_to_load(context: ssl.SSLContext, path: str) -> None:
+        written.append(path)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ssl.SSLContext, 'load_cert_chain', fail_to_load)
     cluster = asked(conductor_services, address(engine), authority=ca)
 
     status, reason = look(conductor_services, cluster)
@@ -723,7 +728,9 @@ def made_up(
     (folder / 'health.yaml.j2').write_text(TEMPLATE + more)
     return dataclasses.replace(
         conductor_services,
-        drivers={'made_up': drivers.Driver('made_up', yaml.safe_load(manifest), [folder])},
+        drivers=drivers.Drivers(
+            {'made_up': drivers.Driver('made_up', yaml.safe_load(manifest), [folder])}
+        ),
     )
 
 

@@ -29,9 +29,7 @@ def test_liveness_asks_nobody_and_needs_no_token(services: Services) -> None:
     def never() -> None:
         raise AssertionError('liveness asks nobody')
 
-    application = healthcheck.Healthcheck(
-        lambda *_: [b'the application'], services.conf, healthcheck.Readiness({'database': never})
-    )
+    application = healthcheck.Healthcheck(services.conf, healthcheck.Readiness({'database': never}))
 
     response = Api(application)('GET', '/healthcheck', version=None)
 

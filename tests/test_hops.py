@@ -34,7 +34,7 @@ from typing import Any
 import fakes
 import pytest
 from conftest import Api
-from test_reconcile import Story
+from stories import Story
 
 import magnum_lite
 from magnum_lite.conductor.task import Services

@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 from oslo_config import cfg
-from test_drivers import a_cluster, conf, functions, parse, unpacked, user_data
+from rendering import a_cluster, functions, parse, unpacked, user_data
 
 from magnum_lite import drivers, models
 
-__all__ = ['conf']
 FILES = drivers.BUILT_IN / '_shared' / 'files'
 
 
@@ -84,7 +83,7 @@ def test_it_says_what_it_is_and_takes_the_templates_of_old_users(driver: drivers
         ({'labels': {'flannel_network_subnetlen': '17'}}, ['room for 2 nodes', '3 are asked for']),
     ],
 )
-def test_limits_are_said_before_they_bite(
+def test_cluster_beyond_a_limit_of_the_folder_is_refused(
     driver: drivers.Driver, conf: cfg.ConfigOpts, changes: dict[str, Any], words: list[str]
 ) -> None:
     problems = driver.check_cluster(conf, a_cluster(driver, **changes))

@@ -211,7 +211,7 @@ def test_broker_that_refuses_is_said_once_and_without_the_payload(
 @pytest.mark.filterwarnings(
     'ignore::pytest.PytestUnhandledThreadExceptionWarning', 'ignore::ResourceWarning'
 )
-def test_broker_that_hangs_holds_nobody_up(conf: cfg.ConfigOpts, row: models.Cluster) -> None:
+def test_broker_that_hangs_delays_no_request(conf: cfg.ConfigOpts, row: models.Cluster) -> None:
     with socket.create_server(('127.0.0.1', 0)) as listener:
         use(conf, f'rabbit://guest:guest@127.0.0.1:{listener.getsockname()[1]}/', 'messagingv2')
         notifier = notify.Notifier(conf)

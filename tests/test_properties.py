@@ -23,10 +23,10 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from oslo_config import cfg
-from test_drivers import functions, is_ignition, parse, read_yaml, unpacked, walk
+from rendering import functions, is_ignition, parse, read_yaml, unpacked, walk
 
-from magnum_lite import certs, config, drivers, errors, userdata
-from magnum_lite.api import nodegroups, offline, versions
+from magnum_lite import certs, config, drivers, errors, models, userdata
+from magnum_lite.api import nodegroups, offline, resources, versions
 
 settings.register_profile(
     'repeatable',
@@ -193,7 +193,9 @@ def body_of(
     return bodies['template'], bodies['cluster'], bodies['group']
 
 
-def rows(driver: drivers.Driver, texts: dict[tuple[str, str], str]) -> Any:
+def rows(
+    driver: drivers.Driver, texts: dict[tuple[str, str], str]
+) -> tuple[drivers.Driver, models.Cluster, models.NodeGroup] | None:
     """(driver, cluster, further nodegroup), or None if that was refused as a request would have
     been."""
     template, cluster, group = body_of(driver, texts)
@@ -213,8 +215,8 @@ def is_taken(driver: drivers.Driver, place: tuple[str, str], text: str) -> bool:
         if place[0] in ('template', 'labels'):
             row = offline.make_template(CONF, template)
             return driver.check_labels(row.labels, CONF) == []
-        offline.CLUSTER.parse(cluster | {'cluster_template_id': 't'}, versions.MAXIMUM)
-        values = offline.NODEGROUP.parse(group, versions.MAXIMUM)
+        resources.CLUSTER.parse(cluster | {'cluster_template_id': 't'}, versions.MAXIMUM)
+        values = resources.NODEGROUP.parse(group, versions.MAXIMUM)
         nodegroups._check_consistent(values, driver.check_node_labels(values['node_labels']))
     except (errors.Invalid, errors.Conflict):
         return False
@@ -258,7 +260,12 @@ def content(path: str, text: str) -> Any:
     return json.loads(text) if path.endswith('.json') else text
 
 
-def told(driver: drivers.Driver, cluster: Any, group: Any, secrets: dict[str, certs.Pair]) -> Any:
+def told(
+    driver: drivers.Driver,
+    cluster: models.Cluster,
+    group: models.NodeGroup | None,
+    secrets: dict[str, certs.Pair],
+) -> Any:
     """Everything that is sent for a cluster and its nodegroup, read back."""
     everything: dict[str, Any] = {}
     for stack, further in (('cluster', None), ('further', group)):
@@ -363,6 +370,8 @@ def test_text_is_refused_or_comes_through_as_data(
         strict=True,
     )
     replacing = {word: sent.get(place, word) for place, word in plain.items()}
+    here: Any
+    there: Any
     for here, there in both:
         replacing |= {here.uuid: there.uuid, here.uuid[:8]: there.uuid[:8]}
     expected = replaced(told(*one, secrets), replacing)
@@ -377,7 +386,7 @@ def test_text_is_refused_or_comes_through_as_data(
         st.sampled_from(
             [
                 field.name
-                for field in offline.CLUSTER_TEMPLATE.fields
+                for field in resources.CLUSTER_TEMPLATE.fields
                 if field.type.get('type') == 'string'
             ]
         ),
@@ -484,7 +493,7 @@ VALUES = st.recursive(
 
 @given(value=VALUES)
 @settings(max_examples=150)
-def test_what_is_printed_reads_back_as_itself(value: Any) -> None:
+def test_quoted_value_reads_back_as_itself(value: Any) -> None:
     text = userdata.quote(value)
 
     assert (

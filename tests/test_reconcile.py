@@ -3,98 +3,20 @@ happened."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import pathlib
 from typing import Any
 
 import fakes
 import pytest
 import sqlalchemy as sa
 from conftest import Api, history_of
-from oslo_config import cfg
 from oslo_db import exception as db_exc
+from stories import DiesInTheDatabase, Story, dying, with_time_passing
 
-from magnum_lite import clients, db, errors, keystore, models
-from magnum_lite.conductor import reconcile, service, steps, watch
-from magnum_lite.conductor.task import Services, Task, choose_interval_s
-
-ADMIN = db.Scope('', all_projects=True)
-
-
-class Story:
-    """Runs rounds of conductors, each of which may die, until nothing is due any more."""
-
-    def __init__(self, conductor_services: Services, cloud: fakes.FakeCloud) -> None:
-        self.conductor_services, self.cloud = conductor_services, cloud
-        self.rounds = 0
-
-    def make_due(self) -> None:
-        """Let the time pass: everything that will be due is due, every lease of the dead is
-        over."""
-        with self.conductor_services.db.write() as session:
-            past = models.utcnow() - datetime.timedelta(hours=1)
-            session.execute(
-                sa.update(models.Cluster)
-                .where(models.Cluster.check_at.is_not(None))
-                .values(check_at=past)
-            )
-            session.execute(
-                sa.update(models.Cluster)
-                .where(models.Cluster.leased_by.is_not(None))
-                .values(leased_until=past)
-            )
-
-    def round(self) -> None:
-        """One look of a new conductor at all that is due. If it dies, it dies silently."""
-        with contextlib.suppress(fakes.Died):
-            self.look()
-
-    def look(self) -> None:
-        """The same, but whoever kills it sees it die."""
-        self.rounds += 1
-        fresh, followed = f'conductor-{self.rounds}-a', f'conductor-{self.rounds}-b'
-        for uuid in db.claim_unstarted(self.conductor_services.db, fresh, limit=100, lease_s=60):
-            reconcile.reconcile_leased(self.conductor_services, fresh, uuid, {})
-        clusters = db.claim_watched(
-            self.conductor_services.db, followed, projects=100, lease_s=60, horizon_s=0
-        )
-        for project in service.group_by_project(clusters):
-            look = watch.check_stacks(self.conductor_services, followed, project)
-            for cluster_uuid in look.changed:
-                reconcile.reconcile_leased(
-                    self.conductor_services, followed, cluster_uuid, look.snapshot, look.as_admin
-                )
-
-    def heat_works(self) -> None:
-        """What Heat does meanwhile: stacks become complete, deleted ones go."""
-        for stacks in self.cloud.stacks_by_project.values():
-            for stack in list(stacks.values()):
-                if stack.status in ('CREATE_IN_PROGRESS', 'UPDATE_IN_PROGRESS'):
-                    stack.status = stack.status.replace('IN_PROGRESS', 'COMPLETE')
-                elif stack.status == 'DELETE_IN_PROGRESS':
-                    del stacks[stack.id]
-
-    def run(self, rounds: int = 12) -> None:
-        for _ in range(rounds):
-            self.make_due()
-            self.round()
-            self.heat_works()
-            if min(db.get_due_in_s(self.conductor_services.db)) == float('inf'):
-                return
-
-    def clusters(self) -> list[models.Cluster]:
-        return list(db.list_clusters(self.conductor_services.db, ADMIN, db.Page(1000)))
-
-    def count(self, model: type[models.Base]) -> int:
-        with self.conductor_services.db.read() as session:
-            return session.scalar(sa.select(sa.func.count()).select_from(model)) or 0
-
-
-@pytest.fixture
-def story(conductor_services: Services, cloud: fakes.FakeCloud) -> Story:
-    return Story(conductor_services, cloud)
+from magnum_lite import clients, db, errors, models
+from magnum_lite.conductor import reconcile, steps
+from magnum_lite.conductor.task import Task, choose_interval_s
 
 
 def test_create_reaches_complete_with_one_stack(story: Story, cluster: str) -> None:
@@ -235,21 +157,9 @@ def test_delete_before_any_conductor_saw_it_makes_no_call_to_heat(
 
 
 OUTSIDE_CALLS = ('grant_roles', 'create', 'list_by_ids', 'get_outputs')
+
+
 DELETE_CALLS = ('list_by_ids', 'delete', 'revoke_roles')
-
-
-def dying(cloud: fakes.FakeCloud, victim: str, moment: str) -> list[int]:
-    """Have the process die at its first call of this name. Returns a list that holds 1 once it
-    did."""
-    deaths: list[int] = []
-
-    def hook(call: str, when: str) -> None:
-        if (call, when) == (victim, moment) and not deaths:
-            deaths.append(1)
-            raise fakes.Died
-
-    cloud.hook = hook
-    return deaths
 
 
 @pytest.mark.parametrize('moment', ['before', 'after'])
@@ -325,29 +235,6 @@ def test_conductor_that_dies_in_a_diagnosis(story: Story, cluster: str, moment: 
     assert [o.outcome for o in history_of(story.conductor_services.db, cluster)] == ['failed']
 
 
-class DiesInTheDatabase:
-    """Has the process die at the n-th write to the database, before or after it is committed."""
-
-    def __init__(self, database: db.Database, number: int, moment: str) -> None:
-        self.engine, self.number, self.moment, self.seen = database.engine, number, moment, 0
-
-    def __enter__(self) -> DiesInTheDatabase:
-        sa.event.listen(self.engine, 'commit', self.commit)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        sa.event.remove(self.engine, 'commit', self.commit)
-
-    def commit(self, connection: sa.Connection) -> None:
-        if not connection.get_execution_options().get('magnum_lite_writes'):
-            return
-        self.seen += 1
-        if self.seen == self.number:
-            if self.moment == 'after':
-                connection.connection.commit()
-            raise fakes.Died
-
-
 @pytest.mark.parametrize('number', range(1, 14))
 @pytest.mark.parametrize('moment', ['before', 'after'])
 def test_conductor_that_dies_at_a_write_of_create_or_delete(
@@ -373,15 +260,6 @@ def test_conductor_that_dies_at_a_write_of_create_or_delete(
             assert (row.status, row.stack_id) == ('CREATE_COMPLETE', stack.id)
     assert (story.clusters(), story.cloud.all_stacks(), story.cloud.granted) == ([], [], set())
     assert deaths or number > 8, 'nobody died, so this shows nothing'
-
-
-def with_time_passing(story: Story, killer: DiesInTheDatabase) -> None:
-    """Heat works on and rows become due; the writes for that are the test's, not the victim's."""
-    number, killer.number = killer.number, -1
-    seen = killer.seen
-    story.heat_works()
-    story.make_due()
-    killer.number, killer.seen = number, seen
 
 
 def test_stack_that_fails_says_why(story: Story, api: Api, cluster: str) -> None:
@@ -442,7 +320,7 @@ def test_stack_that_cannot_be_deleted_fails_the_delete_and_a_second_request_trie
     assert (story.clusters(), story.cloud.calls.count('delete')) == ([], 2)
 
 
-def test_stack_that_somebody_deleted_is_said(story: Story, api: Api, cluster: str) -> None:
+def test_stack_deleted_by_a_user_fails_the_cluster(story: Story, api: Api, cluster: str) -> None:
     story.make_due()
     story.round()
     story.cloud.stacks_by_project.clear()
@@ -649,227 +527,3 @@ def test_role_is_taken_back_when_the_last_two_clusters_go_at_the_same_moment(
         steps.ensure_project_left(Task(story.conductor_services, one, 'me', {}))
 
     assert len(held) == 2 and story.cloud.granted == set()
-
-
-# The user that a cluster has in the cloud.
-
-
-@pytest.fixture
-def integrated(conf: cfg.ConfigOpts) -> None:
-    """An operator has provided for users of clusters, so clusters get one. Ask for it before the
-    cluster."""
-    conf.set_override('trustee_domain_id', 'users', 'trust')
-
-
-def password(story: Story, cluster: str) -> tuple[str, str]:
-    """Id and password of the cluster's user as the key store has them."""
-    pairs = story.conductor_services.keystore.load_pairs(
-        story.conductor_services.db, models.Cluster(uuid=cluster, rotation_phase=0)
-    )
-    return pairs[keystore.CLOUD_USER].certificate, pairs[keystore.CLOUD_USER].private_key
-
-
-@pytest.mark.usefixtures('integrated')
-def test_cluster_gets_a_user_before_its_stack_and_loses_it_first(
-    story: Story, api: Api, cluster: str
-) -> None:
-    story.run(4)
-
-    [(user_id, secret)] = story.cloud.cluster_logins.values()
-    assert password(story, cluster) == (user_id, secret)
-    assert story.cloud.user_grants == {user_id: {'p1'}}
-    [stack] = story.cloud.all_stacks()
-    assert (
-        secret in stack.parameters['master_user_data']
-        and user_id in stack.parameters['master_user_data']
-    )
-    assert secret not in stack.parameters['worker_user_data'] + stack.template + ''.join(
-        stack.files.values()
-    )
-
-    assert 'whose password is not rotated' in api('PATCH', f'/v1/credentials/{cluster}').text
-
-    story.cloud.calls.clear()
-    api('DELETE', f'/v1/clusters/{cluster}')
-    story.run(4)
-    assert (story.clusters(), story.cloud.cluster_logins, story.cloud.user_grants) == ([], {}, {})
-    assert story.cloud.calls.index('remove_user') < story.cloud.calls.index('list_load_balancers')
-
-
-def test_cluster_that_wants_no_user_gets_none(story: Story, cluster: str) -> None:
-    story.run(4)
-
-    assert story.clusters()[0].status == 'CREATE_COMPLETE'
-    assert not {'make_user', 'grant_user', 'build_login'} & set(story.cloud.calls)
-
-
-@pytest.mark.usefixtures('integrated')
-@pytest.mark.parametrize('moment', ['before', 'after'])
-@pytest.mark.parametrize('victim', ['make_user', 'grant_user', 'build_login', 'create'])
-def test_conductor_that_dies_while_a_user_is_made(
-    story: Story, cluster: str, victim: str, moment: str
-) -> None:
-    deaths = dying(story.cloud, victim, moment)
-    story.run()
-
-    assert deaths, 'the call was never made, so this shows nothing'
-    [row] = story.clusters()
-    [(user_id, secret)] = story.cloud.cluster_logins.values()
-    [stack] = story.cloud.all_stacks()
-    assert row.status == 'CREATE_COMPLETE' and list(story.cloud.cluster_logins) == [cluster]
-    assert (
-        password(story, cluster) == (user_id, secret)
-        and secret in stack.parameters['master_user_data']
-    )
-    assert story.cloud.user_grants == {user_id: {'p1'}}
-
-
-@pytest.mark.usefixtures('integrated')
-@pytest.mark.parametrize('moment', ['before', 'after'])
-@pytest.mark.parametrize('victim', ['remove_user', 'list_load_balancers', 'delete', 'revoke_roles'])
-def test_conductor_that_dies_while_a_user_goes(
-    story: Story, api: Api, cluster: str, victim: str, moment: str
-) -> None:
-    story.run(3)
-    api('DELETE', f'/v1/clusters/{cluster}')
-    deaths = dying(story.cloud, victim, moment)
-    story.run()
-
-    assert deaths, 'the call was never made, so this shows nothing'
-    assert (story.clusters(), story.cloud.cluster_logins, story.cloud.all_stacks()) == ([], {}, [])
-    assert story.count(models.Key) == 0
-
-
-@pytest.mark.usefixtures('integrated')
-@pytest.mark.parametrize('moment', ['before', 'after'])
-@pytest.mark.parametrize('call', ['make_user', 'grant_user'])
-def test_delete_after_a_conductor_died_while_it_made_the_user(
-    story: Story, api: Api, cluster: str, call: str, moment: str
-) -> None:
-    dying(story.cloud, call, moment)
-    story.make_due()
-    story.round()
-    api('DELETE', f'/v1/clusters/{cluster}')
-    story.run()
-
-    assert (story.clusters(), story.cloud.cluster_logins) == ([], {})
-
-
-@pytest.mark.usefixtures('integrated')
-@pytest.mark.parametrize('number', range(1, 14))
-@pytest.mark.parametrize('moment', ['before', 'after'])
-def test_conductor_that_dies_at_a_write_leaves_no_user(
-    story: Story, api: Api, cluster: str, number: int, moment: str
-) -> None:
-    for phase in ('create', 'delete'):
-        if phase == 'delete':
-            api('DELETE', f'/v1/clusters/{cluster}')
-        with (
-            contextlib.suppress(fakes.Died),
-            DiesInTheDatabase(story.conductor_services.db, number, moment) as killer,
-        ):
-            for _ in range(5):
-                story.look()
-                with_time_passing(story, killer)
-        story.run()
-        assert list(story.cloud.cluster_logins) == ([cluster] if phase == 'create' else [])
-        if phase == 'create':
-            assert password(story, cluster) == story.cloud.cluster_logins[cluster]
-
-
-@pytest.mark.usefixtures('integrated')
-def test_conductor_that_slept_through_a_delete_removes_the_user_it_made(
-    story: Story, api: Api, cluster: str
-) -> None:
-    def sleep(call: str, when: str) -> None:
-        if (call, when) == ('make_user', 'before'):
-            story.cloud.hook = None
-            api('DELETE', f'/v1/clusters/{cluster}')
-            story.run(3)
-            assert story.clusters() == []
-
-    story.cloud.hook = sleep
-    story.run(4)
-
-    assert (story.clusters(), story.cloud.cluster_logins) == ([], {})
-
-
-@pytest.mark.usefixtures('integrated')
-def test_conductor_that_slept_while_another_made_the_user_leaves_it(
-    story: Story, cluster: str
-) -> None:
-    def sleep(call: str, when: str) -> None:
-        if (call, when) == ('grant_user', 'after'):
-            story.cloud.hook = None
-            story.run(4)
-
-    story.cloud.hook = sleep
-    story.run(4)
-
-    assert story.clusters()[0].status == 'CREATE_COMPLETE'
-    assert password(story, cluster) == story.cloud.cluster_logins[cluster]
-
-
-@pytest.mark.usefixtures('integrated')
-def test_create_that_is_stopped_leaves_no_user(story: Story, api: Api, cluster: str) -> None:
-    story.make_due()
-    story.round()
-    [operation] = history_of(story.conductor_services.db, cluster)
-    assert len(story.cloud.cluster_logins) == 1
-    assert api('DELETE', f'/v1/operations/{operation.uuid}').status_code == 202
-    story.run(6)
-
-    assert (story.clusters()[0].status, story.cloud.cluster_logins) == ('CREATE_FAILED', {})
-
-
-@pytest.mark.usefixtures('integrated')
-@pytest.mark.parametrize('state', ['disabled', 'gone'])
-def test_user_goes_although_the_project_is_closed_and_no_key_opens(
-    story: Story, api: Api, cluster: str, state: str
-) -> None:
-    story.run(4)
-    story.cloud.project_states['p1'] = state
-    pathlib.Path(story.conductor_services.conf.keystore.key_file).write_text(
-        keystore.generate_key()
-    )
-    story.conductor_services = dataclasses.replace(
-        story.conductor_services, keystore=keystore.KeyStore(story.conductor_services.conf)
-    )
-
-    api('DELETE', f'/v1/clusters/{cluster}')
-    story.run(8)
-
-    assert (story.clusters(), story.cloud.cluster_logins) == ([], {})
-
-
-@pytest.mark.usefixtures('integrated')
-def test_user_that_the_service_may_not_make_fails_the_create(story: Story, cluster: str) -> None:
-    def refuse(call: str, when: str) -> None:
-        if call == 'make_user':
-            raise clients.Rejected(
-                'Making the user of the cluster: You are not authorized (HTTP 403)'
-            )
-
-    story.cloud.hook = refuse
-    story.run(2)
-
-    [row] = story.clusters()
-    assert row.status == 'CREATE_FAILED' and 'role admin on the domain that [trust] names' in str(
-        row.status_reason
-    )
-
-
-@pytest.mark.usefixtures('integrated')
-def test_worker_that_comes_later_knows_of_the_user_and_not_its_password(
-    story: Story, api: Api, cluster: str, conf: cfg.ConfigOpts
-) -> None:
-    story.run(4)
-    conf.clear_override('trustee_domain_id', 'trust')
-
-    api('POST', f'/v1/clusters/{cluster}/actions/resize', {'node_count': 3})
-    story.run(4)
-
-    [stack] = story.cloud.all_stacks()
-    assert story.clusters()[0].status == 'UPDATE_COMPLETE'
-    assert '"external"' in stack.parameters['worker_user_data'].replace('\\', '')
-    assert password(story, cluster)[1] not in stack.parameters['worker_user_data']

@@ -16,24 +16,23 @@ import sqlalchemy as sa
 from conftest import TEMPLATE, Api
 from oslo_config import cfg
 from oslo_policy import _checks as policy
-from test_api import (
+from rows import (
     NEWER_UUID,
     TEMPLATE_UUID,
-    Stage,
     group_uuid,
-    stage,
     store_cluster,
     store_operation,
     store_template,
     uuid_of,
 )
+from watched import Stage, stage
 
 from magnum_lite import certs, db, keystore, models
 from magnum_lite.api import routes
 from magnum_lite.api.request import Services
 
 READER, MEMBER, ADMIN, OTHER = 'a reader', 'a member', 'an admin', "another project's member"
-CALLERS = {
+CALLERS: dict[str, dict[str, Any]] = {
     READER: {'roles': 'reader'},
     MEMBER: {'roles': 'member,reader'},
     ADMIN: {'roles': 'admin', 'project': 'p3'},
@@ -187,7 +186,9 @@ def test_every_route_has_a_line() -> None:
 
 @pytest.mark.parametrize('caller', CALLERS)
 @pytest.mark.parametrize(('method', 'path'), TABLE)
-def test_answer(staged: Stage, method: str, path: str, caller: str) -> None:
+def test_each_caller_gets_the_response_of_the_table(
+    staged: Stage, method: str, path: str, caller: str
+) -> None:
     body, *expected = TABLE[method, path]
     furnish(staged.conf.conf, staged.database, quota=(method, path) != ('POST', '/v1/quotas'))
 
@@ -210,7 +211,9 @@ def test_role_that_nobody_knows_gets_nothing(staged: Stage, method: str, path: s
 
 
 @pytest.mark.parametrize(('method', 'path'), TABLE)
-def test_answer_without_a_token(with_keystone: Api, method: str, path: str) -> None:
+def test_request_without_a_token_is_refused_unless_public(
+    with_keystone: Api, method: str, path: str
+) -> None:
     response = with_keystone(method, address(path), TABLE[method, path][0], roles='admin')
 
     assert response.status_code == (200 if (method, path) in PUBLIC else 401)

@@ -20,7 +20,7 @@ from conftest import AVAILABLE, scratch_database
 
 BIN = pathlib.Path(sys.executable).parent
 ROOT = pathlib.Path(__file__).parent.parent
-UWSGI = [
+UWSGI: list[str | pathlib.Path] = [
     BIN / 'uwsgi',
     '--master',
     '--need-app',
@@ -32,7 +32,7 @@ UWSGI = [
     '--module',
     'magnum_lite.api.wsgi:application',
 ]
-GUNICORN = [
+GUNICORN: list[str | pathlib.Path] = [
     BIN / 'gunicorn',
     '--workers',
     '2',
@@ -41,7 +41,7 @@ GUNICORN = [
     'magnum_lite.api.wsgi:application',
 ]
 INSTALLED = ROOT / 'etc' / 'magnum-lite-api-uwsgi.ini'
-SERVERS = {
+SERVERS: dict[str, list[str | pathlib.Path]] = {
     'uwsgi': [*UWSGI, '--lazy-apps', '--http-socket'],
     'uwsgi loaded before the fork': [*UWSGI, '--http-socket'],
     'uwsgi as installed': [BIN / 'uwsgi', '--ini', 'magnum-lite-api-uwsgi.ini', '--http-socket'],

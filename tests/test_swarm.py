@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 from cryptography import x509
 from oslo_config import cfg
-from test_drivers import LIFE, a_cluster, conf, parse, unpacked, user_data, with_new_master
+from rendering import LIFE, a_cluster, parse, unpacked, user_data, with_new_master
 
 from magnum_lite import certs, drivers, models
 
-__all__ = ['conf']
-FLANNEL = {'template': {'network_driver': 'flannel'}}
+FLANNEL: dict[str, Any] = {'template': {'network_driver': 'flannel'}}
 FILES = drivers.BUILT_IN / '_shared' / 'files'
 
 
@@ -111,7 +110,7 @@ def test_what_a_swarm_cannot_be_is_said(driver: drivers.Driver) -> None:
         ({'labels': {'fixed_subnet_cidr': '10.0.0.0/30'}}, ['room for 0 nodes', '3 are asked for']),
     ],
 )
-def test_limits_are_said_before_they_bite(
+def test_cluster_beyond_a_limit_of_the_folder_is_refused(
     driver: drivers.Driver, conf: cfg.ConfigOpts, changes: dict[str, Any], words: list[str]
 ) -> None:
     problems = driver.check_cluster(conf, a_cluster(driver, **changes))
@@ -278,8 +277,8 @@ def node(name: str, state: str = 'ready', **more: Any) -> dict[str, Any]:
 
 M = 'c-master-0', 'c-worker-0'
 OK = drivers.HealthResponse(200, 'OK')
-LEADER = {'ManagerStatus': {'Reachability': 'reachable', 'Leader': True}}
-LOST = {'ManagerStatus': {'Reachability': 'unreachable'}}
+LEADER: dict[str, Any] = {'ManagerStatus': {'Reachability': 'reachable', 'Leader': True}}
+LOST: dict[str, Any] = {'ManagerStatus': {'Reachability': 'unreachable'}}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 import yaml
 from conftest import TEMPLATE, Api
 from oslo_config import cfg
-from test_drivers import (
+from rendering import (
     a_cluster,
     all_secrets,
     check_ignition,

@@ -6,6 +6,7 @@ import pytest
 from conftest import Api
 
 from magnum_lite.api import resources, routes, versions
+from magnum_lite.api.route import Route
 
 #: A part of the addresses that are not there before a version. All others are there from 1.1 on,
 #: also those that came later in Magnum's history: it has never refused them.
@@ -18,7 +19,7 @@ def test_versions_are_magnums_and_one_of_our_own() -> None:
 
 
 @pytest.mark.parametrize('route', routes.ROUTES, ids=lambda route: f'{route.method} {route.path}')
-def test_route_is_there_from_this_version_on(route: routes.Route) -> None:
+def test_route_is_there_from_this_version_on(route: Route) -> None:
     assert route.since == next((since for part, since in GATES.items() if part in route.path), 1)
 
 

@@ -91,7 +91,7 @@ def test_wheel_renders_in_an_empty_environment(wheel: pathlib.Path, tmp_path: pa
     run(sys.executable, '-m', 'venv', tmp_path / 'venv', cwd=tmp_path)
     python = tmp_path / 'venv' / 'bin' / 'python'
     if UV.exists():
-        install = [UV, 'pip', 'install', '-q', '-p', python]
+        install: list[str | pathlib.Path] = [UV, 'pip', 'install', '-q', '-p', python]
     else:
         install = [python, '-m', 'pip', 'install', '-q', '--disable-pip-version-check']
     run(*install, '-c', ROOT / 'constraints.txt', wheel, cwd=tmp_path)

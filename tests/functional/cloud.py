@@ -424,6 +424,15 @@ TEMPLATE = {
     'keypair_id': 'testkey',
 }
 
+#: The same of the driver `paper`, whose stacks have no servers.
+PAPER_TEMPLATE = {
+    'name': 'paper',
+    'coe': 'paper',
+    'image_id': 'debian',
+    'flavor_id': 'm1.tiny',
+    'master_flavor_id': 'm1.tiny',
+}
+
 
 def post(
     service: Service,

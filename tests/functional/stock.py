@@ -35,6 +35,21 @@ PAPER = {
 PAPER_ONLY = {'path': DRIVERS, 'disabled_drivers': 'k8s_ignition'}
 
 
+def has_client() -> bool:
+    """Whether the stock client is on the path, with what it needs for this service."""
+    client = shutil.which('openstack')
+    return (
+        bool(client)
+        and subprocess.run(
+            [str(client), 'help', 'coe', 'cluster', 'list'],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        ).returncode
+        == 0
+    )
+
+
 @contextlib.contextmanager
 def own_region(sandbox: Sandbox, url: str) -> Iterator[str]:
     """The name of a region whose container-infra service stands at `url`, with the other services

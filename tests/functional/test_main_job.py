@@ -13,7 +13,6 @@ import ipaddress
 import json
 import os
 import random
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +37,7 @@ from functional.cloud import (
     post,
 )
 from functional.service import Service, poll
+from functional.stock import has_client
 from keystoneauth1 import session as ksa_session
 from keystoneauth1.identity import v3
 
@@ -288,21 +288,6 @@ def assert_that_listings_agree(service: Service, project: Project, shown: dict[s
     )
     assert get('/v1/clustertemplates/fn-template')['uuid'] == shown['cluster_template_id']
     assert shown['status_reason'] is None and shown['node_count'] == 2 and shown['coe_version']
-
-
-def has_client() -> bool:
-    """Whether the stock client is on the path, with what it needs for this service."""
-    client = shutil.which('openstack')
-    return (
-        bool(client)
-        and subprocess.run(
-            [str(client), 'help', 'coe', 'cluster', 'list'],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        ).returncode
-        == 0
-    )
 
 
 def assert_that_the_client_agrees(cloud_name: str, shown: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 import requests
 from functional.broken import Broken, breakable
-from functional.cloud import ON_A_CLOUD, Cluster, Project, Sandbox, Say
+from functional.cloud import ON_A_CLOUD, PAPER_TEMPLATE, Cluster, Project, Sandbox, Say
 from functional.proxy import MODES, Proxy
 from functional.service import Process, Service, connect
 
@@ -44,13 +44,6 @@ RETRY_AFTER_S = 40 if IS_LONG else 5
 AT_ONCE_S = 3
 LINES_PER_MINUTE = 2
 KEYSTONE_MODES = ('refuse', 'cut', 'slow', 'html 200', 'html 502', '429', '503', '504')
-TEMPLATE = {
-    'name': 'paper',
-    'coe': 'paper',
-    'image_id': 'debian',
-    'flavor_id': 'm1.tiny',
-    'master_flavor_id': 'm1.tiny',
-}
 
 
 @pytest.fixture(scope='module')
@@ -103,7 +96,7 @@ class Story:
 
     def prepare(self) -> None:
         """Have those that there are before."""
-        self.template = self.send('POST', '/v1/clustertemplates', TEMPLATE, 201)['uuid']
+        self.template = self.send('POST', '/v1/clustertemplates', PAPER_TEMPLATE, 201)['uuid']
         self.resized, self.deleted = self.create('resized'), self.create('deleted')
         self.resized.wait('CREATE_COMPLETE')
         self.deleted.wait('CREATE_COMPLETE')

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import requests
 from functional.broken import Broken, breakable
-from functional.cloud import ON_A_CLOUD, Forwarder, Project, Sandbox, Say
+from functional.cloud import ON_A_CLOUD, PAPER_TEMPLATE, Forwarder, Project, Sandbox, Say
 from functional.service import Service, poll
-from functional.test_outages import TEMPLATE
 
 pytest_plugins = ('functional.fixtures',)
 pytestmark = ON_A_CLOUD
@@ -104,7 +103,7 @@ def test_after_all_this_a_cluster_is_made_by_the_same_processes(
     broken: Broken, project: Project
 ) -> None:
     service, headers = broken.service, project.headers
-    _, template = service.request('POST', '/v1/clustertemplates', TEMPLATE, headers=headers)
+    _, template = service.request('POST', '/v1/clustertemplates', PAPER_TEMPLATE, headers=headers)
     status, body = service.request(
         'POST',
         '/v1/clusters',

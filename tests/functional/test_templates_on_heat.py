@@ -19,7 +19,7 @@ from functional.cloud import ON_A_CLOUD, Project, Sandbox, Say
 from heatclient import exc as heat_exc
 from heatclient.v1 import client as heat_client
 from oslo_config import cfg
-from test_drivers import BIG, a_cluster, parse, read_yaml
+from rendering import BIG, a_cluster, parse, read_yaml
 
 from magnum_lite import config, drivers
 from magnum_lite.api import offline

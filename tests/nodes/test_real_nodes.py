@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 from functional.cloud import Project, Sandbox
 from functional.service import Service, connect, poll
-from functional.test_main_job import has_client
+from functional.stock import has_client
 from keystoneauth1 import session
 from keystoneauth1.identity import v3
 from nodes import booted, kubernetes
