@@ -68,7 +68,9 @@ class Field:
 
     `since` and `until` are the first and the last microversion (minor numbers) that know the field;
     to any other it is an unknown attribute. `brief` says whether the short listing shows it. `read`
-    takes the value from the row where that has no attribute of the field's name."""
+    takes the value from the row where that has no attribute of the field's name. `is_note` marks
+    what a PATCH may set without giving a conductor work: it is stored at once, in any status, and
+    is a part of the ETag."""
 
     name: str
     type: dict[str, Any]
@@ -79,6 +81,7 @@ class Field:
     since: int = 1
     until: int = 10_000
     read: Callable[[Any], Any] | None = None
+    is_note: bool = False
 
     def show(self, row: Any) -> Any:
         """The value in a form that JSON can hold."""

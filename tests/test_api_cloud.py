@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ import fakes
 import pytest
 from conftest import TEMPLATE, Api
 
-from magnum_lite import clients, db
+from magnum_lite import clients, db, drivers
+from magnum_lite.api import app as api_app
 from magnum_lite.api.request import Services
 
 
@@ -191,9 +193,11 @@ def test_nodes_come_from_images_that_the_driver_of_their_cluster_is_for(
 
 
 def test_template_whose_driver_was_taken_away_can_still_be_renamed(
-    api: Api, template: dict[str, Any], services: Services
+    template: dict[str, Any], services: Services
 ) -> None:
     services.conf.set_override('disabled_drivers', ['k8s_cloud_init'], 'drivers')
+    restarted = dataclasses.replace(services, drivers=drivers.load(services.conf))
+    api = Api(api_app.make_app(restarted))
 
     assert (
         api(

@@ -287,7 +287,7 @@ def test_errors_come_back_as_data(
     conductor_services: task.Services, ask: dict[str, Any], error: Exception
 ) -> None:
     class Broken(keystore.KeyStore):
-        def load(self, *_: Any) -> NoReturn:
+        def load_pairs(self, *_: Any) -> NoReturn:
             raise error
 
     broken = Broken(conductor_services.conf)

@@ -95,6 +95,20 @@ def test_links_lead_to_files_and_headings(document: pathlib.Path) -> None:
     assert broken == []
 
 
+#: A source file as documents name it, in backticks. `<noun>` and the like are placeholders.
+SOURCE = re.compile(r'`((?:[\w.-]+/)+[\w*.-]+\.(?:py|yaml|j2|sh|cfg|md))`')
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *CONTRIBUTOR.glob('*.md')]
+
+
+@pytest.mark.parametrize('document', PAGES, ids=name_of)
+def test_documents_name_files_that_exist(document: pathlib.Path) -> None:
+    named = set(SOURCE.findall(document.read_text()))
+    places = (ROOT, PACKAGE, ROOT / 'tests')
+    missing = [name for name in named if not any(list(place.glob(name)) for place in places)]
+
+    assert missing == []
+
+
 # -- lists that are written twice ------------------------------------------------------------------
 
 

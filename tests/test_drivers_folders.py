@@ -39,7 +39,7 @@ def test_find_knows_what_each_folder_makes(conf: cfg.ConfigOpts) -> None:
             "'beos' on server_type 'vm'. "
             'k8s_cloud_init makes kubernetes on ubuntu (vm), kubernetes on debian (vm).',
         ),
-        ({'name': 'none'}, "Driver 'none' does not exist. There are: k8s_ignition, k8s_u"),
+        ({'name': 'none'}, "Driver 'none' does not exist. There are: k8s_cloud_init, "),
     ],
 )
 def test_missing_driver_is_not_found(

@@ -31,6 +31,7 @@ from rendering import (
 )
 
 from magnum_lite import certs, drivers, userdata
+from magnum_lite.drivers import limits
 
 
 def test_new_members_bring_their_user_data_and_the_version_of_the_engine(
@@ -347,7 +348,7 @@ def test_the_largest_user_data_is_within_the_limit_and_no_larger_than_was_though
     assert all(
         size + drivers.PLACEHOLDER_ROOM < drivers.MAX_USER_DATA for size in sizes.values()
     ), sizes
-    monkeypatch.setattr(drivers, 'MAX_USER_DATA', 1)
+    monkeypatch.setattr(limits, 'MAX_USER_DATA', 1)
     thought = [
         int(problem.split(' would have ')[1].split()[0])
         for problem in driver.check_cluster(conf, cluster)

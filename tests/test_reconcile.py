@@ -496,7 +496,7 @@ def test_database_that_goes_away_in_a_visit_is_no_mistake_of_the_step(
     story: Story, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Away:
-        def store_pair(self, *_: Any, **__: Any) -> None:
+        def store_pairs(self, *_: Any, **__: Any) -> None:
             raise db_exc.DBConnectionError(Exception('gone'))
 
     keystore: Any = Away()

@@ -44,12 +44,25 @@ def test_no_word_of_an_engine_or_an_os_outside_templates() -> None:
 
 
 def test_only_move_writes_a_status_of_a_cluster() -> None:
-    writers = [
-        line for line in lines(r'update\(Cluster\)|update\(models\.Cluster\)') if 'status' in line
-    ]
+    writers = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and _writes_cluster_status(node):
+                writers.append(f'{path.relative_to(PACKAGE)}: {ast.unparse(node)}')
 
-    assert writers == []
+    assert len(writers) == 1, writers
+    assert writers[0].startswith('db/leases.py') and 'status=status' in writers[0]  # move()
     assert lines(r'cluster\.status\s*=[^=]') == []
+
+
+def _writes_cluster_status(call: ast.Call) -> bool:
+    """Whether a call is an UPDATE of clusters that names the column `status`."""
+    if not any(keyword.arg == 'status' for keyword in call.keywords):
+        return False
+    text = ast.unparse(call)
+    return bool(re.match(r'update_rows\(\w+, (models\.)?Cluster,', text)) or bool(
+        re.search(r'\bupdate\((models\.)?Cluster\)', text)
+    )
 
 
 def test_nobody_names_the_global_configuration_but_config_and_the_command() -> None:
@@ -124,8 +137,10 @@ def _is_inner(tree: ast.AST, wanted: ast.AST) -> bool:
 
 
 #: AST nodes of the package, as tools/measure.py counts them. The same features may only take fewer;
-#: an issue that adds a capability raises this by a figure that it states.
-MOST_NODES = 53_600
+#: an issue that adds a capability raises this by a figure that it states. 53,600 until 2026-11-30;
+#: then 1,210 more: former names of driver folders, `description` with notes and the version gate of
+#: requests (450), and what names for parts of packed expressions cost in drivers (760).
+MOST_NODES = 54_810
 #: AST nodes of one function, and of a line of code on average.
 MOST_NODES_OF_A_FUNCTION = 200
 MOST_NODES_OF_A_LINE = 4.5

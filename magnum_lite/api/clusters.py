@@ -14,7 +14,7 @@ from sqlalchemy import orm
 from magnum_lite import db, drivers, errors, members, models, states
 from magnum_lite.api import changes, etags, nodegroups, paging, patch, preflight, request, versions
 from magnum_lite.api.request import Answer, Request
-from magnum_lite.api.resources import CLUSTER
+from magnum_lite.api.resources import CLUSTER, CLUSTER_NOTES
 
 PLURAL = 'clusters'
 #: Names of the nodegroups that come with a cluster.
@@ -31,7 +31,7 @@ INHERITED = (
     'master_lb_enabled',
 )
 #: Attributes that a patch may change.
-PATCHABLE = ('node_count', 'health_status', 'health_status_reason', 'description')
+PATCHABLE = ('node_count', 'health_status', 'health_status_reason', *CLUSTER_NOTES)
 
 
 def index(req: Request) -> dict[str, Any]:
@@ -120,9 +120,9 @@ def update(req: Request) -> Answer:
 
 
 def _edit_cluster(req: Request, cluster: models.Cluster, changed: dict[str, Any]) -> models.Cluster:
-    """Change what needs no operation: description and health. Returns the cluster."""
+    """Change what needs no operation: notes and health. Returns the cluster."""
     guard = changes.make_guard(req, etags.of_cluster)
-    if 'description' in changed:
+    if not changed.keys().isdisjoint(CLUSTER_NOTES):
         # `updated_at` stays: conductors measure from it how long the last operation has run.
         return db.edit_cluster(
             req.services.db,

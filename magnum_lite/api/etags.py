@@ -6,8 +6,8 @@ tag of the locked row. A tag is made from rows that are read anyway.
 A tag identifies the wanted state of a resource, not the observed one. Every change that a client
 requests changes the tag; a status, an address or a health that changes by itself does not. So a
 client that read a cluster an hour ago can tell whether anybody has changed its definition since.
-A change of `description` makes no new generation, so the description itself is a part of a
-cluster's tag."""
+A change of a note, such as `description`, makes no new generation, so the notes themselves are a
+part of a cluster's tag."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from magnum_lite import errors, models
+from magnum_lite.api.resources import CLUSTER_NOTES
 
 #: Makes the tag of a cluster, or of something in it.
 Tag = Callable[[models.Cluster], str]
@@ -28,11 +29,12 @@ PATTERN = rf'^(\*|{_TAG}( *, *{_TAG})*)$'
 
 
 def of_cluster(cluster: models.Cluster) -> str:
-    """The tag of a cluster: generation and description. It starts with a part of the uuid, so that
-    a later cluster of the same name has another tag."""
+    """The tag of a cluster: generation and notes. It starts with a part of the uuid, so a later
+    cluster of the same name has another tag."""
     tag = f'{cluster.uuid[:8]}-{cluster.generation}'
-    if cluster.description is not None:
-        tag += f'-{_hash(cluster.description)[:8]}'
+    notes = [getattr(cluster, name) for name in CLUSTER_NOTES]
+    if any(note is not None for note in notes):
+        tag += f'-{_hash(notes)[:8]}'
     return f'"{tag}"'
 
 

@@ -35,8 +35,7 @@ TEMPLATE = {
 def _fake_request(conf: cfg.ConfigOpts, body: Body) -> Any:
     """The part of a request that handlers read before they query a cloud or a database."""
     return types.SimpleNamespace(
-        conf=conf,
-        services=types.SimpleNamespace(drivers=drivers.load(conf)),
+        services=types.SimpleNamespace(conf=conf, drivers=drivers.load(conf)),
         body=body,
         version=versions.MAXIMUM,
         caller=types.SimpleNamespace(project_id='offline', user_id='offline', is_admin=True),

@@ -338,9 +338,12 @@ CLUSTER = Resource(
             'What the cluster is for, in the caller\'s words.',
             OPTIONAL,
             since=versions.EXTENSIONS,
+            is_note=True,
         ),
     ],
 )
+#: The names of the notes on a cluster.
+CLUSTER_NOTES = tuple(field.name for field in CLUSTER.fields if field.is_note)
 
 NODEGROUP = Resource(
     'nodegroup',

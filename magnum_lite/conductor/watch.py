@@ -76,15 +76,16 @@ def check_stacks(services: Services, holder: str, clusters: Sequence[db.StackWat
         error = e
     else:
         unchanged = [c for c in clusters if _is_unchanged(services, c, snapshot)]
+        uuids = {cluster.uuid for cluster in unchanged}
         if unchanged:
             age_s = min(_get_age_s(cluster) for cluster in unchanged)
             db.release_unchanged(
                 services.db,
                 holder,
-                [cluster.uuid for cluster in unchanged],
+                [*uuids],
                 check_in_s=choose_interval_s(services.conf.conductor.watch_interval, age_s),
             )
-        changed = [cluster.uuid for cluster in clusters if cluster not in unchanged]
+        changed = [cluster.uuid for cluster in clusters if cluster.uuid not in uuids]
         return Look(changed, snapshot, as_admin)
     for row in db.list_leased(services.db, holder, [cluster.uuid for cluster in clusters]):
         reconcile.conclude(Task(services, row, holder, {}, as_admin), error)

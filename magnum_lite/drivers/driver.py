@@ -866,10 +866,9 @@ def has_cluster_users(conf: cfg.ConfigOpts) -> bool:
 
 
 class Drivers(dict[str, Driver]):
-    """The drivers by name. `drivers[name]` and `get` also take the former name of a folder, as old
-    rows have it.
+    """The drivers by name. A former name of a folder, as old rows have it, gives its driver, too.
 
-    Iteration and `in` know current names only.
+    Iteration gives current names only.
     """
 
     def __init__(self, drivers: Mapping[str, Driver], disabled: Iterable[str] = ()) -> None:
@@ -885,6 +884,9 @@ class Drivers(dict[str, Driver]):
     def __missing__(self, name: str) -> Driver:
         """Return the driver of a former name. Raises KeyError for a name that never was."""
         return self[self._current_names[name]]
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self._current_names
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the driver of a current or former name, else `default`."""
