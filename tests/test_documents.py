@@ -137,7 +137,7 @@ def test_tox_and_test_call_lint() -> None:
 
 def test_architecture_has_the_floors_that_are_checked() -> None:
     parser = configparser.ConfigParser()
-    parser.read(ROOT / 'setup.cfg')
+    parser.read(ROOT / '.importlinter')
     layers = parser['importlinter:contract:floors']['layers'].strip()
 
     assert f'```\n{layers}\n```' in (CONTRIBUTOR / 'architecture.md').read_text()

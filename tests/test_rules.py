@@ -171,7 +171,7 @@ def test_functions_are_small(figures: measure.Figures) -> None:
 
 def test_floors_hold() -> None:
     done = subprocess.run(
-        [pathlib.Path(sys.executable).parent / 'lint-imports', '--config', 'setup.cfg'],
+        [pathlib.Path(sys.executable).parent / 'lint-imports', '--config', '.importlinter'],
         cwd=ROOT,
         capture_output=True,
         text=True,
