@@ -155,7 +155,7 @@ def test_certificate_lives_as_long_as_the_operator_says(
         ('reader', 'magnum-lite:view'),
     ],
 )
-def test_kubeconfig_holds_together(
+def test_parts_of_a_kubeconfig_fit_each_other(
     api: Api,
     services: Services,
     complete: str,

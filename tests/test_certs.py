@@ -104,7 +104,7 @@ def test_certificate_is_valid_for_a_clock_that_is_behind(ca: certs.Pair) -> None
 @pytest.mark.parametrize(
     ('algorithm', 'header'), [('rsa-2048', 'RSA PRIVATE KEY'), ('ecdsa-p256', 'EC PRIVATE KEY')]
 )
-def test_keypair_belongs_together(algorithm: str, header: str) -> None:
+def test_public_key_of_a_pair_fits_its_private_key(algorithm: str, header: str) -> None:
     pair = certs.make_keypair(algorithm=algorithm)
 
     assert header in pair.private_key

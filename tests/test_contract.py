@@ -371,7 +371,7 @@ def test_key_costs_two_statements_and_a_repetition_one(
     assert len(again) == 1
 
 
-def test_tag_costs_nothing(api: Api, services: Services, stored: str) -> None:
+def test_if_match_costs_no_further_statement(api: Api, services: Services, stored: str) -> None:
     resize = f'{stored}/actions/resize'
     with counted_statements(services.db) as looked:
         tag = api('GET', stored).headers['ETag']

@@ -70,7 +70,7 @@ def test_template_of_another_project_is_listed_if_public_and_not_hidden(
     assert db.get_template(any_database, P1, template.name).uuid == template.uuid
 
 
-def test_names_are_exact(any_database: db.Database) -> None:
+def test_name_matches_only_in_exact_spelling(any_database: db.Database) -> None:
     """MariaDB would take Foo, foo and 'foo ' for the same."""
     new_template(any_database, name='Foo')
 

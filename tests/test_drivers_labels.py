@@ -179,7 +179,7 @@ def test_a_wrong_default_of_the_operator_names_its_option(conf: cfg.ConfigOpts) 
         drivers.load(conf)['k8s_cloud_init'].read_labels(conf, {})
 
 
-def test_labels_come_typed(conf: cfg.ConfigOpts) -> None:
+def test_labels_are_read_as_typed_values(conf: cfg.ConfigOpts) -> None:
     labels = drivers.load(conf)['k8s_cloud_init'].read_labels(
         conf,
         {

@@ -372,7 +372,7 @@ def test_a_cluster_that_is_well(
         ),
     ],
 )
-def test_what_answers_mean(
+def test_answers_of_an_engine_become_its_health(
     conductor_services: Services,
     engine: Engine,
     ca: certs.Pair,
@@ -511,7 +511,9 @@ def test_an_address_that_swallows_everything_has_the_same_budget(
     assert seen == ('UNHEALTHY', {'api': 'It does not answer in time'})
 
 
-def test_nobody_there(conductor_services: Services, ca: certs.Pair) -> None:
+def test_engine_that_refuses_connections_is_unhealthy(
+    conductor_services: Services, ca: certs.Pair
+) -> None:
     with socket.create_server(('127.0.0.1', 0)) as listening:
         port = listening.getsockname()[1]
     cluster = asked(conductor_services, f'https://127.0.0.1:{port}', authority=ca)

@@ -447,7 +447,7 @@ OK = drivers.HealthResponse(200, '{"leader":"10.0.0.5:8080"}')
         ),
     ],
 )
-def test_what_answers_mean(
+def test_answers_of_an_engine_become_its_health(
     driver: drivers.Driver,
     conf: cfg.ConfigOpts,
     api: drivers.HealthResponse,

@@ -81,7 +81,9 @@ def put(path: str, value: Any, op: str = 'replace') -> dict[str, Any]:
         (put('/master_lb_enabled', 'no'), {}),
     ],
 )
-def test_what_changes(operation: dict[str, Any], changed: dict[str, Any]) -> None:
+def test_patch_of_a_cluster_gives_the_changed_fields(
+    operation: dict[str, Any], changed: dict[str, Any]
+) -> None:
     assert changes(operation) == changed
 
 
@@ -104,7 +106,9 @@ def test_what_changes(operation: dict[str, Any], changed: dict[str, Any]) -> Non
         ),
     ],
 )
-def test_what_changes_of_a_nodegroup(operation: dict[str, Any], changed: dict[str, Any]) -> None:
+def test_patch_of_a_nodegroup_gives_the_changed_fields(
+    operation: dict[str, Any], changed: dict[str, Any]
+) -> None:
     assert group_changes(operation) == changed
 
 
@@ -226,13 +230,13 @@ def test_the_document_stays_as_it_is() -> None:
         ([], 'must be an object'),
     ],
 )
-def test_what_is_refused(operation: Any, reason: str) -> None:
+def test_wrong_operation_of_a_patch_is_refused(operation: Any, reason: str) -> None:
     with pytest.raises(errors.Invalid, match=reason):
         changes(operation)
 
 
 @pytest.mark.parametrize('body', [None, {}, {'op': 'replace'}, 'x', 3, True])
-def test_what_is_no_patch(body: Any) -> None:
+def test_body_that_is_no_list_is_refused(body: Any) -> None:
     with pytest.raises(errors.Invalid, match='must be a list'):
         patch.read_changes(CLUSTER, BEFORE, body, versions.MAXIMUM, SETTABLE)
 

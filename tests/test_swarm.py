@@ -332,7 +332,7 @@ LOST: dict[str, Any] = {'ManagerStatus': {'Reachability': 'unreachable'}}
         ),
     ],
 )
-def test_what_answers_mean(
+def test_answers_of_an_engine_become_its_health(
     driver: drivers.Driver,
     conf: cfg.ConfigOpts,
     api: drivers.HealthResponse,
