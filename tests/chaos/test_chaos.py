@@ -345,7 +345,7 @@ def leaks(
         f'no row owns the stack {s.name} {s.status}' for i, s in stacks.items() if i not in known
     ]
     found += [f'the stack of {o} is not there' for i, o in known.items() if i not in stacks]
-    members = collections.defaultdict(dict)
+    members: dict[str, dict[int, str]] = collections.defaultdict(dict)
     for member in nodes.members(project):
         members[member.owner][member.number] = member.status
     for stack_id, owner in known.items():

@@ -8,6 +8,7 @@ host, no entry in Keystone."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -154,6 +155,11 @@ def phases(made: Scratch, env: dict[str, str], *names: str) -> str:
     return run('bash', HERE / 'run.sh', made.folder, *names, env=env)
 
 
+def has_report(log: pathlib.Path) -> bool:
+    """Whether a process has written into its log what its threads do."""
+    return 'Guru Meditation' in log.read_text()
+
+
 def test_the_scripts_are_clean() -> None:
     bin_folder = pathlib.Path(sys.executable).parent
 
@@ -200,11 +206,8 @@ def test_the_plugin_installs_a_service_that_makes_clusters_and_removes_all_of_it
         assert shown['links'][0]['href'] == f'{url}/v1/clusters/{cluster.uuid}'
         (folder / 'data' / 'magnum-lite' / 'report').touch()
         for log in ('magnum-lite-api', 'magnum-lite-cond'):
-            poll(
-                lambda log=log: 'Guru Meditation' in (folder / 'log' / f'{log}.log').read_text(),
-                60,
-                f'{log} reports',
-            )
+            path = folder / 'log' / f'{log}.log'
+            poll(functools.partial(has_report, path), 60, f'{log} reports')
         lines = [
             json.loads(line)
             for line in (folder / 'log' / 'magnum-lite-cond.log').read_text().splitlines()
@@ -221,8 +224,8 @@ def test_the_plugin_installs_a_service_that_makes_clusters_and_removes_all_of_it
         cluster.assert_nothing_is_left()
         service.close()
     except BaseException:
-        for log in sorted((folder / 'log').iterdir()):
-            print(f'--- {log.name}\n{log.read_text(errors="replace")[-6000:]}')
+        for path in sorted((folder / 'log').iterdir()):
+            print(f'--- {path.name}\n{path.read_text(errors="replace")[-6000:]}')
         raise
 
     # The second run of a plugin finds what the first one has made.

@@ -80,8 +80,8 @@ def remove(name: str, kind: str, sandbox: Sandbox) -> None:
     for what in ('vhost', 'user'):
         subprocess.run(['rabbitmqctl', '-q', f'delete_{what}', name], check=False)
     identity = sandbox.admin.identity
-    for user in identity.users(name=name):
-        identity.delete_user(user)
+    for account in identity.users(name=name):
+        identity.delete_user(account)
     for service in [one for one in identity.services() if one.name == name]:
         identity.delete_service(service)
 

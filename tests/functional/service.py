@@ -438,7 +438,7 @@ class Service:
         path: str,
         json: Any = None,
         *,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | None] | None = None,
     ) -> tuple[int, Any]:
         """Send a request and return status and body, None if there is none.
 

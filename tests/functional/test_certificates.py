@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -55,7 +56,7 @@ class Signing:
             'POST', path, body, headers=headers or self.cluster.project.headers
         )
 
-    def sign(self) -> tuple[int, dict[str, str], float]:
+    def sign(self) -> tuple[int, Any, float]:
         """Have a request signed: status, body, seconds."""
         csr = certs.make_request(common_name='admin', organization='system:masters').certificate
         begun = time.monotonic()

@@ -187,4 +187,4 @@ def test_orphans_and_lost_rows_are_found_and_mended(sandbox: Sandbox, service: S
                     models.Operation.cluster_id == lost
                 )
             ).all()
-        assert history == [('delete', 'complete')]
+        assert [tuple(row) for row in history] == [('delete', 'complete')]

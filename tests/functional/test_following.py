@@ -203,21 +203,19 @@ def test_forged_messages_change_nothing_and_the_next_true_one_is_heard(
 
     publish(pool, *(ended(str(uuid.uuid4())) for _ in range(FLOOD)))  # of stacks that nobody knows
     publish(pool, *(ended(stack) for _ in range(FLOOD)))  # of one that is not done
+    payloads: list[Any] = [
+        None,
+        'text',
+        7,
+        [],
+        {},
+        {'stack_identity': None},
+        {'stack_identity': 7},
+        {'stack_identity': 'x' * 5000},
+    ]
     publish(
         pool,
-        *(
-            notification('orchestration.stack.create.end', payload)
-            for payload in (
-                None,
-                'text',
-                7,
-                [],
-                {},
-                {'stack_identity': None},
-                {'stack_identity': 7},
-                {'stack_identity': 'x' * 5000},
-            )
-        ),
+        *(notification('orchestration.stack.create.end', payload) for payload in payloads),
     )
     publish(
         pool,

@@ -447,15 +447,19 @@ def test_a_conductor_killed_at_any_moment_of_the_create_leaves_one_stack(
         ):  # then it stood still before it had sent the call: as good a moment
             poll(cluster.stacks, 20, 'the stack is there')
 
+    def wait_for_the_note(cluster: Cluster) -> None:
+        cluster.stack_id()
+        time.sleep(chance.uniform(0.5, 4))
+
     moments: dict[str, Callable[[Cluster], Any]] = {
         'the 202': lambda cluster: time.sleep(chance.uniform(0, 0.5)),
         'the text': lambda cluster: poll(
             lambda: cluster.row['stack_text'], STACK_S, 'the text', every_s=0.01
         ),
         'the stack': until_the_stack_is_there,
-        'its note': lambda cluster: (cluster.stack_id(), time.sleep(chance.uniform(0.5, 4))),
+        'its note': wait_for_the_note,
     }
-    clusters = []
+    clusters: list[Cluster] = []
 
     for moment, wait in moments.items():
         service.start_conductor()
