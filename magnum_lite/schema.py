@@ -34,27 +34,33 @@ TRUE = frozenset(('1', 't', 'true', 'y', 'yes', 'on'))
 FALSE = frozenset(('0', 'f', 'false', 'n', 'no', 'off'))
 
 
-def text(maximum: int = 255, minimum: int = 1, pattern: str | None = None) -> dict[str, Any]:
+#: A JSON Schema fragment, such as the type of a field.
+Schema = dict[str, Any]
+#: Attributes of a resource by name, as in the body of a request or an answer.
+Values = dict[str, Any]
+
+
+def text(maximum: int = 255, minimum: int = 1, pattern: str | None = None) -> Schema:
     """A string of `minimum` to `maximum` characters."""
     fragment = {'type': 'string', 'minLength': minimum, 'maxLength': maximum}
     return fragment | ({'pattern': pattern} if pattern else {})
 
 
-def integer(minimum: int = 0, maximum: int = 2**31 - 1) -> dict[str, Any]:
+def integer(minimum: int = 0, maximum: int = 2**31 - 1) -> Schema:
     """A whole number that fits a database column."""
     return {'type': 'integer', 'minimum': minimum, 'maximum': maximum}
 
 
-def one_of(*values: str) -> dict[str, Any]:
+def one_of(*values: str) -> Schema:
     """One of these strings."""
     return {'type': 'string', 'enum': list(values)}
 
 
-BOOLEAN: dict[str, Any] = {'type': 'boolean'}
-TIME: dict[str, Any] = {'type': 'string', 'format': 'date-time'}
-STRINGS: dict[str, Any] = {'type': 'array', 'items': {'type': 'string'}}
+BOOLEAN: Schema = {'type': 'boolean'}
+TIME: Schema = {'type': 'string', 'format': 'date-time'}
+STRINGS: Schema = {'type': 'array', 'items': {'type': 'string'}}
 #: Values of labels may be any scalar, and are stored as text: Go clients decode them as strings.
-LABELS: dict[str, Any] = {
+LABELS: Schema = {
     'type': 'object',
     'maxProperties': 200,
     'propertyNames': {'minLength': 1, 'maxLength': 255},
@@ -73,7 +79,7 @@ class Field:
     is a part of the ETag."""
 
     name: str
-    type: dict[str, Any]
+    type: Schema
     doc: str
     create: str = REFUSED
     default: Any = None
@@ -164,7 +170,7 @@ class Resource:
         """The fields that an answer has at this microversion, in order."""
         return [f for f in self.fields if f.since <= version <= f.until and (f.brief or not brief)]
 
-    def parse(self, body: Any, version: int) -> dict[str, Any]:
+    def parse(self, body: Any, version: int) -> Values:
         """Check the body of a POST and return the value of every field that a POST may set.
 
         A field that was not given, or was null, has its default. So has a field that this
@@ -228,7 +234,7 @@ class Resource:
             problems.append(f'Attribute {where!r:.120} is wrong: {error.message:.200}.')
         return value
 
-    def show(self, row: Any, version: int, *, brief: bool = False) -> dict[str, Any]:
+    def show(self, row: Any, version: int, *, brief: bool = False) -> Values:
         """The body for one row, without links."""
         return {f.name: f.show(row) for f in self.list_shown(version, brief=brief)}
 
@@ -251,7 +257,7 @@ _LINKS = {
     },
 }
 #: The answer to most changes.
-UUID_ONLY: dict[str, Any] = {
+UUID_ONLY: Schema = {
     'title': 'Uuid',
     'type': 'object',
     'required': ['uuid'],
@@ -259,7 +265,7 @@ UUID_ONLY: dict[str, Any] = {
     'properties': {'uuid': {'type': 'string', 'format': 'uuid'}},
 }
 #: `Route.takes` of a POST or PATCH that needs no body.
-NO_BODY: dict[str, Any] = {}
+NO_BODY: Schema = {}
 #: Keywords that bound a request. Stored values may lie outside, so answers do not promise them.
 _BOUNDS = frozenset(
     (
@@ -275,7 +281,7 @@ _BOUNDS = frozenset(
 )
 
 
-def describe_post(resource: Resource, *, name: str = '') -> dict[str, Any]:
+def describe_post(resource: Resource, *, name: str = '') -> Schema:
     """The schema of the body of a POST that `Resource.parse` reads, without the leniencies."""
     fields = [f for f in resource.fields if f.create != REFUSED]
     return {
@@ -290,7 +296,7 @@ def describe_post(resource: Resource, *, name: str = '') -> dict[str, Any]:
     }
 
 
-def describe_patch(resource: Resource, settable: Collection[str]) -> dict[str, Any]:
+def describe_patch(resource: Resource, settable: Collection[str]) -> Schema:
     """The schema of a patch that may set these attributes, or one key of those that have keys."""
     fields = [f for f in resource.fields if f.name in settable]
     # One kind of operation unsets any of them; one kind for each sets it or one of its keys.
@@ -303,7 +309,7 @@ def describe_patch(resource: Resource, settable: Collection[str]) -> dict[str, A
     }
 
 
-def _describe_set(field: Field) -> dict[str, Any]:
+def _describe_set(field: Field) -> Schema:
     """The patch operations that set this attribute or one of its keys."""
     types = [field.type]
     if field.type.get('type') == 'object':
@@ -316,7 +322,7 @@ def _describe_set(field: Field) -> dict[str, Any]:
 _KEY = '(/[A-Za-z0-9_-]+)?'
 
 
-def _describe_operation(op: dict[str, Any], fields: list[Field], **more: Any) -> dict[str, Any]:
+def _describe_operation(op: Schema, fields: list[Field], **more: Any) -> Schema:
     paths = [f.name + (_KEY if f.type.get('type') == 'object' else '') for f in fields]
     properties = {
         'op': op,
@@ -338,8 +344,8 @@ def list_paths(pattern: str) -> list[str]:
 
 
 def describe_row(
-    resource: Resource, *, brief: bool = False, linked: bool = True, **more: dict[str, Any]
-) -> dict[str, Any]:
+    resource: Resource, *, brief: bool = False, linked: bool = True, **more: Schema
+) -> Schema:
     """The schema of a body that shows one row. `more` are optional properties.
 
     A field that some versions do not show is optional as well, and names its versions."""
@@ -362,7 +368,7 @@ def describe_row(
 
 def describe_listing(
     resource: Resource, plural: str, *, brief: bool = False, linked: bool = True
-) -> dict[str, Any]:
+) -> Schema:
     """The schema of a listing. `next` is the address of the next page, if there is one."""
     return {
         'type': 'object',
@@ -383,7 +389,7 @@ def _make_title(resource: Resource) -> str:
     return resource.name.title().replace(' ', '')
 
 
-def _describe_field(field: Field, fragment: dict[str, Any]) -> dict[str, Any]:
+def _describe_field(field: Field, fragment: Schema) -> Schema:
     fragment = fragment | {'description': field.doc}
     if field.create != REFUSED and field.default is not None:
         fragment['default'] = _get_default(field)
@@ -394,14 +400,14 @@ def _describe_field(field: Field, fragment: dict[str, Any]) -> dict[str, Any]:
     return fragment
 
 
-def _allow_null(fragment: dict[str, Any]) -> dict[str, Any]:
+def _allow_null(fragment: Schema) -> Schema:
     fragment = fragment | {'type': [fragment['type'], 'null']}
     if 'enum' in fragment:
         fragment['enum'] = [*fragment['enum'], None]
     return fragment
 
 
-def _drop_bounds(fragment: dict[str, Any]) -> dict[str, Any]:
+def _drop_bounds(fragment: Schema) -> Schema:
     return {
         key: _drop_bounds(value) if isinstance(value, dict) else value
         for key, value in fragment.items()

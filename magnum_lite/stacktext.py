@@ -24,13 +24,16 @@ USER_DATA_SLOTS = 8
 
 _Loader: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 
+#: A stored text, a Heat template or a part of one, as data.
+Content = Mapping[str, Any]
+
 
 class Texts:
     """Reads and edits the texts of one driver's stacks."""
 
-    def __init__(self, stacks: Collection[Mapping[str, Any]], version: str | None) -> None:
+    def __init__(self, stacks: Collection[Content], version: str | None) -> None:
         """`stacks` of the manifest. `version`: the Heat parameter of the engine's version."""
-        self._files: dict[str, Mapping[str, Any]] = {}
+        self._files: dict[str, Content] = {}
         # (parameter, role), in the order of the manifest.
         self._user_data: dict[tuple[str, str], None] = {}
         for stack in stacks:
@@ -44,7 +47,7 @@ class Texts:
         role: str | None = self._files.get(resource_type, {}).get('role')
         return role
 
-    def list_numbers(self, text: Mapping[str, Any]) -> dict[str, set[int]]:
+    def list_numbers(self, text: Content) -> dict[str, set[int]]:
         """The numbers of the members in a stored text, by role."""
         return {
             role: {int(number) for number in _get_resources(content)}
@@ -52,7 +55,7 @@ class Texts:
         }
 
     def replace_members(
-        self, text: Mapping[str, Any], rendered: Mapping[str, str], roles: Collection[str]
+        self, text: Content, rendered: Mapping[str, str], roles: Collection[str]
     ) -> dict[str, Any]:
         """Return the stored text with the members that `rendered` has, which are files by name.
 
@@ -88,8 +91,8 @@ class Texts:
 
     def select_parameters(
         self,
-        text: Mapping[str, Any],
-        rendered: Mapping[str, Any],
+        text: Content,
+        rendered: Content,
         recreatable: Mapping[str, Collection[int]],
     ) -> dict[str, Any]:
         """Select from the parameters of `rendered` those to send: user-data, the engine's version.
@@ -118,9 +121,7 @@ class Texts:
             values[self._version] = rendered[self._version]
         return values
 
-    def _list_member_files(
-        self, text: Mapping[str, Any]
-    ) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    def _list_member_files(self, text: Content) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """The files of a text that list members: (name, role, content)."""
         for name, content in (text.get('files') or {}).items():
             item = self._files.get(name, {})
@@ -128,7 +129,7 @@ class Texts:
                 yield name, item['role'], yaml.load(content, Loader=_Loader)
 
     def _list_slots(
-        self, root: Mapping[str, Any], file: str, role: str, content: Mapping[str, Any]
+        self, root: Content, file: str, role: str, content: Content
     ) -> dict[str, dict[str, str]]:
         """The slots from which the members of a file can read user-data, by parameter of the root.
 
@@ -153,12 +154,12 @@ class Texts:
         return slots_of
 
 
-def _get_resources(content: Mapping[str, Any]) -> dict[str, Any]:
+def _get_resources(content: Content) -> dict[str, Any]:
     """The resources of a template, which may be null."""
     return content.get('resources') or {}
 
 
-def _copy_properties(neighbour: Mapping[str, Any] | None, member: Mapping[str, Any]) -> Any:
+def _copy_properties(neighbour: Content | None, member: Content) -> Any:
     """The resource of a member with just the properties that its neighbour has."""
     if neighbour is None:
         return member
@@ -169,14 +170,14 @@ def _copy_properties(neighbour: Mapping[str, Any] | None, member: Mapping[str, A
     return {**neighbour, 'properties': properties}
 
 
-def _list_made_from(root: Mapping[str, Any], file: str) -> list[dict[str, Any]]:
+def _list_made_from(root: Content, file: str) -> list[dict[str, Any]]:
     """The resources of a root template that are made from a file."""
     return [
         item for item in root['resources'].values() if item['type'] == file and 'properties' in item
     ]
 
 
-def _find_property(root: Mapping[str, Any], file: str, value: Any) -> str | None:
+def _find_property(root: Content, file: str, value: Any) -> str | None:
     """The first property with this value of a resource that is made from a file."""
     for item in _list_made_from(root, file):
         for name, other in item['properties'].items():
@@ -185,7 +186,7 @@ def _find_property(root: Mapping[str, Any], file: str, value: Any) -> str | None
     return None
 
 
-def _reads(member: Mapping[str, Any], parameter: str) -> bool:
+def _reads(member: Content, parameter: str) -> bool:
     return {'get_param': parameter} in member.get('properties', {}).values()
 
 
@@ -230,7 +231,7 @@ def _assign_slot(
                 mapping[key] = value
 
 
-def _read_slot(member: Mapping[str, Any], first: str, chosen: str) -> dict[str, Any]:
+def _read_slot(member: Content, first: str, chosen: str) -> dict[str, Any]:
     """A new member, which reads the first slot, with another slot instead."""
     properties = {
         name: {'get_param': chosen} if value == {'get_param': first} else value

@@ -9,10 +9,11 @@ from typing import Any
 
 from sqlalchemy import orm
 
-from magnum_lite import db, drivers, errors, members, models
+from magnum_lite import db, drivers, errors, members
 from magnum_lite.api import changes, clusters, nodegroups, preflight, request, versions
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import RESIZE, UPGRADE
+from magnum_lite.models import Cluster, ClusterTemplate, NodeGroup
 
 
 def resize(req: Request) -> Answer:
@@ -23,7 +24,7 @@ def resize(req: Request) -> Answer:
     if count == 0:
         nodegroups.check_zero(req)
 
-    def change(cluster: models.Cluster) -> None:
+    def change(cluster: Cluster) -> None:
         group = nodegroups.get_workers(cluster, values['nodegroup'])
         nodegroups.check_bounds(group, count)
         nodegroups.resize(req, cluster, group, count, values['nodes_to_remove'])
@@ -57,16 +58,16 @@ def upgrade(req: Request) -> Answer:
         ),
     )
 
-    def change(cluster: models.Cluster) -> None:
+    def change(cluster: Cluster) -> None:
         _apply_upgrade(req, cluster, driver, template, values)
 
-    def answer(cluster: models.Cluster, _: None) -> Answer:
+    def answer(cluster: Cluster, _: None) -> Answer:
         return Answer({'uuid': cluster.uuid}, request.build_warning(found.skipped))
 
     return changes.request_change(req, cluster.uuid, 'upgrade', change, answer=answer)
 
 
-def _get_template(req: Request, cluster: models.Cluster, ident: str) -> models.ClusterTemplate:
+def _get_template(req: Request, cluster: Cluster, ident: str) -> ClusterTemplate:
     """The template to upgrade to: one that the caller may use, or the cluster's own."""
     if ident in (cluster.template.uuid, cluster.template.name):
         return cluster.template
@@ -75,9 +76,7 @@ def _get_template(req: Request, cluster: models.Cluster, ident: str) -> models.C
     return template
 
 
-def _find_driver(
-    req: Request, cluster: models.Cluster, template: models.ClusterTemplate
-) -> drivers.Driver:
+def _find_driver(req: Request, cluster: Cluster, template: ClusterTemplate) -> drivers.Driver:
     """The cluster's driver. Raises Invalid if the template is for another one."""
     for name in ('coe', 'server_type'):
         current = getattr(cluster.template, name)
@@ -103,9 +102,9 @@ def _find_driver(
 
 def _apply_upgrade(
     req: Request,
-    cluster: models.Cluster,
+    cluster: Cluster,
     driver: drivers.Driver,
-    template: models.ClusterTemplate,
+    template: ClusterTemplate,
     values: dict[str, Any],
 ) -> None:
     """Write on the locked rows which nodes the upgrade replaces. Raises Conflict, Invalid."""
@@ -129,10 +128,10 @@ def _apply_upgrade(
 
 def _check_follows(
     req: Request,
-    cluster: models.Cluster,
-    group: models.NodeGroup,
+    cluster: Cluster,
+    group: NodeGroup,
     driver: drivers.Driver,
-    template: models.ClusterTemplate,
+    template: ClusterTemplate,
 ) -> None:
     """Raise Conflict unless the template gives a further nodegroup what its cluster has already."""
     if template.uuid != cluster.cluster_template_id:
@@ -149,7 +148,7 @@ def _check_follows(
         )
 
 
-def _outdate_group(group: models.NodeGroup, template: models.ClusterTemplate) -> None:
+def _outdate_group(group: NodeGroup, template: ClusterTemplate) -> None:
     """Have the nodes of a nodegroup replaced by nodes of this template."""
     group.image_id = template.image_id
     group.labels = {**group.labels, **template.labels}
@@ -158,8 +157,8 @@ def _outdate_group(group: models.NodeGroup, template: models.ClusterTemplate) ->
 
 
 def _list_replaceable_masters(
-    req: Request, cluster: models.Cluster, driver: drivers.Driver, template: models.ClusterTemplate
-) -> list[models.NodeGroup]:
+    req: Request, cluster: Cluster, driver: drivers.Driver, template: ClusterTemplate
+) -> list[NodeGroup]:
     """The nodegroups of masters that the upgrade replaces; none where masters cannot be replaced.
 
     Raises Conflict for a version to which the engine cannot go from here, or the masters cannot."""

@@ -15,6 +15,7 @@ from oslo_log import log
 from magnum_lite import db, models, notify
 from magnum_lite.api import etags
 from magnum_lite.api.request import Answer, Request
+from magnum_lite.models import Cluster, Operation, Receipt
 
 LOG = log.getLogger(__name__)
 
@@ -27,9 +28,9 @@ def request_change(
     req: Request,
     ident: str,
     kind: str,
-    change: Callable[[models.Cluster], T],
+    change: Callable[[Cluster], T],
     *,
-    answer: Callable[[models.Cluster, T], Answer] | None = None,
+    answer: Callable[[Cluster, T], Answer] | None = None,
     tag: etags.Tag = etags.of_cluster,
 ) -> Answer:
     """Apply `change` to a locked cluster, store an operation of this kind, notify the conductors.
@@ -44,7 +45,7 @@ def request_change(
     return what it has made instead of keeping it."""
     operation = req.new_operation(kind)
 
-    def respond(changed: tuple[models.Cluster, T]) -> Answer:
+    def respond(changed: tuple[Cluster, T]) -> Answer:
         cluster, result = changed
         response = answer(cluster, result) if answer else Answer({'uuid': cluster.uuid})
         return Answer(response.body, {**response.headers, **req.locate(operation)})
@@ -84,9 +85,9 @@ def make_receipt(req: Request, respond: Callable[[T], Answer]) -> db.MakeReceipt
     if key is None:
         return None
 
-    def make(written: T) -> models.Receipt:
+    def make(written: T) -> Receipt:
         response = respond(written)
-        return models.Receipt(
+        return Receipt(
             digest=key.digest,
             fingerprint=key.fingerprint,
             headers=dict(response.headers),
@@ -97,7 +98,7 @@ def make_receipt(req: Request, respond: Callable[[T], Answer]) -> db.MakeReceipt
     return make
 
 
-def announce(req: Request, cluster: models.Cluster, operation: models.Operation) -> None:
+def announce(req: Request, cluster: Cluster, operation: Operation) -> None:
     """Log a stored operation, nudge the conductors, and send its notification."""
     req.caller.oslo.cluster_uuid = cluster.uuid
     req.caller.oslo.operation_id = operation.uuid

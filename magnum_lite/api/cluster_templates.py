@@ -11,10 +11,12 @@ from typing import Any
 
 from oslo_utils import uuidutils
 
-from magnum_lite import db, errors, models
+from magnum_lite import db, errors
 from magnum_lite.api import changes, paging, patch, preflight, request, versions
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CLUSTER_TEMPLATE
+from magnum_lite.models import ClusterTemplate
+from magnum_lite.schema import Values
 
 PLURAL = 'clustertemplates'
 #: Attributes that a patch may change.
@@ -36,7 +38,7 @@ KEPT = (
 )
 
 
-def show(req: Request, template: models.ClusterTemplate) -> dict[str, Any]:
+def show(req: Request, template: ClusterTemplate) -> Values:
     """The body of one template."""
     return CLUSTER_TEMPLATE.show(template, req.version) | {
         'links': req.build_links(PLURAL, template.uuid)
@@ -54,7 +56,7 @@ def detail(req: Request) -> dict[str, Any]:
 
 
 def _list_templates(req: Request, path: str) -> dict[str, Any]:
-    scope, page = paging.read_page(req, models.ClusterTemplate, CLUSTER_TEMPLATE)
+    scope, page = paging.read_page(req, ClusterTemplate, CLUSTER_TEMPLATE)
     rows = db.list_templates(req.services.db, scope, page)
     return paging.build_listing(req, CLUSTER_TEMPLATE, PLURAL, rows, page, brief=False, path=path)
 
@@ -70,7 +72,7 @@ def delete(req: Request) -> None:
     db.delete_template(req.services.db, req.scope, _get_own(req).uuid)
 
 
-def _get_own(req: Request) -> models.ClusterTemplate:
+def _get_own(req: Request) -> ClusterTemplate:
     """The template of the address, which the caller may change. Raises NotFound, Conflict,
     Forbidden."""
     scope = req.scope
@@ -101,7 +103,7 @@ def update(req: Request) -> Answer:
     return Answer(show(req, template), request.build_warning(found.skipped))
 
 
-def _list_names(before: dict[str, Any], changed: dict[str, Any]) -> preflight.Names:
+def _list_names(before: Values, changed: Values) -> preflight.Names:
     """The names of cloud resources that a change brings.
 
     The flavors count as changed when nodes begin to boot from their disks, which may be empty."""
@@ -130,7 +132,7 @@ def _get_distro(found: preflight.Found) -> str:
     return found.image.os_distro
 
 
-def _check_driver(req: Request, values: dict[str, Any], changed: dict[str, Any]) -> None:
+def _check_driver(req: Request, values: Values, changed: Values) -> None:
     """Raise Invalid if the driver of the changed template cannot make what has changed."""
     if changed.keys() <= db.CLUSTER_INDEPENDENT_COLUMNS:
         return
@@ -175,7 +177,7 @@ def create(req: Request) -> Answer:
     driver_name = found.image.driver if found.image else None
     template = make_template(req, values, _get_distro(found), driver_name)
 
-    def respond(template: models.ClusterTemplate) -> Answer:
+    def respond(template: ClusterTemplate) -> Answer:
         body = show(req, template)
         location = body['links'][0]['href']
         return Answer(body, {'Location': location, **request.build_warning(found.skipped)})
@@ -185,8 +187,8 @@ def create(req: Request) -> Answer:
 
 
 def make_template(
-    req: Request, values: dict[str, Any], distro: str, driver_name: str | None
-) -> models.ClusterTemplate:
+    req: Request, values: Values, distro: str, driver_name: str | None
+) -> ClusterTemplate:
     """The row of a new template. `distro` and `driver_name` are properties of its image.
 
     Raises Invalid for what its driver cannot make."""
@@ -205,12 +207,10 @@ def make_template(
     values['uuid'] = str(uuidlib.UUID(values.get('uuid') or uuidutils.generate_uuid()))
     values.setdefault('name', request.make_name('template'))
     values['cluster_distro'] = distro
-    return models.ClusterTemplate(
-        project_id=req.caller.project_id, user_id=req.caller.user_id, **values
-    )
+    return ClusterTemplate(project_id=req.caller.project_id, user_id=req.caller.user_id, **values)
 
 
-def check_values(given: dict[str, Any], values: dict[str, Any]) -> None:
+def check_values(given: Values, values: Values) -> None:
     """Check what the field types cannot express. Raises Invalid with all problems.
 
     `given` are the attributes to check; `values` has the others as well."""

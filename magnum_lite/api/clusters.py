@@ -11,10 +11,12 @@ from typing import Any
 from oslo_utils import uuidutils
 from sqlalchemy import orm
 
-from magnum_lite import db, drivers, errors, members, models, states
+from magnum_lite import db, drivers, errors, members, states
 from magnum_lite.api import changes, etags, nodegroups, paging, patch, preflight, request, versions
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import CLUSTER, CLUSTER_NOTES
+from magnum_lite.models import Cluster, ClusterTemplate, NodeGroup
+from magnum_lite.schema import Values
 
 PLURAL = 'clusters'
 #: Names of the nodegroups that come with a cluster.
@@ -36,14 +38,14 @@ PATCHABLE = ('node_count', 'health_status', 'health_status_reason', *CLUSTER_NOT
 
 def index(req: Request) -> dict[str, Any]:
     """List clusters, short."""
-    scope, page = paging.read_page(req, models.Cluster, CLUSTER)
+    scope, page = paging.read_page(req, Cluster, CLUSTER)
     rows = db.list_clusters_brief(req.services.db, scope, page)
     return paging.build_listing(req, CLUSTER, PLURAL, rows, page, brief=True)
 
 
 def detail(req: Request) -> dict[str, Any]:
     """List clusters with all attributes."""
-    scope, page = paging.read_page(req, models.Cluster, CLUSTER)
+    scope, page = paging.read_page(req, Cluster, CLUSTER)
     rows = db.list_clusters(req.services.db, scope, page)
     path = f'{PLURAL}/detail'
     return paging.build_listing(req, CLUSTER, PLURAL, rows, page, brief=False, path=path)
@@ -110,7 +112,7 @@ def update(req: Request) -> Answer:
     if count is None:
         return build_answer(_edit_cluster(req, cluster, changed))
 
-    def change(cluster: models.Cluster) -> None:
+    def change(cluster: Cluster) -> None:
         _set_attributes(cluster, changed)
         group = nodegroups.get_workers(cluster)
         nodegroups.check_bounds(group, count)
@@ -119,7 +121,7 @@ def update(req: Request) -> Answer:
     return changes.request_change(req, cluster.uuid, 'resize', change, answer=build_answer)
 
 
-def _edit_cluster(req: Request, cluster: models.Cluster, changed: dict[str, Any]) -> models.Cluster:
+def _edit_cluster(req: Request, cluster: Cluster, changed: Values) -> Cluster:
     """Change what needs no operation: notes and health. Returns the cluster."""
     guard = changes.make_guard(req, etags.of_cluster)
     if not changed.keys().isdisjoint(CLUSTER_NOTES):
@@ -145,12 +147,12 @@ def _edit_cluster(req: Request, cluster: models.Cluster, changed: dict[str, Any]
     return cluster
 
 
-def _set_attributes(cluster: models.Cluster, changed: dict[str, Any]) -> None:
+def _set_attributes(cluster: Cluster, changed: Values) -> None:
     for name, value in changed.items():
         setattr(cluster, name, value)
 
 
-def build_answer(cluster: models.Cluster, _: object = None) -> Answer:
+def build_answer(cluster: Cluster, _: object = None) -> Answer:
     """The answer to most changes: uuid and tag. For `changes.request_change`, hence the second
     parameter."""
     return Answer({'uuid': cluster.uuid}, {'ETag': etags.of_cluster(cluster)})
@@ -192,9 +194,7 @@ def create(req: Request) -> Answer:
     return answer
 
 
-def complete_values(
-    req: Request, template: models.ClusterTemplate, values: dict[str, Any]
-) -> drivers.Driver:
+def complete_values(req: Request, template: ClusterTemplate, values: Values) -> drivers.Driver:
     """Fill in what a new cluster takes from its template, and check it. Returns its driver.
 
     Raises Invalid with all problems."""
@@ -221,11 +221,11 @@ def complete_values(
 
 def make_cluster(
     req: Request,
-    template: models.ClusterTemplate,
+    template: ClusterTemplate,
     driver: drivers.Driver,
     public_key: str | None,
-    values: dict[str, Any],
-) -> models.Cluster:
+    values: Values,
+) -> Cluster:
     """The rows of a new cluster with its nodes. Raises Invalid for limits that it would exceed."""
     cluster = _make_rows(req, template, driver.name, public_key, values)
     request.raise_problems(driver.check_cluster(req.services.conf, cluster))
@@ -235,7 +235,7 @@ def make_cluster(
     return cluster
 
 
-def _get_template(req: Request, ident: str) -> models.ClusterTemplate:
+def _get_template(req: Request, ident: str) -> ClusterTemplate:
     """The template that a request names. Raises NotFound from version 1.10 on, before that Invalid;
     Forbidden for a hidden one."""
     try:
@@ -248,7 +248,7 @@ def _get_template(req: Request, ident: str) -> models.ClusterTemplate:
     return template
 
 
-def check_hidden(req: Request, template: models.ClusterTemplate) -> None:
+def check_hidden(req: Request, template: ClusterTemplate) -> None:
     """Raise Forbidden for a template that only an admin may use."""
     if template.hidden and not req.caller.is_admin:
         raise errors.Forbidden(
@@ -257,7 +257,7 @@ def check_hidden(req: Request, template: models.ClusterTemplate) -> None:
 
 
 def _merge_labels(
-    template: models.ClusterTemplate, given: dict[str, str] | None, merge: bool
+    template: ClusterTemplate, given: dict[str, str] | None, merge: bool
 ) -> dict[str, str]:
     """The labels of a new cluster (doc/contributor/wire-contract.md)."""
     if not given:
@@ -267,9 +267,7 @@ def _merge_labels(
     return given
 
 
-def _list_problems(
-    req: Request, template: models.ClusterTemplate, values: dict[str, Any]
-) -> list[str]:
+def _list_problems(req: Request, template: ClusterTemplate, values: Values) -> list[str]:
     """The problems of a new cluster that the field types cannot express."""
     problems: list[str] = []
     preflight.check_docker_volume(
@@ -289,18 +287,18 @@ def _list_problems(
 
 def _make_rows(
     req: Request,
-    template: models.ClusterTemplate,
+    template: ClusterTemplate,
     driver: str,
     public_key: str | None,
-    values: dict[str, Any],
-) -> models.Cluster:
+    values: Values,
+) -> Cluster:
     """The rows of a new cluster and its two nodegroups, as yet without nodes."""
     uuid = uuidutils.generate_uuid()
     master_count = values.pop('master_count')
     node_count = values.pop('node_count')
     values['name'] = values['name'] or request.make_name('cluster')
     values['cluster_template_id'] = template.uuid
-    cluster = models.Cluster(
+    cluster = Cluster(
         uuid=uuid,
         project_id=req.caller.project_id,
         user_id=req.caller.user_id,
@@ -318,7 +316,7 @@ def _make_rows(
         (WORKERS, 'worker', values['flavor_id'], node_count),
     ):
         cluster.nodegroups.append(
-            models.NodeGroup(
+            NodeGroup(
                 uuid=uuidutils.generate_uuid(),
                 project_id=cluster.project_id,
                 name=name,

@@ -19,6 +19,8 @@ from magnum_lite import db, drivers, errors, members, models, states
 from magnum_lite.api import changes, etags, paging, patch, preflight, request, versions
 from magnum_lite.api.request import Answer, Request
 from magnum_lite.api.resources import NODEGROUP
+from magnum_lite.models import Cluster, NodeGroup
+from magnum_lite.schema import Values
 
 PLURAL = 'nodegroups'
 #: Attributes of which a change is no operation: they only bound later requests.
@@ -37,7 +39,7 @@ def _build_path(cluster_uuid: str) -> str:
     return f'clusters/{cluster_uuid}/{PLURAL}'
 
 
-def show(req: Request, cluster: models.Cluster, group: models.NodeGroup) -> dict[str, Any]:
+def show(req: Request, cluster: Cluster, group: NodeGroup) -> Values:
     """The body of one nodegroup."""
     # The fields compare its labels with those of the cluster.
     orm.attributes.set_committed_value(group, 'cluster', cluster)
@@ -47,7 +49,7 @@ def show(req: Request, cluster: models.Cluster, group: models.NodeGroup) -> dict
 
 def index(req: Request) -> dict[str, Any]:
     """List the nodegroups of a cluster, short, or those with a role."""
-    scope, page = paging.read_page(req, models.NodeGroup, NODEGROUP)
+    scope, page = paging.read_page(req, NodeGroup, NODEGROUP)
     rows = db.list_nodegroups(
         req.services.db, scope, req.path['ident'], page, req.query.get('role')
     )
@@ -63,7 +65,7 @@ def get(req: Request) -> Answer:
     return _build_answer(req, cluster, get_group(cluster, req.path['group']))
 
 
-def _build_answer(req: Request, cluster: models.Cluster, group: models.NodeGroup) -> Answer:
+def _build_answer(req: Request, cluster: Cluster, group: NodeGroup) -> Answer:
     return Answer(show(req, cluster, group), {'ETag': etags.of_group(group)})
 
 
@@ -92,27 +94,23 @@ def create(req: Request) -> Answer:
             f'{" or ".join(", ".join(distros).rsplit(", ", 1))}.'
         )
 
-    def change(cluster: models.Cluster) -> models.NodeGroup:
+    def change(cluster: Cluster) -> NodeGroup:
         return add_group(req, cluster, driver, values)
 
-    def answer(cluster: models.Cluster, group: models.NodeGroup) -> Answer:
+    def answer(cluster: Cluster, group: NodeGroup) -> Answer:
         return Answer(show(req, cluster, group), request.build_warning(found.skipped))
 
     return changes.request_change(req, cluster.uuid, 'nodegroup_create', change, answer=answer)
 
 
-def _merge_labels(
-    cluster: models.Cluster, given: dict[str, str] | None, merge: bool
-) -> dict[str, str]:
+def _merge_labels(cluster: Cluster, given: dict[str, str] | None, merge: bool) -> dict[str, str]:
     """The labels of a further nodegroup."""
     if given and not merge:
         return given
     return {**cluster.labels, **(given or {})}
 
 
-def complete_values(
-    req: Request, cluster: models.Cluster, driver: drivers.Driver, values: dict[str, Any]
-) -> None:
+def complete_values(req: Request, cluster: Cluster, driver: drivers.Driver, values: Values) -> None:
     """Fill in what a further nodegroup takes from its cluster, and check it.
 
     Raises Invalid, and Conflict for bad counts, labels and taints of nodes."""
@@ -129,9 +127,7 @@ def complete_values(
     request.raise_problems(driver.check_labels(values['labels'], req.services.conf))
 
 
-def add_group(
-    req: Request, cluster: models.Cluster, driver: drivers.Driver, values: dict[str, Any]
-) -> models.NodeGroup:
+def add_group(req: Request, cluster: Cluster, driver: drivers.Driver, values: Values) -> NodeGroup:
     """Add the rows of a further nodegroup and its nodes. Raises Conflict for a name that is taken,
     Invalid for limits that it would exceed."""
     # MariaDB treats names as equal that differ only by spaces at the end.
@@ -139,7 +135,7 @@ def add_group(
         raise errors.Conflict(
             f'Cluster {cluster.uuid} has a nodegroup with the name {values["name"]} already.'
         )
-    group = models.NodeGroup(
+    group = NodeGroup(
         uuid=uuidutils.generate_uuid(),
         project_id=cluster.project_id,
         is_default=False,
@@ -169,10 +165,10 @@ def update(req: Request) -> Answer:
     group_uuid = group.uuid
     is_operation = not changed.keys() <= set(BOUNDS)
 
-    def tag(cluster: models.Cluster) -> str:
+    def tag(cluster: Cluster) -> str:
         return etags.of_group(get_group(cluster, group_uuid))
 
-    def change(cluster: models.Cluster) -> models.NodeGroup:
+    def change(cluster: Cluster) -> NodeGroup:
         group = get_group(cluster, group_uuid)
         _apply_changes(req, cluster, group, changed)
         if is_operation:
@@ -197,9 +193,7 @@ def update(req: Request) -> Answer:
     return answer(cluster, get_group(cluster, group_uuid))
 
 
-def _apply_changes(
-    req: Request, cluster: models.Cluster, group: models.NodeGroup, changed: dict[str, Any]
-) -> None:
+def _apply_changes(req: Request, cluster: Cluster, group: NodeGroup, changed: Values) -> None:
     """Write the attributes that a patch changes. Raises Conflict for what cannot be."""
     check_alive(group)
     if group.role == 'master' and not changed.keys() <= set(BOUNDS):
@@ -230,7 +224,7 @@ def delete(req: Request) -> Answer:
         return Answer(None)
     group_uuid = group.uuid
 
-    def change(cluster: models.Cluster) -> None:
+    def change(cluster: Cluster) -> None:
         group = get_group(cluster, group_uuid)
         group.status = states.DELETE_IN_PROGRESS
         group.updated_at = models.utcnow()
@@ -246,7 +240,7 @@ def delete(req: Request) -> Answer:
     )
 
 
-def get_group(cluster: models.Cluster, ident: str) -> models.NodeGroup:
+def get_group(cluster: Cluster, ident: str) -> NodeGroup:
     """A nodegroup of a cluster by uuid, number in the database, or name. Raises NotFound.
 
     The order is Magnum's (doc/contributor/wire-contract.md)."""
@@ -258,7 +252,7 @@ def get_group(cluster: models.Cluster, ident: str) -> models.NodeGroup:
     raise errors.NotFound(f'Nodegroup {ident} could not be found in cluster {cluster.uuid}.')
 
 
-def get_workers(cluster: models.Cluster, ident: str | None = None) -> models.NodeGroup:
+def get_workers(cluster: Cluster, ident: str | None = None) -> NodeGroup:
     """The nodegroup `ident`, default the workers that came with the cluster.
 
     Raises NotFound, and Invalid for masters."""
@@ -274,7 +268,7 @@ def get_workers(cluster: models.Cluster, ident: str | None = None) -> models.Nod
     return group
 
 
-def get_driver(req: Request, cluster: models.Cluster) -> drivers.Driver:
+def get_driver(req: Request, cluster: Cluster) -> drivers.Driver:
     """The driver of a cluster. Raises Conflict if it is no longer installed."""
     driver = req.services.drivers.get(cluster.driver)
     if driver is None:
@@ -285,7 +279,7 @@ def get_driver(req: Request, cluster: models.Cluster) -> drivers.Driver:
     return driver
 
 
-def mark_busy(group: models.NodeGroup) -> None:
+def mark_busy(group: NodeGroup) -> None:
     """Set the status that has conductors work on a nodegroup. One in creation stays in it."""
     group.status = states.TRANSITIONS['update'].get(group.status, group.status)
     group.updated_at = models.utcnow()
@@ -293,8 +287,8 @@ def mark_busy(group: models.NodeGroup) -> None:
 
 def resize(
     req: Request,
-    cluster: models.Cluster,
-    group: models.NodeGroup,
+    cluster: Cluster,
+    group: NodeGroup,
     count: int,
     remove: Sequence[str] = (),
 ) -> None:
@@ -319,13 +313,13 @@ def check_zero(req: Request) -> None:
         raise errors.Invalid(NO_ZERO)
 
 
-def check_alive(group: models.NodeGroup) -> None:
+def check_alive(group: NodeGroup) -> None:
     """Raise Conflict for a nodegroup that is being deleted."""
     if group.status in (states.DELETE_IN_PROGRESS, states.DELETE_FAILED):
         raise errors.Conflict(f'Nodegroup {group.name} is {group.status}, which allows no change.')
 
 
-def check_bounds(group: models.NodeGroup, count: int) -> None:
+def check_bounds(group: NodeGroup, count: int) -> None:
     """Raise Invalid for a number of nodes that the nodegroup's bounds do not allow."""
     maximum = group.max_node_count
     if count < group.min_node_count or (maximum is not None and count > maximum):
@@ -335,7 +329,7 @@ def check_bounds(group: models.NodeGroup, count: int) -> None:
         )
 
 
-def _check_consistent(values: dict[str, Any], problems: list[str]) -> None:
+def _check_consistent(values: Values, problems: list[str]) -> None:
     """Check counts, labels and taints of nodes. Raises Conflict, as Magnum does.
 
     `problems` are those that the driver has found."""

@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 from oslo_config import cfg
 
-from magnum_lite import certs, drivers, errors, models
+from magnum_lite import certs, drivers, errors
 from magnum_lite.api import cluster_templates, clusters, nodegroups, versions
 from magnum_lite.api.resources import CLUSTER, CLUSTER_TEMPLATE, NODEGROUP
+from magnum_lite.models import Cluster, ClusterTemplate, NodeGroup
 
 Body = Mapping[str, Any]
 #: What a folder is tried with: a name, and bodies of a template, a cluster and a further nodegroup.
@@ -44,7 +45,7 @@ def _fake_request(conf: cfg.ConfigOpts, body: Body) -> Any:
 
 def make_template(
     conf: cfg.ConfigOpts, body: Body, os_distro: str | None = None
-) -> models.ClusterTemplate:
+) -> ClusterTemplate:
     """The row of a template. Raises Invalid.
 
     Its image holds `os_distro`, by default the first system on which a driver makes the engine."""
@@ -63,8 +64,8 @@ def make_template(
 
 
 def make_cluster(
-    conf: cfg.ConfigOpts, template: models.ClusterTemplate, body: Body
-) -> tuple[drivers.Driver, models.Cluster]:
+    conf: cfg.ConfigOpts, template: ClusterTemplate, body: Body
+) -> tuple[drivers.Driver, Cluster]:
     """The driver and the rows of a cluster, with a made-up public key. Raises Invalid."""
     body = {'cluster_template_id': template.uuid, **body}
     req = _fake_request(conf, body)
@@ -75,8 +76,8 @@ def make_cluster(
 
 
 def make_nodegroup(
-    conf: cfg.ConfigOpts, driver: drivers.Driver, cluster: models.Cluster, body: Body
-) -> models.NodeGroup:
+    conf: cfg.ConfigOpts, driver: drivers.Driver, cluster: Cluster, body: Body
+) -> NodeGroup:
     """The rows of a further nodegroup, added to its cluster. Raises Invalid, Conflict."""
     req = _fake_request(conf, body)
     values = NODEGROUP.parse(body, req.version)
@@ -105,9 +106,9 @@ def make_secrets(driver: drivers.Driver) -> dict[str, certs.Pair]:
 def render(
     conf: cfg.ConfigOpts,
     driver: drivers.Driver,
-    cluster: models.Cluster,
+    cluster: Cluster,
     secrets: Mapping[str, certs.Pair],
-    group: models.NodeGroup | None = None,
+    group: NodeGroup | None = None,
 ) -> drivers.Rendered:
     """The text of the stack of a cluster, or of its further nodegroup. Raises DriverError."""
     login = drivers.SAMPLE_LOGIN if driver.wants_cloud_user(conf, cluster) else None

@@ -135,10 +135,14 @@ _HEADERS = {
 }
 
 
-def build(routes: Sequence[Route]) -> dict[str, Any]:
+#: An object of an OpenAPI document.
+OpenApi = dict[str, Any]
+
+
+def build(routes: Sequence[Route]) -> OpenApi:
     """The document of these routes. Raises ValueError for two schemas with one title."""
-    schemas: dict[str, Any] = {}
-    paths: dict[str, Any] = {}
+    schemas: OpenApi = {}
+    paths: OpenApi = {}
     for route, name in zip(routes, list_operation_ids(routes), strict=True):
         paths.setdefault(route.path, {})[route.method.lower()] = _describe_route(route, name)
     paths = _share_schemas(paths, schemas)
@@ -170,9 +174,9 @@ def build(routes: Sequence[Route]) -> dict[str, Any]:
     }
 
 
-def _describe_route(route: Route, name: str) -> dict[str, Any]:
+def _describe_route(route: Route, name: str) -> OpenApi:
     summary, _, text = _read_docstring(route.handler).partition('. ')
-    operation: dict[str, Any] = {
+    operation: OpenApi = {
         'operationId': name,
         'tags': [name.split('.')[0]],
         'summary': summary.rstrip('.'),
@@ -213,7 +217,7 @@ def _read_docstring(handler: Callable[..., Any]) -> str:
     return '\n\n'.join(' '.join(part.split()) for part in re.split(r'\n\s*\n', text))
 
 
-def _list_parameters(route: Route) -> Iterator[dict[str, Any]]:
+def _list_parameters(route: Route) -> Iterator[OpenApi]:
     for name in re.findall(r'\{(\w+)\}', route.path):
         yield {
             'name': name,
@@ -248,9 +252,7 @@ def _list_parameters(route: Route) -> Iterator[dict[str, Any]]:
         )
 
 
-def _describe_header(
-    name: str, text: str, *, required: bool = False, **schema: Any
-) -> dict[str, Any]:
+def _describe_header(name: str, text: str, *, required: bool = False, **schema: Any) -> OpenApi:
     return {
         'name': name,
         'in': 'header',
@@ -260,14 +262,14 @@ def _describe_header(
     }
 
 
-def _describe_success(route: Route) -> dict[str, Any]:
+def _describe_success(route: Route) -> OpenApi:
     meanings = {
         200: 'Here it is.',
         201: 'It was made.',
         202: 'It is stored, and will be carried out.',
         204: 'It is gone, or will be.',
     }
-    response: dict[str, Any] = {'description': meanings.get(route.status, '')}
+    response: OpenApi = {'description': meanings.get(route.status, '')}
     headers = []
     if route.status == 202 or (route.method, route.status) in (('POST', 201), ('DELETE', 204)):
         headers.append('Location')
@@ -300,8 +302,8 @@ def _list_failures(route: Route) -> set[int]:
     return statuses
 
 
-def _describe_failure(status: int) -> dict[str, Any]:
-    special: dict[int, dict[str, Any]] = {
+def _describe_failure(status: int) -> OpenApi:
+    special: dict[int, OpenApi] = {
         401: UNAUTHORIZED,
         406: {'anyOf': [ERROR, NOT_OFFERED]},
         503: {'anyOf': [ERROR, UNAVAILABLE]},
@@ -313,7 +315,7 @@ def _describe_failure(status: int) -> dict[str, Any]:
     return {'description': STATUSES[status], 'content': content}
 
 
-def _share_schemas(value: Any, schemas: dict[str, Any]) -> Any:
+def _share_schemas(value: Any, schemas: OpenApi) -> Any:
     """A copy of `value` with a reference in place of each schema that has a title.
 
     Collects those in `schemas` by title. Raises ValueError for two that differ and share a title.

@@ -15,6 +15,7 @@ from collections.abc import Collection
 from typing import Any
 
 from magnum_lite import errors, schema
+from magnum_lite.schema import Values
 
 #: Operations of one patch: far more than any client sends.
 MAX_OPERATIONS = 100
@@ -42,19 +43,19 @@ def list_patchable(resource: schema.Resource, version: int) -> list[schema.Field
     ]
 
 
-def read_document(resource: schema.Resource, row: Any, version: int) -> dict[str, Any]:
+def read_document(resource: schema.Resource, row: Any, version: int) -> Values:
     """The attributes of a row that a patch may name at this microversion."""
     return {field.name: field.show(row) for field in list_patchable(resource, version)}
 
 
 def read_changes(
     resource: schema.Resource,
-    before: dict[str, Any],
+    before: Values,
     body: Any,
     version: int,
     settable: Collection[str],
     kept: Collection[str] = (),
-) -> dict[str, Any]:
+) -> Values:
     """The attributes that a patch changes, with their new values, typed and checked.
 
     `before` is the document that the patch applies to; it stays as it is. An attribute that is set
@@ -86,7 +87,7 @@ def read_changes(
 
 
 def _apply_operation(
-    document: dict[str, Any], item: Any, types: dict[str, dict[str, Any]], kept: Collection[str]
+    document: Values, item: Any, types: dict[str, schema.Schema], kept: Collection[str]
 ) -> str:
     """Apply one operation to a document. Returns the name of the attribute."""
     op, name, key, value = _read_operation(item)

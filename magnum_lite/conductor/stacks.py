@@ -25,6 +25,7 @@ from sqlalchemy import orm
 from magnum_lite import certs, clients, db, drivers, errors, keystore, members, models, states
 from magnum_lite.conductor import diagnose
 from magnum_lite.conductor.task import StackOwner, Task, update_nodegroup
+from magnum_lite.models import Cluster, Node, NodeGroup
 
 LOG = log.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def ensure_members(task: Task, owner: StackOwner) -> None:
     while Heat worked is sent afterwards. Members of an older rollout are replaced in batches."""
     if not task.has_work(owner):
         return
-    if isinstance(owner, models.NodeGroup) and owner.status == states.DELETE_IN_PROGRESS:
+    if isinstance(owner, NodeGroup) and owner.status == states.DELETE_IN_PROGRESS:
         ensure_nodegroup_gone(task, owner)
         return
     _check_preconditions(task, owner)
@@ -143,8 +144,8 @@ def _adopt_stack(task: Task, owner: StackOwner, stack_id: str) -> NoReturn:
         owner, stack_id=stack_id, sent_generation=task.cluster.generation
     ) as session:
         session.execute(
-            sa.update(models.NodeGroup)
-            .where(models.NodeGroup.id.in_([group.id for group in task.list_groups(owner)]))
+            sa.update(NodeGroup)
+            .where(NodeGroup.id.in_([group.id for group in task.list_groups(owner)]))
             .values(stack_id=stack_id)
         )
     LOG.info('Cluster %s: stack %s is being created', task.cluster.uuid, stack_id)
@@ -194,9 +195,7 @@ def finish_stack(task: Task, owner: StackOwner, stack: clients.Stack) -> None:
             orm.attributes.set_committed_value(group, 'status', status)
 
 
-def _finish_members(
-    session: orm.Session, group: models.NodeGroup, observed: drivers.Observed
-) -> None:
+def _finish_members(session: orm.Session, group: NodeGroup, observed: drivers.Observed) -> None:
     """Remove the rows of members that are gone, and record the others as complete."""
     gone_ids = []
     rows = []
@@ -217,9 +216,9 @@ def _finish_members(
                     **(vars(server) if server else {}),
                 }
             )
-    session.execute(sa.delete(models.Node).where(models.Node.id.in_(gone_ids)))
+    session.execute(sa.delete(Node).where(Node.id.in_(gone_ids)))
     if rows:
-        session.execute(sa.update(models.Node), rows)
+        session.execute(sa.update(Node), rows)
 
 
 def advance_rotation(task: Task) -> NoReturn:
@@ -266,7 +265,7 @@ def choose_members(task: Task, owner: StackOwner, in_stack: Mapping[str, set[int
     return _select_changeable(task, incomplete_roles)
 
 
-def _list_wanted_numbers(group: models.NodeGroup) -> set[int]:
+def _list_wanted_numbers(group: NodeGroup) -> set[int]:
     return {node.number for node in members.list_wanted(group)}
 
 
@@ -358,8 +357,8 @@ def _store_text(
         if is_previous_done and previous_generation == cluster.generation:
             # One more batch of the same operation, and each batch has the operation's time.
             session.execute(
-                sa.update(models.Cluster)
-                .where(models.Cluster.id == cluster.id)
+                sa.update(Cluster)
+                .where(Cluster.id == cluster.id)
                 .values(updated_at=models.utcnow())
             )
         elif is_previous_done and not cluster.rotation_phase and _is_only_busy(task, owner):
@@ -378,7 +377,7 @@ def _is_only_busy(task: Task, owner: StackOwner) -> bool:
     return [other for other in task.cluster.owners if task.has_work(other)] == [owner]
 
 
-def _store_members(session: orm.Session, group: models.NodeGroup, in_stack: set[int]) -> None:
+def _store_members(session: orm.Session, group: NodeGroup, in_stack: set[int]) -> None:
     """Store what `members` changed on the loaded rows.
 
     A member that is not wanted loses its row at once if it is not in the stack, else when the stack
@@ -388,15 +387,15 @@ def _store_members(session: orm.Session, group: models.NodeGroup, in_stack: set[
         if node.id is None:
             session.add(node)
         elif node.status == states.DELETE_IN_PROGRESS:
-            is_row = models.Node.id == node.id
+            is_row = Node.id == node.id
             if node.number in in_stack:
                 session.execute(
-                    sa.update(models.Node)
+                    sa.update(Node)
                     .where(is_row)
                     .values(status=node.status, status_reason=None, error_code=None)
                 )
             else:
-                session.execute(sa.delete(models.Node).where(is_row))
+                session.execute(sa.delete(Node).where(is_row))
 
 
 def _mark_arrivals(task: Task, owner: StackOwner, in_stack: Mapping[str, set[int]]) -> None:
@@ -418,8 +417,8 @@ def _store_arrivals(session: orm.Session, task: Task, owner: StackOwner) -> None
         if node.id is not None and node.status == states.CREATE_COMPLETE
     ]
     session.execute(
-        sa.update(models.Node)
-        .where(models.Node.id.in_(arrived), models.Node.status == states.CREATE_IN_PROGRESS)
+        sa.update(Node)
+        .where(Node.id.in_(arrived), Node.status == states.CREATE_IN_PROGRESS)
         .values(status=states.CREATE_COMPLETE)
     )
 
@@ -432,7 +431,7 @@ def _render(task: Task, owner: StackOwner) -> drivers.Rendered:
     user = pairs.pop(keystore.CLOUD_USER, None)
     login = task.services.cloud.build_login(user.certificate, user.private_key) if user else None
     with task.fail_on_driver_error():
-        if isinstance(owner, models.NodeGroup):
+        if isinstance(owner, NodeGroup):
             outputs = task.stacks.get_outputs(task.cluster.stack_id or '')
             return driver.render_nodegroup(
                 conf, task.cluster, owner, pairs, outputs=outputs, login=login
@@ -489,7 +488,7 @@ def _handle_failed_stack(task: Task, owner: StackOwner, stack: clients.Stack) ->
                 node.status = states.CREATE_FAILED
 
 
-def _must_be_replaced(group: models.NodeGroup, fault: diagnose.Fault) -> bool:
+def _must_be_replaced(group: NodeGroup, fault: diagnose.Fault) -> bool:
     """Whether a member with a fault has to be replaced, rather than waited for.
 
     A new master that has not reported how it ended may already have taken the place of another one,
@@ -531,7 +530,7 @@ def record_stack_failure(task: Task, owner: StackOwner, failure: errors.Failed) 
 
 def record_failure(
     session: orm.Session,
-    group: models.NodeGroup,
+    group: NodeGroup,
     failure: errors.Failed,
     diagnosis: diagnose.Diagnosis | None = None,
 ) -> None:
@@ -554,18 +553,18 @@ def record_failure(
     # New members without a fault are not complete either. Masters are left: see _must_be_replaced.
     if group.role != 'master' or status == states.CREATE_FAILED:
         session.execute(
-            sa.update(models.Node)
+            sa.update(Node)
             .where(
-                models.Node.nodegroup_id == group.uuid,
-                models.Node.status == states.CREATE_IN_PROGRESS,
+                Node.nodegroup_id == group.uuid,
+                Node.status == states.CREATE_IN_PROGRESS,
             )
             .values(status=states.CREATE_FAILED)
         )
     for node, fault in faults:
         if _must_be_replaced(group, fault):
             session.execute(
-                sa.update(models.Node)
-                .where(models.Node.id == node.id)
+                sa.update(Node)
+                .where(Node.id == node.id)
                 .values(
                     status=states.CREATE_FAILED, status_reason=fault.text, error_code=fault.code
                 )
@@ -616,10 +615,10 @@ def _needs_delete(task: Task, owner: StackOwner, stack: clients.Stack) -> bool:
     return task.cluster.status == states.CREATE_IN_PROGRESS or task.age_s > DELETE_RESEND_S
 
 
-def ensure_nodegroup_gone(task: Task, group: models.NodeGroup) -> None:
+def ensure_nodegroup_gone(task: Task, group: NodeGroup) -> None:
     """Delete a further nodegroup: its stack, then its row. Raises as `ensure_gone` does."""
     ensure_gone(task, group)
     with task.transaction(guarded=True) as session:
-        session.execute(sa.delete(models.NodeGroup).where(models.NodeGroup.id == group.id))
+        session.execute(sa.delete(NodeGroup).where(NodeGroup.id == group.id))
     LOG.info('Cluster %s: nodegroup %s is deleted', task.cluster.uuid, group.name)
     task.cluster.nodegroups.remove(group)

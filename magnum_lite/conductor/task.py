@@ -21,6 +21,7 @@ from oslo_log import log
 from sqlalchemy import orm
 
 from magnum_lite import clients, db, drivers, errors, keystore, members, models, notify, states
+from magnum_lite.models import Cluster, NodeGroup
 
 LOG = log.getLogger(__name__)
 
@@ -32,7 +33,7 @@ OVERDUE_MARGIN_MIN = 10
 
 #: What has a stack of its own: a cluster, whose stack also holds the default nodegroups, or a
 #: further nodegroup.
-StackOwner = models.Cluster | models.NodeGroup
+StackOwner = Cluster | NodeGroup
 #: The stacks of a project as Heat has listed them, by id. A stack that is not in it does not exist.
 Snapshot = Mapping[str, clients.Stack]
 
@@ -57,7 +58,7 @@ class Task:
     own project."""
 
     services: Services
-    cluster: models.Cluster
+    cluster: Cluster
     holder: str
     snapshot: Snapshot
     as_admin: bool = False
@@ -81,9 +82,9 @@ class Task:
 
     # -- the cluster's nodegroups and stacks
 
-    def list_groups(self, owner: StackOwner) -> list[models.NodeGroup]:
+    def list_groups(self, owner: StackOwner) -> list[NodeGroup]:
         """List the nodegroups whose members are in the owner's stack."""
-        if isinstance(owner, models.NodeGroup):
+        if isinstance(owner, NodeGroup):
             return [owner]
         return [group for group in owner.nodegroups if group.is_default]
 
@@ -135,7 +136,7 @@ class Task:
         another conductor has the lease. `guarded`: also if the cluster has got another generation
         since the row was read. What depends on rows of nodes must be written so, because a request
         may have changed them."""
-        group = owner if isinstance(owner, models.NodeGroup) else None
+        group = owner if isinstance(owner, NodeGroup) else None
         with db.lease_transaction(
             self.services.db,
             self.cluster,
@@ -212,11 +213,9 @@ class Task:
             ) from e
 
 
-def update_nodegroup(session: orm.Session, group: models.NodeGroup, **columns: Any) -> None:
+def update_nodegroup(session: orm.Session, group: NodeGroup, **columns: Any) -> None:
     """Write columns of a nodegroup's row. The loaded object keeps its values."""
-    session.execute(
-        sa.update(models.NodeGroup).where(models.NodeGroup.id == group.id).values(**columns)
-    )
+    session.execute(sa.update(NodeGroup).where(NodeGroup.id == group.id).values(**columns))
 
 
 def get_timeout_min(conf: cfg.ConfigOpts, status: str, create_timeout: int | None) -> int:

@@ -28,9 +28,10 @@ import yaml
 from jinja2 import sandbox
 from oslo_config import cfg
 
-from magnum_lite import clients, errors, members, models, stacktext, userdata
+from magnum_lite import clients, errors, members, stacktext, userdata
 from magnum_lite.drivers import limits
-from magnum_lite.drivers.labels import LabelRules, find_unsafe_fields, make_error
+from magnum_lite.drivers.labels import LabelRules, Manifest, find_unsafe_fields, make_error
+from magnum_lite.models import Cluster, Node, NodeGroup
 
 #: A wait condition gives up this long before its stack, so that the user reads its reason and not
 #: the stack's time-out. At least three quarters of a short timeout remain. Heat takes 1 to
@@ -41,6 +42,9 @@ MAX_WAIT_S = 43200
 MAX_REASON = 100_000
 #: Characters kept of one reason, and of its name.
 MAX_REASON_LINE = 300
+
+#: What templates and expressions see, by name.
+Context = dict[str, Any]
 
 
 class Secret(Protocol):
@@ -219,11 +223,11 @@ class StackGroup:
     node_count: int
     node_labels: Mapping[str, str]
     node_taints: list[dict[str, str]]
-    row: models.NodeGroup
-    select_members: Callable[[], list[models.Node]]
+    row: NodeGroup
+    select_members: Callable[[], list[Node]]
 
     @functools.cached_property
-    def nodes(self) -> list[models.Node]:
+    def nodes(self) -> list[Node]:
         """The members of the next version of the stack, without those of a later wave.
 
         They are read on first use, because some callers have not loaded the members.
@@ -231,12 +235,12 @@ class StackGroup:
         return self.select_members()
 
     @property
-    def to_replace(self) -> list[models.Node]:
+    def to_replace(self) -> list[Node]:
         """Members that others are to replace, in the order in which they go."""
         return members.list_to_replace(self.row)
 
     @property
-    def up_to_date(self) -> list[models.Node]:
+    def up_to_date(self) -> list[Node]:
         """Members that are complete and stay."""
         return members.list_up_to_date(self.row)
 
@@ -276,7 +280,7 @@ _Loader: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 class Driver(LabelRules):
     """A driver folder. `driver.py` of a folder may subclass it, for what data cannot say."""
 
-    def __init__(self, name: str, manifest: Mapping[str, Any], path: Sequence[Path]) -> None:
+    def __init__(self, name: str, manifest: Manifest, path: Sequence[Path]) -> None:
         """`path`: where templates and files are looked for, beginning with the driver's folder."""
         super().__init__(name, path[0], manifest)
         self._path = path
@@ -322,7 +326,7 @@ class Driver(LabelRules):
     # Checks that need a context or a rendering.
 
     def check_cluster(
-        self, conf: cfg.ConfigOpts, cluster: models.Cluster, changed: models.NodeGroup | None = None
+        self, conf: cfg.ConfigOpts, cluster: Cluster, changed: NodeGroup | None = None
     ) -> list[str]:
         """Say in sentences which limits a cluster would exceed: addresses, Heat's, Nova's.
 
@@ -350,7 +354,7 @@ class Driver(LabelRules):
             context['outputs'] = collections.defaultdict(str)
         return problems + self._check_stack(conf, cluster, stack, context, has_login)
 
-    def _list_ranges(self, context: dict[str, Any]) -> list[dict[str, Any]]:
+    def _list_ranges(self, context: Context) -> list[dict[str, Any]]:
         """The items of the manifest's `ranges` that apply to a cluster."""
         return [
             item
@@ -362,9 +366,9 @@ class Driver(LabelRules):
     def _check_stack(
         self,
         conf: cfg.ConfigOpts,
-        cluster: models.Cluster,
-        stack: dict[str, Any],
-        context: dict[str, Any],
+        cluster: Cluster,
+        stack: Manifest,
+        context: Context,
         has_login: bool,
     ) -> list[str]:
         """Compare one stack with the limits. What is sent for it is rendered once.
@@ -387,9 +391,9 @@ class Driver(LabelRules):
 
     def _render_samples(
         self,
-        cluster: models.Cluster,
-        stack: dict[str, Any],
-        context: dict[str, Any],
+        cluster: Cluster,
+        stack: Manifest,
+        context: Context,
         keeps_masters: bool,
     ) -> dict[str, limits.SampleText]:
         """Render the templates of a stack, by name, with one member in each nodegroup.
@@ -419,7 +423,7 @@ class Driver(LabelRules):
         return samples
 
     def _render_sample_user_data(
-        self, stack: dict[str, Any], context: dict[str, Any], *, has_login: bool
+        self, stack: Manifest, context: Context, *, has_login: bool
     ) -> list[str]:
         """Render user-data with keys and a login that are as long as real ones."""
         algorithms = {purpose: spec.algorithm for purpose, spec in self.keys.items()}
@@ -428,7 +432,7 @@ class Driver(LabelRules):
         login = limits.SAMPLE_LOGIN if has_login else None
         return [*self._render_user_data(stack, context, secrets, login).values()]
 
-    def check_rotation(self, cluster: models.Cluster) -> list[str]:
+    def check_rotation(self, cluster: Cluster) -> list[str]:
         """Say in sentences why the authorities of a cluster cannot be replaced.
 
         Needs `template` and `nodegroups`.
@@ -444,7 +448,7 @@ class Driver(LabelRules):
         reasons = (self.explain_irreplaceable(cluster, role) for role in roles)
         return [reason for reason in reasons if reason]
 
-    def explain_irreplaceable(self, cluster: models.Cluster, role: str) -> str | None:
+    def explain_irreplaceable(self, cluster: Cluster, role: str) -> str | None:
         """Say in a sentence why members of a role cannot be replaced; None if they can."""
         item = self.manifest.get('replaceable', {}).get(role)
         if item is None or self._evaluate(item['that'], {'cluster': cluster}):
@@ -464,9 +468,7 @@ class Driver(LabelRules):
         context = {'old': self.read_labels(conf, old), 'new': self.read_labels(conf, new)}
         return self._list_failed(self.manifest.get('upgrade', {}).get('checks', ()), context)
 
-    def _list_failed(
-        self, checks: Collection[Mapping[str, str]], context: dict[str, Any]
-    ) -> list[str]:
+    def _list_failed(self, checks: Collection[Mapping[str, str]], context: Context) -> list[str]:
         """The sentences of those checks of the manifest that do not hold."""
         return [item['else'] for item in checks if not self._evaluate(item['that'], context)]
 
@@ -475,7 +477,7 @@ class Driver(LabelRules):
     def render(
         self,
         conf: cfg.ConfigOpts,
-        cluster: models.Cluster,
+        cluster: Cluster,
         secrets: Mapping[str, Secret],
         login: clients.Login | None = None,
     ) -> Rendered:
@@ -491,8 +493,8 @@ class Driver(LabelRules):
     def render_nodegroup(
         self,
         conf: cfg.ConfigOpts,
-        cluster: models.Cluster,
-        group: models.NodeGroup,
+        cluster: Cluster,
+        group: NodeGroup,
         secrets: Mapping[str, Secret],
         *,
         outputs: Mapping[str, Any],
@@ -510,15 +512,15 @@ class Driver(LabelRules):
         context = self._make_context(conf, cluster, group) | {'outputs': outputs}
         return self._render_stack(self.manifest['nodegroup_stack'], context, secrets, login)
 
-    def wants_cloud_user(self, conf: cfg.ConfigOpts, cluster: models.Cluster) -> bool:
+    def wants_cloud_user(self, conf: cfg.ConfigOpts, cluster: Cluster) -> bool:
         """Whether a cluster that is created now gets a user of its own in the cloud."""
         return self._wants_cloud_user(self._make_context(conf, cluster))
 
-    def _wants_cloud_user(self, context: dict[str, Any]) -> bool:
+    def _wants_cloud_user(self, context: Context) -> bool:
         expression = self.manifest.get('cloud_user')
         return expression is not None and bool(self._evaluate(expression, context))
 
-    def find_load_balancer_text(self, cluster: models.Cluster) -> str | None:
+    def find_load_balancer_text(self, cluster: Cluster) -> str | None:
         """The text by which load balancers that the engine has made are recognised.
 
         It is part of their description. None: the engine makes no load balancers.
@@ -527,8 +529,8 @@ class Driver(LabelRules):
         return None if expression is None else str(self._evaluate(expression, {'cluster': cluster}))
 
     def _make_context(
-        self, conf: cfg.ConfigOpts, cluster: models.Cluster, further: models.NodeGroup | None = None
-    ) -> dict[str, Any]:
+        self, conf: cfg.ConfigOpts, cluster: Cluster, further: NodeGroup | None = None
+    ) -> Context:
         """What templates and expressions see. It holds no secret.
 
         `groups` are those of the stack by role: of the `further` nodegroup, or without one of the
@@ -566,8 +568,8 @@ class Driver(LabelRules):
 
     def _render_stack(
         self,
-        stack: dict[str, Any],
-        context: dict[str, Any],
+        stack: Manifest,
+        context: Context,
         secrets: Mapping[str, Secret],
         login: clients.Login | None,
     ) -> Rendered:
@@ -599,7 +601,7 @@ class Driver(LabelRules):
         }
         return Rendered(template, files, parameters)
 
-    def _render_file(self, item: Mapping[str, Any], context: dict[str, Any]) -> str:
+    def _render_file(self, item: Manifest, context: Context) -> str:
         """Render one of the `files` of a stack for its role."""
         role = item.get('role')
         inner = context | {'role': role, 'group': context['groups'].get(role)}
@@ -607,8 +609,8 @@ class Driver(LabelRules):
 
     def _render_user_data(
         self,
-        stack: dict[str, Any],
-        context: dict[str, Any],
+        stack: Manifest,
+        context: Context,
         secrets: Mapping[str, Secret],
         login: clients.Login | None,
     ) -> dict[str, str]:
@@ -633,7 +635,7 @@ class Driver(LabelRules):
                 raise self._error(template, problem) from exc
         return texts
 
-    def _render_node_file(self, context: dict[str, Any], item: dict[str, Any]) -> dict[str, Any]:
+    def _render_node_file(self, context: Context, item: dict[str, Any]) -> dict[str, Any]:
         """Return the item of a node's file as `userdata` takes it: what stands in a `file` of a
         folder, or comes of a `template`, is read."""
         if 'file' in item:
@@ -647,7 +649,7 @@ class Driver(LabelRules):
             return item | {'documents': [*yaml.load_all(text, Loader=_Loader)]}
         return item
 
-    def _read_template(self, name: str, context: dict[str, Any]) -> tuple[str, Any]:
+    def _read_template(self, name: str, context: Context) -> tuple[str, Any]:
         """Render a template that gives YAML: (text, content)."""
         text = self._render_text(name, context)
         return text, self._parse(name, text)
@@ -661,7 +663,7 @@ class Driver(LabelRules):
             place = f'{name}, line {mark.line + 1} of the result' if mark else name
             raise self._error(place, getattr(exc, 'problem', exc)) from exc
 
-    def _render_text(self, name: str, context: dict[str, Any]) -> str:
+    def _render_text(self, name: str, context: Context) -> str:
         try:
             return self._env.get_template(name).render(context)
         except jinja2.TemplateSyntaxError as exc:
@@ -676,7 +678,7 @@ class Driver(LabelRules):
                     place = f'{Path(frame.filename).name}, line {frame.lineno}'
             raise self._error(place, f'{type(exc).__name__}: {exc}') from exc
 
-    def _evaluate(self, expression: str, context: dict[str, Any]) -> Any:
+    def _evaluate(self, expression: str, context: Context) -> Any:
         """Evaluate an expression of the manifest to a value."""
         try:
             value = self._compile(expression)(**context)
@@ -709,9 +711,7 @@ class Driver(LabelRules):
             nodes=nodes,
         )
 
-    def build_health_check(
-        self, conf: cfg.ConfigOpts, cluster: models.Cluster
-    ) -> HealthCheck | None:
+    def build_health_check(self, conf: cfg.ConfigOpts, cluster: Cluster) -> HealthCheck | None:
         """Build the requests for the health of a cluster's engine; None if the folder has none.
 
         Needs `template` and `nodegroups`. Raises `DriverError` for a URL that cannot be requested.
@@ -730,7 +730,7 @@ class Driver(LabelRules):
         certificate = CertificateSpec(**item['certificate']) if 'certificate' in item else None
         return HealthCheck(base, requests, item.get('authority'), certificate)
 
-    def _evaluate_url(self, expression: str, context: dict[str, Any]) -> str:
+    def _evaluate_url(self, expression: str, context: Context) -> str:
         url = str(self._evaluate(expression, context))
         if not re.fullmatch(r'https?://[^\s/@]+(/[!-~]*)?', url):
             raise self._error('manifest.yaml $.health.url', f'{url!r} is no URL to ask')
@@ -739,7 +739,7 @@ class Driver(LabelRules):
     def read_health(
         self,
         conf: cfg.ConfigOpts,
-        cluster: models.Cluster,
+        cluster: Cluster,
         responses: Mapping[str, HealthResponse],
     ) -> Health:
         """Tell the health of a cluster from the engine's responses.
@@ -772,7 +772,7 @@ class Driver(LabelRules):
 
     def render_access(
         self,
-        cluster: models.Cluster,
+        cluster: Cluster,
         *,
         authority: str,
         user: str,
@@ -814,11 +814,11 @@ def _limit_reason(lines: Collection[tuple[Any, Any]]) -> dict[str, str]:
 
 
 def _view_group(
-    group: models.NodeGroup, list_numbers: Callable[[], dict[str, set[int]]], wave: int
+    group: NodeGroup, list_numbers: Callable[[], dict[str, set[int]]], wave: int
 ) -> StackGroup:
     """A nodegroup as templates see it. `list_numbers` reads the stored text of its stack."""
 
-    def select_members() -> list[models.Node]:
+    def select_members() -> list[Node]:
         numbers = list_numbers().get(group.stack_role, ())
         return members.next_members(group, numbers, wave)
 
@@ -839,21 +839,18 @@ def _view_group(
     )
 
 
-def _make_sample_nodes(cluster: models.Cluster, group: StackGroup) -> list[models.Node]:
+def _make_sample_nodes(cluster: Cluster, group: StackGroup) -> list[Node]:
     """At most two members of a nodegroup. Their names are as long as its longest name."""
     number = (group.row.next_number or 0) + group.node_count
     name = members.make_node_name(cluster, group.row, number)
-    return [
-        models.Node(number=number + n, name=name, rollout=1)
-        for n in range(min(group.node_count, 2))
-    ]
+    return [Node(number=number + n, name=name, rollout=1) for n in range(min(group.node_count, 2))]
 
 
-def _replace_nodes(group: StackGroup, nodes: list[models.Node]) -> StackGroup:
+def _replace_nodes(group: StackGroup, nodes: list[Node]) -> StackGroup:
     return dataclasses.replace(group, select_members=lambda: nodes)
 
 
-def compute_node_timeout_s(conf: cfg.ConfigOpts, cluster: models.Cluster) -> int:
+def compute_node_timeout_s(conf: cfg.ConfigOpts, cluster: Cluster) -> int:
     """Return how many seconds a node has to report: fewer than its stack has."""
     stack_s = (cluster.create_timeout or conf.cluster_heat.create_timeout) * 60
     return min(max(stack_s - TIMEOUT_MARGIN_S, stack_s * 3 // 4), MAX_WAIT_S)

@@ -26,7 +26,7 @@ from oslo_config import cfg
 
 from magnum_lite import errors
 from magnum_lite.drivers.driver import Driver, Drivers
-from magnum_lite.drivers.labels import find_problem, make_error
+from magnum_lite.drivers.labels import Manifest, find_problem, make_error
 
 BUILT_IN = Path(__file__).parent.with_name('templates')
 ENTRY_POINTS = 'magnum_lite.drivers'
@@ -163,7 +163,7 @@ def _load_class(chain: Iterable[Path]) -> type[Driver]:
     return Driver
 
 
-def _merge_manifests(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merge_manifests(manifests: Sequence[Manifest]) -> dict[str, Any]:
     """Merge manifests, of which the first wins. Null takes away what the later ones have."""
     result: dict[str, Any] = {}
     for manifest in reversed(manifests):
@@ -185,7 +185,7 @@ def _read_schema() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(yaml.safe_load(text))
 
 
-def check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+def check_manifest(folder: Path, manifest: Manifest) -> None:
     """Raise `DriverError` for the first fault of a manifest, with its place."""
     fault = jsonschema.exceptions.best_match(_read_schema().iter_errors(manifest))
     if fault is not None:
@@ -198,7 +198,7 @@ def check_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 Faults = Iterator[tuple[str, object]]
 
 
-def _find_key_faults(manifest: Mapping[str, Any]) -> Faults:
+def _find_key_faults(manifest: Manifest) -> Faults:
     """Find names of authorities that `keys` does not have."""
     keys = manifest.get('keys', {})
     for name, spec in manifest.get('certificates', {}).items():
@@ -217,7 +217,7 @@ def _find_key_faults(manifest: Mapping[str, Any]) -> Faults:
             yield place, f'there is no authority {", ".join(unknown)}'
 
 
-def _find_label_faults(manifest: Mapping[str, Any]) -> Faults:
+def _find_label_faults(manifest: Manifest) -> Faults:
     """Find defaults that are not valid, patterns that do not compile, labels that do not exist."""
     labels = manifest['labels']
     for name, label in labels.items():

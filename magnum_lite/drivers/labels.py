@@ -22,6 +22,9 @@ from magnum_lite import errors
 #: Spellings of a boolean label, in lower case.
 BOOLEANS = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
 
+#: A manifest, or a part of one, as YAML gives it.
+Manifest = Mapping[str, Any]
+
 FORMATS = jsonschema.FormatChecker(formats=())
 
 
@@ -88,7 +91,7 @@ def find_problem(schema: Mapping[str, Any], value: Any) -> str | None:
     return f'it must be like {example}'
 
 
-def _explain(problem: str, item: Mapping[str, Any]) -> str:
+def _explain(problem: str, item: Manifest) -> str:
     """Append the manifest's explanation of a field or label, if it has one."""
     return f'{problem} ({item["text"]})' if item.get('text') else problem
 
@@ -96,7 +99,7 @@ def _explain(problem: str, item: Mapping[str, Any]) -> str:
 class LabelRules:
     """What a manifest lets users set: the part of a driver that needs no templates."""
 
-    def __init__(self, name: str, folder: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, folder: Path, manifest: Manifest) -> None:
         """`manifest` has passed `folders.check_manifest`."""
         self.name = name
         self.folder = folder
