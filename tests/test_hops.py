@@ -113,7 +113,10 @@ def is_template(name: str) -> bool:
 
 @pytest.fixture
 def story(conductor_services: Services, cloud: fakes.FakeCloud) -> Story:
-    """The rounds of the conductor, and Heat."""
+    """The rounds of the conductor, and Heat.
+
+    A stack is never due again within its round, as it would be on a machine that is slow."""
+    conductor_services.conf.set_override('watch_interval', 600, 'conductor')
     return Story(conductor_services, cloud)
 
 
