@@ -29,6 +29,9 @@ UWSGI: list[str | pathlib.Path] = [
     '--processes',
     '2',
     '--die-on-term',
+    # As in the installed file, but shorter: a worker that does not end by itself is killed then.
+    '--worker-reload-mercy',
+    '8',
     '--module',
     'magnum_lite.api.wsgi:application',
 ]
