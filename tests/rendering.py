@@ -164,12 +164,16 @@ DEFAULTS = '1 masters, lb False, fip False, own network, volumes False'
 EVERYTHING = '3 masters, lb True, fip True, given subnet, volumes True'
 
 
+def brings_templates(folder: str) -> bool:
+    """Whether a folder has templates of its own; else it uses those of the folder it extends."""
+    return any((drivers.BUILT_IN / folder).glob('*.j2'))
+
+
 def list_shapes_of_folders() -> Iterator[Any]:
     """Parameters `driver` and `shape`: all shapes of a folder that brings templates, and two of one
     that extends another, whose templates it uses."""
     for folder in FOLDERS:
-        brings_templates = any((drivers.BUILT_IN / folder).glob('*.j2'))
-        for name in SHAPES if brings_templates else (DEFAULTS, EVERYTHING):
+        for name in SHAPES if brings_templates(folder) else (DEFAULTS, EVERYTHING):
             yield pytest.param(folder, SHAPES[name], id=f'{folder}-{name}')
 
 
