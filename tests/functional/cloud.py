@@ -33,6 +33,7 @@ from functional.service import (
     start_service,
     unique_name,
 )
+from keystoneauth1 import exceptions as ksa_exc
 from openstack import config as cloud_config
 from openstack import exceptions as sdk_exc
 
@@ -111,10 +112,12 @@ class Sandbox:
         remove_leftovers()
         for project in self.admin.identity.projects():
             if is_old(project.name):
-                self._enter(project.id)
-                self._clouds['clouds'][project.name] = self._entry(project.name)
-                self._write()
-                Project(self, project.name, project.id).remove()
+                # Two runs may begin at the same time and find the same project.
+                with contextlib.suppress(ksa_exc.NotFound, sdk_exc.NotFoundException):
+                    self._enter(project.id)
+                    self._clouds['clouds'][project.name] = self._entry(project.name)
+                    self._write()
+                    Project(self, project.name, project.id).remove()
 
     def _enter(self, project_id: str) -> None:
         for role_id in self._user_roles:
