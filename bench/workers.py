@@ -4,8 +4,8 @@ by one.
 
     bench/workers.py [--workers 50] [--resizes 1] [--then TREE] [--wave N] [--engine-pid-file FILE]
 
-Needs a cloud as tests/functional do (OS_CLOUD, MAGNUM_LITE_CLOUD_TOOLS), whose engine runs on this
-machine. The nodes are played by the tool `signal`, whose questions are among the engine's work.
+Needs a cloud as tests/functional do (OS_CLOUD), whose engine runs on this machine. The nodes are
+played by `testcloud/cloud/signal`, whose questions are among the engine's work.
 `--then`: conductors of another tree of this project resize the cluster once more, as if the service
 had been upgraded. Everything that was made is removed."""
 

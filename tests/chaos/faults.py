@@ -1,13 +1,15 @@
 """Breaks conductors and the cloud as the plan says, and mends them again, whatever happens
 meanwhile.
 
-The cloud is broken by the tool `fault` of the test cloud, so nobody else may be using that cloud.
+The cloud is broken by `testcloud/cloud/fault`, so nobody else may be using that cloud.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import os
+import pathlib
 import signal
 import subprocess
 import threading
@@ -19,6 +21,8 @@ from functional.cloud import TOOLS
 from functional.service import Process, Service
 
 FAULT = TOOLS / 'fault'
+#: The pid file of the test cloud's Heat: what is not there cannot be broken.
+HEAT = pathlib.Path(os.environ.get('CLOUD_HOME', '/opt/testcloud')) / 'run' / 'heat-engine.pid'
 #: After these Heat itself may have lost what it was doing: it keeps that in the memory of its
 #: engine and in messages.
 HARMFUL = ('heat-engine stop', 'heat-engine pause', 'mq stop')

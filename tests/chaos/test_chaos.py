@@ -9,7 +9,7 @@ The clusters are those of the driver folder beside this file: real stacks, neste
 real drivers, with handles to report to and no servers.
 
 It breaks services of the cloud, so nobody else may be using it. OS_CLOUD names the cloud,
-MAGNUM_LITE_CLOUD_TOOLS the folder of the tools that break it, CLOUD_HOME the cloud that these mean.
+CLOUD_HOME the test cloud of `testcloud/cloud` that is broken: another one cannot be.
 CHAOS_LEASE is the lease in seconds.
 
 What is demanded: every cluster ends in its state, with exactly its stacks and members. Heat keeps
@@ -36,7 +36,7 @@ from typing import Any
 
 import pytest
 from chaos import nodes, plan, players
-from chaos.faults import FAULT, Faults
+from chaos.faults import HEAT, Faults
 from functional import service as services
 from functional.cloud import Project, Sandbox
 from functional.service import Service, poll, start_service
@@ -49,7 +49,7 @@ needs_cloud = [
     pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),  # the SDK's, of its own code
     pytest.mark.skipif(not os.environ.get('OS_CLOUD'), reason='OS_CLOUD names no cloud'),
     pytest.mark.skipif(
-        not FAULT.exists(), reason='nothing to break the cloud with: see MAGNUM_LITE_CLOUD_TOOLS'
+        not HEAT.exists(), reason=f'no test cloud of this machine to break: there is no {HEAT}'
     ),
 ]
 

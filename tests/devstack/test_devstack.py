@@ -32,7 +32,7 @@ from devstack.scratch import (
     stop_apache,
 )
 from functional import service as services
-from functional.cloud import MARKS, Project, Sandbox, Say, ask
+from functional.cloud import ON_A_CLOUD, Project, Sandbox, Say, ask
 from functional.service import poll
 
 pytest_plugins = ('functional.fixtures',)
@@ -40,7 +40,7 @@ HERE = pathlib.Path(__file__).parent
 TOOLS = ('apache2', 'mysql', 'rabbitmqctl', 'openstack', 'curl')
 pytestmark = [
     pytest.mark.timeout(1800),
-    *MARKS,
+    *ON_A_CLOUD,
     *(
         pytest.mark.skipif(not shutil.which(tool), reason=f'{tool} is not installed')
         for tool in TOOLS

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import AVAILABLE, SERVERS
 from devstack.scratch import ROOT, Installed, Scratch, processes, registered, run, scratch
-from functional.cloud import MARKS, Project, Sandbox, Say, ask
+from functional.cloud import ON_A_CLOUD, Project, Sandbox, Say, ask
 from functional.service import poll
 
 pytest_plugins = ('functional.fixtures',)
@@ -31,7 +31,7 @@ TOOLS = (
 )
 pytestmark = [
     pytest.mark.timeout(1800),
-    *MARKS,
+    *ON_A_CLOUD,
     *(
         pytest.mark.skipif(not shutil.which(tool), reason=f'{tool} is not installed')
         for tool in TOOLS

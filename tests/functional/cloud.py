@@ -5,7 +5,7 @@ Each test works in a project of its own, so that it can say at the end that noth
 whatever else the cloud is used for meanwhile. The service's identity is an admin and makes these
 projects; the user of the tests gets the same roles there as in its own project.
 
-The nodes boot nowhere: a tool `signal` plays them. It is looked for in MAGNUM_LITE_CLOUD_TOOLS.
+The nodes boot nowhere: `testcloud/cloud/signal` plays them, on whatever cloud OS_CLOUD names.
 """
 
 from __future__ import annotations
@@ -37,10 +37,8 @@ from keystoneauth1 import exceptions as ksa_exc
 from openstack import config as cloud_config
 from openstack import exceptions as sdk_exc
 
-TOOLS = pathlib.Path(
-    os.environ.get('MAGNUM_LITE_CLOUD_TOOLS')
-    or pathlib.Path(__file__).parents[3] / 'shared' / 'cloud'
-)
+#: The scripts of the test cloud.
+TOOLS = pathlib.Path(__file__).parents[2] / 'testcloud' / 'cloud'
 SIGNAL = TOOLS / 'signal'
 #: `pytestmark` of a module of tests on a real cloud.
 ON_A_CLOUD = [
@@ -48,15 +46,6 @@ ON_A_CLOUD = [
     pytest.mark.timeout(900),
     pytest.mark.filterwarnings('ignore::PendingDeprecationWarning'),  # the SDK's, of its own code
     pytest.mark.skipif(not os.environ.get('OS_CLOUD'), reason='OS_CLOUD names no cloud'),
-]
-#: The same where nodes are played.
-MARKS = [
-    *ON_A_CLOUD,
-    pytest.mark.skipif(
-        not SIGNAL.exists(),
-        reason=f'nobody to play the nodes: there is no {SIGNAL.name} where '
-        'MAGNUM_LITE_CLOUD_TOOLS says',
-    ),
 ]
 #: Seconds between looks that no message asked for: long, so that only a message explains a cluster
 #: begun at once.

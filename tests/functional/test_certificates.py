@@ -21,7 +21,7 @@ import pytest
 import sqlalchemy as sa
 from cryptography import x509
 from functional import service as services
-from functional.cloud import MARKS, Cluster, Forwarder, Project, Sandbox, Say, ask
+from functional.cloud import ON_A_CLOUD, Cluster, Forwarder, Project, Sandbox, Say, ask
 from functional.service import Service, poll, start_service
 from keystoneauth1 import session as ksa_session
 from keystoneauth1.identity import v3
@@ -29,7 +29,7 @@ from keystoneauth1.identity import v3
 from magnum_lite import certs
 
 pytest_plugins = ('functional.fixtures',)
-pytestmark = MARKS
+pytestmark = ON_A_CLOUD
 
 #: Seconds that a request may wait for a conductor, and in which a 503 comes of a broker that
 #: refuses.

@@ -14,11 +14,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from functional.cloud import MARKS, SIGNAL, STACK_S, TEMPLATE, Cluster, Project, Sandbox, Say, ask
+from functional.cloud import (
+    ON_A_CLOUD,
+    SIGNAL,
+    STACK_S,
+    TEMPLATE,
+    Cluster,
+    Project,
+    Sandbox,
+    Say,
+    ask,
+)
 from functional.service import RABBITMQ, Service, poll, start_service, unique_name
 
 pytest_plugins = ('functional.fixtures',)
-pytestmark = MARKS
+pytestmark = ON_A_CLOUD
 
 
 @pytest.fixture(scope='module')

@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 import yaml
-from functional.cloud import MARKS, STACK_S, Cluster, Project, Sandbox, Say, ask
+from functional.cloud import ON_A_CLOUD, STACK_S, Cluster, Project, Sandbox, Say, ask
 from functional.service import Service
 
 from magnum_lite import drivers
 
 pytest_plugins = ('functional.fixtures',)
-pytestmark = MARKS
+pytestmark = ON_A_CLOUD
 
 CIDR = '10.78.0.0/24'
 NODE_ENV = '/etc/magnum-lite/node.env'

@@ -7,7 +7,7 @@ availability zone, the rules of another pod network."""
 from __future__ import annotations
 
 import pytest
-from functional.cloud import MARKS, TEMPLATE, Project, Sandbox, Say, Start, ask
+from functional.cloud import ON_A_CLOUD, TEMPLATE, Project, Sandbox, Say, Start, ask
 from functional.service import Service
 from keystoneauth1 import exceptions, session
 from keystoneauth1.identity import v3
@@ -15,7 +15,7 @@ from keystoneauth1.identity import v3
 from magnum_lite import certs, keystore
 
 pytest_plugins = ('functional.fixtures',)
-pytestmark = MARKS
+pytestmark = ON_A_CLOUD
 
 #: As the test cloud, and devstack/ of this repository, have it.
 DOMAIN = 'magnum'

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from functional import service as services
 from functional.cloud import (
     LONG_TICK_S,
-    MARKS,
+    ON_A_CLOUD,
     STACK_S,
     TEMPLATE,
     Cluster,
@@ -42,7 +42,7 @@ from keystoneauth1 import session as ksa_session
 from keystoneauth1.identity import v3
 
 pytest_plugins = ('functional.fixtures',)
-pytestmark = MARKS
+pytestmark = ON_A_CLOUD
 
 #: A stored cluster is answered at once, with or without a broker; one call to a broker that hangs
 #: takes 5 s.

@@ -25,12 +25,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from functional import stock
-from functional.cloud import MARKS, STACK_S, Cluster, Project, Sandbox, Say, Start, ask
+from functional.cloud import ON_A_CLOUD, STACK_S, Cluster, Project, Sandbox, Say, Start, ask
 from functional.service import Service, connect, poll
 from openstack import exceptions as sdk_exc
 
 pytest_plugins = ('functional.fixtures',)
-pytestmark = MARKS
+pytestmark = ON_A_CLOUD
 
 
 @pytest.fixture(scope='module')

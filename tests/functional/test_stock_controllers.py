@@ -24,11 +24,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 from functional import stock
-from functional.cloud import MARKS, STACK_S, Cluster, Project, Sandbox, Say, Start, ask
+from functional.cloud import ON_A_CLOUD, STACK_S, Cluster, Project, Sandbox, Say, Start, ask
 from functional.service import Service, poll
 
 pytest_plugins = ('functional.fixtures',)
-pytestmark = MARKS
+pytestmark = ON_A_CLOUD
 
 #: What the autoscaler reads as "there is no server yet".
 NO_SERVER = 'kube-minion'

@@ -22,7 +22,6 @@ from functional.cloud import TOOLS
 from functional.service import Service, poll, start_service
 
 NODES_HOME = pathlib.Path(os.environ.get('NODES_HOME', ''))
-#: The tools of the nodes stand beside those of the cloud.
 NODE_TOOLS = TOOLS.parent / 'nodes'
 #: What lies in nodes beside Debian and Docker: Kubernetes, built with these tools, and what
 #: mesos-layer makes.
