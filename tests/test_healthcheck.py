@@ -81,7 +81,13 @@ def test_readiness_says_that_all_is_there(api: Api) -> None:
         'ready': True,
         'down': [],
         'oldest_due_s': 0.0,
-        'checks': {'database': 'ok', 'broker': 'ok', 'keystone': 'ok', 'heat': 'ok'},
+        'checks': {
+            'database': 'ok',
+            'broker': 'ok',
+            'keystone': 'ok',
+            'heat': 'ok',
+            'policy': 'ok',
+        },
     }
     assert api('POST', '/healthcheck/ready').status_code == 405
 

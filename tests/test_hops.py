@@ -45,12 +45,13 @@ PACKAGE = str(pathlib.Path(magnum_lite.__file__).parent) + '/'
 BEHIND_FAKES = frozenset(('clients.py', 'rpc.py', 'conductor/endpoint.py', 'conductor/service.py'))
 #: Libraries whose calls into the package are not followed by a reader.
 CALLBACKS = ('/jinja2/', '/sqlalchemy/')
-#: The most files and hops of each journey.
+#: The most files and hops of each journey. One file and two hops of each are the enforcer in
+#: `api/policies.py`, which looks whether the operator's policy file can still be used.
 LIMITS = {
-    'list': (10, 32),
-    'create': (32, 180),
-    'resize': (32, 212),
-    'rotate': (32, 1186),
+    'list': (11, 34),
+    'create': (33, 182),
+    'resize': (33, 214),
+    'rotate': (33, 1188),
 }
 
 

@@ -140,7 +140,7 @@ def _is_inner(tree: ast.AST, wanted: ast.AST) -> bool:
 #: an issue that adds a capability raises this by a figure that it states. 53,600 until 2026-11-30;
 #: then 700 more, of which about 450 are former names of driver folders, `description` with notes
 #: and the version gate of requests, and the rest names for parts of packed expressions.
-MOST_NODES = 54_300
+MOST_NODES = 54_800
 #: AST nodes of one function, and of a line of code on average.
 MOST_NODES_OF_A_FUNCTION = 200
 MOST_NODES_OF_A_LINE = 4.5

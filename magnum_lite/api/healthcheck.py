@@ -3,8 +3,8 @@
 `app.make_app` puts `Healthcheck` in front of the application, outside of the token check. The first
 address is oslo.middleware's, for load balancers: it queries nothing, and answers 503 only while the
 operator's file exists. The second is for monitoring: it reports which of database, broker, Keystone
-and Heat does not answer. Callers have no token, so errors, which contain addresses and user names,
-go into the log and not into the answer."""
+and Heat does not answer, and a policy file that cannot be used. Callers have no token, so errors,
+which contain addresses and user names, go into the log and not into the answer."""
 
 from __future__ import annotations
 
@@ -118,6 +118,7 @@ def make_checks(services: Services) -> dict[str, Callable[[], Any]]:
         'broker': lambda: rpc.check_broker(services.conf, timeout_s=TIMEOUT_S),
         'keystone': lambda: services.cloud.check_identity(timeout_s=TIMEOUT_S),
         'heat': lambda: services.cloud.check_orchestration(timeout_s=TIMEOUT_S),
+        'policy': services.enforcer.check_file,
     }
 
 

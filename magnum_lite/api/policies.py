@@ -6,8 +6,22 @@ rule decides by the caller's role only. To which project a row belongs is decide
 
 from __future__ import annotations
 
+import difflib
+import pathlib
+import re
+from typing import Any
+
 from oslo_config import cfg
+from oslo_log import log
 from oslo_policy import policy
+
+from magnum_lite import outage
+
+LOG = log.getLogger(__name__)
+
+_FILE = outage.Outage('Reading the policy file', 'The last good rules stay. Mend the file')
+#: What oslo.policy raises for a file that it cannot read, or that is no map of names to rules.
+UNREADABLE = (OSError, ValueError, TypeError, AttributeError, cfg.Error)
 
 ADMIN = 'context_is_admin'
 MEMBER, READER = 'project_member', 'project_reader'
@@ -282,8 +296,70 @@ def list_rules() -> list[policy.RuleDefault]:
     return [*BASE, *OPERATIONS, *ALL_PROJECTS_RULES]
 
 
-def make_enforcer(conf: cfg.ConfigOpts) -> policy.Enforcer:
-    """An enforcer of these rules, which the operator's policy file may override."""
-    enforcer = policy.Enforcer(conf)
+class PolicyFileError(cfg.Error):
+    """The policy file of the operator cannot be used. The text names the file."""
+
+
+class Enforcer(policy.Enforcer):
+    """oslo.policy's enforcer, with the last good rules while the operator's file is broken.
+
+    oslo.policy reads the file again when it has changed, in the middle of a request. Its own
+    enforcer raises there, so each request would be answered with 500 until the file is mended.
+    `problem` says what is wrong with the file that is there now, None if nothing is."""
+
+    problem: str | None = None
+
+    def load_rules(self, force_reload: bool = False) -> None:
+        """Read the file if it has changed. Raises PolicyFileError if there are no rules yet."""
+        last_good = self.rules
+        try:
+            # oslo.policy takes a file that has gone for an empty one, which may open much.
+            if self.policy_path:
+                pathlib.Path(self.policy_path).stat()
+            super().load_rules(force_reload or self.problem is not None)
+        except UNREADABLE as e:
+            self.problem = f'The policy file {self.policy_path or self.policy_file}: {e}'
+            if not last_good:
+                raise PolicyFileError(self.problem) from e
+            self.rules = last_good
+            _FILE.record_failure(self.problem)
+
+    def set_rules(self, *args: Any, **kwargs: Any) -> None:
+        """Take rules that could be read. oslo.policy calls this for each file."""
+        super().set_rules(*args, **kwargs)
+        self.problem = None
+        _FILE.record_success()
+
+    def check_file(self) -> None:
+        """Raise PolicyFileError while the file that is there cannot be used."""
+        self.load_rules()
+        if self.problem is not None:
+            raise PolicyFileError(self.problem)
+
+
+def make_enforcer(conf: cfg.ConfigOpts) -> Enforcer:
+    """Make an enforcer of these rules, which the operator's policy file may override.
+
+    Warns of names in the file that mean nothing: with a forgotten letter an action keeps the rule
+    that was to be replaced. Raises PolicyFileError for a file that is named and is not there, or
+    cannot be read."""
+    enforcer = Enforcer(conf)
     enforcer.register_defaults(list_rules())
+    enforcer.load_rules()
+    place = conf.get_location('policy_file', 'oslo_policy')
+    if place is not None and place.location.is_user_controlled and not enforcer.policy_path:
+        raise PolicyFileError(
+            f'[oslo_policy] policy_file names {conf.oslo_policy.policy_file}, which is not there'
+        )
+    for name in list_unknown_names(enforcer):
+        similar = difflib.get_close_matches(name, enforcer.registered_rules, 1)
+        hint = f' Did you mean {similar[0]}?' if similar else ''
+        LOG.warning('The policy file has a rule %s, which nothing asks for.%s', name, hint)
     return enforcer
+
+
+def list_unknown_names(enforcer: policy.Enforcer) -> list[str]:
+    """List the rules of the policy file that are neither ours nor part of another rule there."""
+    texts = [rule.check_str for rule in enforcer.file_rules.values()]
+    used = set(re.findall(r'rule:([^\s()]+)', ' '.join(map(str, texts))))
+    return sorted(enforcer.file_rules.keys() - enforcer.registered_rules.keys() - used)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from oslo_config import cfg
-from oslo_policy import policy
 from oslo_utils import strutils, uuidutils
 
 from magnum_lite import clients, context, db, drivers, errors, models, notify, rpc
@@ -46,7 +45,7 @@ class Services:
     drivers: drivers.Drivers
     nudger: rpc.Nudger
     notifier: notify.Notifier
-    enforcer: policy.Enforcer
+    enforcer: policies.Enforcer
     signer: rpc.Signer
     documents: Documents = Documents()
 
