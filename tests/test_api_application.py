@@ -5,15 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import pathlib
 from typing import Any
 
+import fakes
 import pytest
+import sqlalchemy as sa
 import webob
-from conftest import TEMPLATE, Api
+import webob.exc
+from conftest import AVAILABLE, SERVERS, TEMPLATE, Api, Nudges, make_services, scratch_database
+from keystoneauth1 import exceptions as ksa_exceptions
 from keystonemiddleware import auth_token
+from oslo_config import cfg
 from oslo_db import exception as db_exc
 
-from magnum_lite import outage
+from magnum_lite import db, models, outage
 from magnum_lite.api import app as api_app
 from magnum_lite.api.request import Services
 
@@ -80,7 +86,31 @@ def test_answer_of_keystone_that_is_no_token_is_a_503(
 
     response = with_keystone('GET', '/v1/clusters', headers={'X-Auth-Token': 'fine'})
 
-    assert response.status_code == 503 and 'temporarily unavailable' in response.text
+    assert response.status_code == 503 and response.headers['Retry-After'] == '5'
+    [error] = response.json['errors']
+    assert error['detail'] == 'Keystone cannot check the token now. Try again later.'
+
+
+@pytest.mark.parametrize(
+    'raised',
+    [
+        pytest.param(webob.exc.HTTPServiceUnavailable('gone'), id='Keystone is away'),
+        pytest.param(ksa_exceptions.EndpointNotFound(), id='no Keystone in the region'),
+        pytest.param(ksa_exceptions.Unauthorized(), id='password of the service user'),
+    ],
+)
+def test_keystone_that_cannot_be_asked_is_a_503_in_json(
+    with_keystone: Api, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(auth_token.AuthProtocol, 'fetch_token', fail)
+
+    response = with_keystone('GET', '/v1/clusters', headers={'X-Auth-Token': 'fine'})
+
+    assert response.status_code == 503
+    assert response.json['faultstring'] == 'Keystone cannot check the token now. Try again later.'
 
 
 @pytest.mark.parametrize(
@@ -180,8 +210,42 @@ def test_database_that_does_not_answer_gives_a_503(services: Services) -> None:
         'GET', '/v1/clusters'
     )
 
-    assert response.status_code == 503
+    assert response.status_code == 503 and response.headers['Retry-After'] == '5'
     assert response.json['errors'][0]['code'] == 'server' and '192.0.2.7' not in response.text
+
+
+def test_database_without_a_schema_gives_a_503(
+    conf: cfg.ConfigOpts, any_database: db.Database, cloud: fakes.FakeCloud, nudges: Nudges
+) -> None:
+    api = Api(api_app.make_app(make_services(conf, any_database, cloud, nudges)))
+    models.Base.metadata.drop_all(any_database.engine)
+
+    response = api('GET', '/v1/clusters')
+
+    assert response.status_code == 503 and response.headers['Retry-After'] == '5'
+
+
+@pytest.mark.skipif('postgresql' not in AVAILABLE, reason='no PostgreSQL answers')
+def test_postgresql_that_takes_no_connection_gives_a_503(
+    conf: cfg.ConfigOpts, tmp_path: pathlib.Path, cloud: fakes.FakeCloud, nudges: Nudges
+) -> None:
+    with scratch_database('postgresql', tmp_path) as url:
+        database = db.Database(conf, connection=url)
+        models.Base.metadata.create_all(database.engine)
+        api = Api(api_app.make_app(make_services(conf, database, cloud, nudges)))
+        assert api('GET', '/v1/clusters').status_code == 200
+        database.engine.dispose()
+        server = sa.create_engine(SERVERS['postgresql'], isolation_level='AUTOCOMMIT')
+        allow = f'ALTER DATABASE {sa.make_url(url).database} ALLOW_CONNECTIONS'
+        with server.connect() as connection:
+            connection.execute(sa.text(f'{allow} false'))
+            response = api('GET', '/v1/clusters')
+            connection.execute(sa.text(f'{allow} true'))
+        server.dispose()
+        again = api('GET', '/v1/clusters')
+        database.engine.dispose()
+
+    assert (response.status_code, again.status_code) == (503, 200)
 
 
 def test_database_that_does_not_answer_is_logged_once_and_not_for_each_request(

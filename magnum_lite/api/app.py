@@ -19,9 +19,9 @@ import oslo_middleware
 import pecan
 import webob
 import webob.exc
+from keystoneauth1 import exceptions as ksa_exceptions
 from keystonemiddleware import auth_token
 from oslo_config import cfg
-from oslo_db import exception as db_exc
 from oslo_log import log
 from pecan import core
 
@@ -45,6 +45,12 @@ WSGI = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 _DATABASE = outage.Outage(
     'The database', 'Requests are answered with 503 meanwhile. See [database] connection'
 )
+_KEYSTONE = outage.Outage(
+    'The check of tokens by Keystone',
+    'Requests are answered with 503 meanwhile. See [keystone_authtoken]',
+)
+#: Seconds after which a caller may try again what was answered with 503.
+RETRY_AFTER_S = 5
 #: Braces and brackets in one body, those in texts included: far more than any client sends. To
 #: parse more takes longer than a request may.
 _MAX_CONTAINERS = 10_000
@@ -118,21 +124,28 @@ def make_app(services: Services) -> WSGI:
 
 
 class TokenCheck(auth_token.AuthProtocol):
-    """Keystone's token check, and a 503 where that raises other errors.
+    """Keystone's token check, and our 503 where Keystone cannot be asked.
 
-    It raises them for an answer that is no token, such as an HTML page with status 200."""
+    The middleware's own 503 is an HTML page. For other failures it raises: an answer that is no
+    token, such as an HTML page with status 200, or a catalog without Keystone in the region that
+    [keystone_authtoken] names."""
 
-    def fetch_token(self, token: str, **kwargs: Any) -> Any:
-        """Keystone's answer on a token. Raises keystonemiddleware's 503 if it cannot be read."""
+    def process_request(self, request: webob.Request) -> webob.Response | None:
+        """Check the token. Returns None if it is good, and an answer if Keystone cannot tell."""
         try:
-            return super().fetch_token(token, **kwargs)
-        except (LookupError, TypeError, ValueError, AttributeError) as e:
-            self.log.critical(
-                'Unable to validate token: the answer cannot be read (%s)', type(e).__name__
-            )
-            raise webob.exc.HTTPServiceUnavailable(
-                'The Keystone service is temporarily unavailable.'
-            ) from e
+            answer = super().process_request(request)
+        except webob.exc.HTTPUnauthorized:
+            _KEYSTONE.record_success()
+            raise
+        except (webob.exc.HTTPServerError, ksa_exceptions.ClientException, *NO_TOKEN) as e:
+            _KEYSTONE.record_failure(f'{type(e).__name__}: {e}')
+            return _make_error(503, 'Keystone cannot check the token now. Try again later.')
+        _KEYSTONE.record_success()
+        return answer
+
+
+#: What keystonemiddleware raises when the answer of Keystone cannot be read as a token.
+NO_TOKEN = (LookupError, TypeError, ValueError, AttributeError)
 
 
 def _bypass_for_public(app: WSGI, checked: WSGI) -> WSGI:
@@ -162,9 +175,7 @@ def _require_loopback(app: WSGI) -> WSGI:
     def check(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if is_loopback(environ.get('REMOTE_ADDR', '')):
             return app(environ, start_response)
-        response = _make_response()
-        detail = 'auth_strategy noauth serves loopback addresses only'
-        _write_error(response, 403, detail, 'client')
+        response = _make_error(403, 'auth_strategy noauth serves loopback addresses only')
         return response(environ, start_response)
 
     return check
@@ -192,10 +203,13 @@ def dispatch(services: Services, raw: webob.Request) -> webob.Response:
             response.headers['Allow'] = ', '.join(e.allowed)
         code = 'client' if e.code < 500 else 'server'
         _write_error(response, e.code, str(e), code if str(e) else '', e.title)
-    except db_exc.DBConnectionError as e:
-        _DATABASE.record_failure(str(e.inner_exception or e))
-        _write_error(response, 503, 'The database does not answer. Try again later.', 'server')
-    except Exception:
+    except Exception as e:
+        if db.is_outage(e):
+            _DATABASE.record_failure(str(getattr(e, 'inner_exception', None) or e))
+            _write_error(
+                response, 503, 'The database cannot be used now. Try again later.', 'server'
+            )
+            return response
         LOG.exception('%s %s failed', raw.method, raw.path_info)
         request_id = raw.environ.get('openstack.request_id', '')
         detail = (
@@ -208,6 +222,13 @@ def dispatch(services: Services, raw: webob.Request) -> webob.Response:
 
 def _make_response() -> webob.Response:
     return webob.Response(content_type='application/json', charset='UTF-8')
+
+
+def _make_error(status: int, detail: str) -> webob.Response:
+    """Make an answer with the error body, for a request that does not reach `dispatch`."""
+    response = _make_response()
+    _write_error(response, status, detail, 'client' if status < 500 else 'server')
+    return response
 
 
 def _write_answer(response: webob.Response, answer: Answer, status: int) -> None:
@@ -246,6 +267,8 @@ def _write_error(
 
     `code` is `client` or `server`. The title is the first sentence of `detail` unless given."""
     response.status_code = status
+    if status == 503:
+        response.headers['Retry-After'] = str(RETRY_AFTER_S)
     response.json_body = {
         'errors': [
             {

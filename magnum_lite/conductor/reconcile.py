@@ -49,7 +49,7 @@ def reconcile_leased(
 ) -> None:
     """Load a cluster and reconcile it. Do nothing if `holder` does not hold its lease any more.
 
-    `snapshot` and `as_admin` are those of `task.Task`. Raises oslo.db's DBConnectionError if the
+    `snapshot` and `as_admin` are those of `task.Task`. Raises oslo.db's DBError if the
     database is away: the lease then runs out."""
     for cluster in db.list_leased(services.db, holder, [uuid]):
         # Of a cluster with a stack, `watch` has found out whether its project is closed.
@@ -114,7 +114,7 @@ def _record_end(task: Task, ended_by: Exception | None) -> None:
                 cluster.uuid,
             )
             _release(task, 0)
-        case db_exc.DBConnectionError():
+        case _ if db.is_outage(ended_by):
             # Nothing can be recorded.
             raise ended_by
         case _:

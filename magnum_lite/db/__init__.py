@@ -19,6 +19,7 @@ from magnum_lite.db.engine import (
     Page,
     Scope,
     add_timeouts,
+    is_outage,
     sort_keys,
 )
 from magnum_lite.db.inventory import (
@@ -136,6 +137,7 @@ __all__ = [
     'get_template',
     'has_other_clusters',
     'has_stack',
+    'is_outage',
     'is_stack_wanted',
     'lease_transaction',
     'list_clusters',

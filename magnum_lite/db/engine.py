@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import sqlalchemy as sa
 from oslo_config import cfg
 from oslo_db import api as oslo_db_api
+from oslo_db import exception as db_exc
 from oslo_db import options as db_options
 from oslo_db.sqlalchemy import enginefacade
 from oslo_utils import uuidutils
@@ -136,6 +137,29 @@ def add_timeouts(url: str, timeout_s: int) -> str:
         },
     }.get(parsed.get_backend_name(), {})
     return parsed.update_query_dict(limits).render_as_string(hide_password=False)
+
+
+#: Codes of MariaDB and PostgreSQL for a table or a column that is not there: the schema is missing,
+#: or it is that of another release.
+_NO_SCHEMA = (1146, 1054, '42P01', '42703')
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error says that the database cannot be used now, whatever was asked of it.
+
+    Such as: stopped, no connection left, read-only, no schema. Drivers have one class for most of
+    these, OperationalError, of which oslo.db makes DBConnectionError only where it knows the text:
+    not for PostgreSQL's "not currently accepting connections" or MariaDB's "Too many connections".
+    """
+    if isinstance(error, db_exc.DBConnectionError):
+        return True
+    cause: Any = error.inner_exception if isinstance(error, db_exc.DBError) else error
+    if isinstance(cause, sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.TimeoutError):
+        return True
+    if not isinstance(cause, sa.exc.ProgrammingError) or cause.orig is None:
+        return False
+    code = getattr(cause.orig, 'pgcode', None) or next(iter(cause.orig.args), None)
+    return code in _NO_SCHEMA
 
 
 # -- statements ------------------------------------------------------------------------------------
