@@ -522,8 +522,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except db_exc.DBError as e:
         print(
-            'magnum-lite: The database cannot be used: '
-            f'{str(e.inner_exception or e).splitlines()[0]}. See [database] connection',
+            f'magnum-lite: The database cannot be used: {db.say_first(e)}. '
+            'See [database] connection',
             file=sys.stderr,
         )
         return 1

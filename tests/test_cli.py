@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -70,6 +71,34 @@ def test_mistake_is_one_line(tmp_path: pathlib.Path, text: str, argv: list[str],
     assert said.format(folder=tmp_path) in done.stderr
     assert 'Traceback' not in done.stderr
     assert done.stderr.splitlines()[-1].startswith('magnum-lite: ')
+
+
+@pytest.mark.parametrize(
+    'command',
+    ['db version', 'doctor', 'status upgrade check', 'api', 'conductor', 'serve', 'under WSGI'],
+)
+def test_each_command_says_in_one_line_that_the_connection_is_wrong(
+    tmp_path: pathlib.Path, command: str
+) -> None:
+    conf, key = tmp_path / 'magnum-lite.conf', tmp_path / 'keystore.key'
+    conf.write_text(f'[DEFAULT]\nstate_path = {tmp_path}\n[database]\nconnection = u:geheim@h/x\n')
+    key.touch(0o600)
+    argv = [str(COMMAND), '--config-file', str(conf), *command.split()]
+    if command == 'under WSGI':
+        argv = [sys.executable, '-c', 'import magnum_lite.api.wsgi']
+    done = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | {'MAGNUM_LITE_CONFIG': str(conf)},
+    )
+
+    assert done.returncode == 1
+    (line,) = (done.stdout + done.stderr).splitlines()
+    assert line.startswith('magnum-lite: The database cannot be used: [database] connection is not')
+    assert 'geheim' not in line
 
 
 def test_drivers_are_listed_with_their_labels(tmp_path: pathlib.Path) -> None:

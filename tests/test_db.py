@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import pathlib
 import threading
 import time
 import uuid
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from conftest import counted_statements, history_of
 from oslo_config import cfg
 from oslo_db import exception as db_exc
+from oslo_db import options as db_options
 from rows import a_cluster, new_cluster, new_template, operation
 from sqlalchemy import orm
 
@@ -742,3 +744,55 @@ def test_process_that_stands_still_in_a_transaction_does_not_stop_the_others(
 
     assert 0.3 < waited_s < 10
     assert db.get_cluster(any_database, ADMIN, cluster.uuid).name != 'frozen'
+
+
+@pytest.mark.parametrize(
+    ('connection', 'said'),
+    [
+        ('mysql', 'is not of the form mysql+pymysql://'),
+        ('mysql+pymysql://u:1@127.0.0.1:geheim/x', 'and / %2F'),
+        ('mysql+pymysql://u:1@geheim@127.0.0.1/x', 'in a password @ is written %40'),
+        ('nonsense://u:geheim@127.0.0.1/x', 'plugin: sqlalchemy.dialects:nonsense'),
+        ('mysql+nonsense://u:geheim@127.0.0.1/x', 'plugin: sqlalchemy.dialects:mysql.nonsense'),
+        ('postgresql+asyncpg://u:geheim@127.0.0.1/x', "No module named 'asyncpg'"),
+        ('mysql+pymysql://u:geheim@127.0.0.1:1/x', "Can't connect to MySQL server"),
+        ('mysql+pymysql://127.0.0.1/x?charst=utf8', "unexpected keyword argument 'charst'"),
+        ('postgresql://u:geheim@127.0.0.1:1/x', 'Connection refused'),
+        ('postgresql://u:geheim@127.0.0.1/x?charst=1', 'invalid connection option "charst"'),
+        ('sqlite:///{file}', 'file is not a database'),
+        ('sqlite:////nowhere/at/all.sqlite', 'unable to open database file'),
+    ],
+)
+def test_wrong_connection_is_one_line_without_the_password(
+    conf: cfg.ConfigOpts,
+    tmp_path: pathlib.Path,
+    caplog: pytest.LogCaptureFixture,
+    connection: str,
+    said: str,
+) -> None:
+    file = tmp_path / 'text'
+    file.write_text('This is no database at all, whatever its name may be.\n' * 20)
+    conf.register_opts(db_options.database_opts, 'database')
+    conf.set_override('max_retries', 0, 'database')
+
+    with pytest.raises(cfg.Error) as raised:
+        db.Database(conf, connection=connection.format(file=file))
+
+    text = str(raised.value)
+    assert said in text
+    assert '[database] connection' in text
+    assert 'geheim' not in text + caplog.text
+    assert '\n' not in text
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_wrong_password_is_one_line(conf: cfg.ConfigOpts, any_database: db.Database) -> None:
+    url = sa.make_url(any_database.url)
+    if url.get_backend_name() != 'mysql':
+        pytest.skip('SQLite asks for no password, and PostgreSQL lets everybody in here')
+
+    with pytest.raises(cfg.Error, match=r'Access denied for user .nobody.*See .database. connec'):
+        db.Database(
+            conf,
+            connection=url.set(username='nobody', password='geheim').render_as_string(False),
+        )

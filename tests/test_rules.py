@@ -34,6 +34,14 @@ def lines(pattern: str, *, but: tuple[str, ...] = ()) -> list[str]:
     return found
 
 
+def test_setup_cfg_has_one_line_that_devstack_takes_for_the_name_of_the_package() -> None:
+    """`_setup_package_with_constraints_edit` of DevStack's master takes every line of setup.cfg
+    that begins with `name` and has an `=`; a second one ends in `[: too many arguments`."""
+    text = (ROOT / 'setup.cfg').read_text()
+
+    assert re.findall(r'(?m)^name.*=.*$', text) == ['name = magnum-lite']
+
+
 def test_no_word_of_an_engine_or_an_os_outside_templates() -> None:
     words = (
         r'\b(kube(?!config)\w*|kubernetes|k8s|swarm|mesos|marathon|flannel|calico|cilium|etcd|containerd|ubuntu|'
@@ -139,8 +147,9 @@ def _is_inner(tree: ast.AST, wanted: ast.AST) -> bool:
 #: AST nodes of the package, as tools/measure.py counts them. The same features may only take fewer;
 #: an issue that adds a capability raises this by a figure that it states. 53,600 until 2026-11-30;
 #: then 700 more, of which about 450 are former names of driver folders, `description` with notes
-#: and the version gate of requests, and the rest names for parts of packed expressions.
-MOST_NODES = 54_800
+#: and the version gate of requests, and the rest names for parts of packed expressions; then 200
+#: for the one line about a wrong `[database] connection`, and 500 for policy files and outages.
+MOST_NODES = 54_900
 #: AST nodes of one function, and of a line of code on average.
 MOST_NODES_OF_A_FUNCTION = 200
 MOST_NODES_OF_A_LINE = 4.5

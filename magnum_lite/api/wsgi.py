@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from oslo_config import cfg
-from oslo_db import exception as db_exc
 
 from magnum_lite import config, errors
 from magnum_lite.api import app
@@ -25,8 +24,8 @@ def _make_application() -> Callable[..., Iterable[bytes]]:
     try:
         conf = config.load([], default_files=[file] if file else None)
         application: Any = app.make_app(app.make_services(conf))
-    except (errors.DriverError, cfg.Error, db_exc.DBError) as e:
-        sys.exit(f'magnum-lite: {getattr(e, "inner_exception", None) or e}')
+    except (errors.DriverError, cfg.Error) as e:
+        sys.exit(f'magnum-lite: {e}')
     config.report_on_signal(conf)
     # A fork does not copy threads, and one of them waits for the file that requests a report.
     os.register_at_fork(after_in_child=functools.partial(config.report_on_signal, conf))

@@ -20,6 +20,7 @@ from magnum_lite.db.engine import (
     Scope,
     add_timeouts,
     is_outage,
+    say_first,
     sort_keys,
 )
 from magnum_lite.db.inventory import (
@@ -165,6 +166,7 @@ __all__ = [
     'request_cancel',
     'request_delete',
     'request_update',
+    'say_first',
     'set_health',
     'sort_keys',
     'store_progress',

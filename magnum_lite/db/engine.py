@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 import uuid as uuidlib
 from collections.abc import Callable, Container, Iterator
@@ -36,22 +37,28 @@ class Database:
         """Connect to `connection`, else to `[database] connection`, else to SQLite in `state_path`.
 
         A server that does not respond is tried again as `[database] max_retries` and
-        `retry_interval` say. Raises oslo.db's `DBError` when these are used up."""
+        `retry_interval` say. Raises `cfg.Error`, whose one line names the option, when these are
+        used up and when the connection cannot be used at all."""
         conf.register_opts(db_options.database_opts, 'database')
         self.url = (
             connection
             or conf.database.connection
             or f'sqlite:///{conf.state_path}/magnum-lite.sqlite'
         )
-        facade = enginefacade.transaction_context()
-        facade.configure(connection=self.url, sqlite_fk=True)
-        self.engine = facade.writer.get_engine()
-        if self.engine.dialect.name == 'sqlite':
-            _configure_sqlite(self.engine)
-        else:
-            _limit_idle_transactions(self.engine)
-        # Drop the connection with which oslo.db has tested the server. It was opened before the
-        # listeners above, and a WSGI server may fork from here on.
+        _check_address(self.url)
+        with _name_the_option():
+            facade = enginefacade.transaction_context()
+            facade.configure(connection=self.url, sqlite_fk=True)
+            self.engine = facade.writer.get_engine()
+            if self.engine.dialect.name == 'sqlite':
+                _configure_sqlite(self.engine)
+            else:
+                _limit_idle_transactions(self.engine)
+            # Drop the connection with which oslo.db has tested the server: it was opened before
+            # the listeners above. With max_retries = 0 there was none, so this one is the test.
+            self.engine.dispose()
+            self.engine.connect().close()
+        # A WSGI server may fork from here on.
         self.engine.dispose()
         self._reader = orm.sessionmaker(self.engine, expire_on_commit=False)
         self._writer = orm.sessionmaker(
@@ -69,6 +76,57 @@ class Database:
         """A transaction that writes: committed at its end, rolled back by an exception."""
         with self._writer() as session, session.begin():
             yield session
+
+
+def _check_address(url: str) -> None:
+    """Raise `cfg.Error` for what cannot be read as the address of a database.
+
+    The text is not repeated: it has the password in it, and where that is not quoted SQLAlchemy
+    takes a part of it for the host or the port."""
+    try:
+        is_address = '@' not in (sa.make_url(url).host or '')
+    except (sa.exc.ArgumentError, ValueError):
+        is_address = False
+    if not is_address:
+        raise cfg.Error(
+            'The database cannot be used: [database] connection is not of the form '
+            'mysql+pymysql://USER:PASSWORD@HOST/NAME; in a password @ is written %40, '
+            ': %3A and / %2F'
+        )
+
+
+@contextlib.contextmanager
+def _name_the_option() -> Iterator[None]:
+    """Turn whatever goes wrong with a connection into one line for the operator, a `cfg.Error`.
+
+    oslo.db hands on what SQLAlchemy and the libraries of databases raise: `OperationalError` of a
+    wrong password, `ImportError` of a library that is not installed, `TypeError` of an option that
+    `connect` does not know. Seen with oslo.db 18 and PyMySQL 1.1."""
+    filters = logging.getLogger('oslo_db.sqlalchemy.exc_filters')  # it would log the traceback
+    level = filters.level
+    filters.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except (
+        db_exc.DBError,
+        sa.exc.SQLAlchemyError,
+        ImportError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+    ) as e:
+        raise cfg.Error(
+            f'The database cannot be used: {say_first(e)}. See [database] connection'
+        ) from e
+    finally:
+        filters.setLevel(level)
+
+
+def say_first(error: Exception) -> str:
+    """The first line of what the database, or its library, has said."""
+    cause = getattr(error, 'inner_exception', None) or error
+    return (str(cause).splitlines() or [type(cause).__name__])[0].rstrip('.')
 
 
 def _configure_sqlite(engine: sa.Engine) -> None:
