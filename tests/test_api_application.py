@@ -113,6 +113,18 @@ def test_keystone_that_cannot_be_asked_is_a_503_in_json(
     assert response.json['faultstring'] == 'Keystone cannot check the token now. Try again later.'
 
 
+def test_request_without_a_token_does_not_end_an_outage_of_keystone(
+    with_keystone: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keystone = outage.Outage('The check of tokens by Keystone', 'Requests wait')
+    monkeypatch.setattr(api_app, '_KEYSTONE', keystone)
+    keystone.record_failure('refused')
+
+    response = with_keystone('GET', '/v1/clusters', headers={})
+
+    assert response.status_code == 401 and keystone.is_failing
+
+
 @pytest.mark.parametrize(
     'address', ['192.0.2.1', '', '10.0.0.1', '2001:db8::1', '127.0.0.1.example', '0.0.0.0', 'x']
 )
